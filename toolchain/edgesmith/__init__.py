@@ -1,0 +1,103 @@
+"""Edgesmith: a trained network in, a measured artifact for one device out.
+
+Importing this package imports neither torch nor onnx; names below are loaded on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from edgesmith.host.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from edgesmith.api import compile
+    from edgesmith.errors import EdgesmithError
+    from edgesmith.host.context import Context
+    from edgesmith.host.dialect import Dialect, TensorFormat
+    from edgesmith.host.interfaces import Build, Frontend, Method, Target
+    from edgesmith.host.records import (
+        FrontendRecord,
+        Guarantee,
+        Kind,
+        LintRecord,
+        MethodRecord,
+        MetricRecord,
+        Needs,
+        Order,
+        RunnerRecord,
+        TargetRecord,
+        Tier,
+    )
+    from edgesmith.host.verdict import Verdict
+    from edgesmith.model import Model
+    from edgesmith.recipe import Recipe
+    from edgesmith.task import Task
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "compile": "edgesmith.api",
+    "EdgesmithError": "edgesmith.errors",
+    "Context": "edgesmith.host.context",
+    "Dialect": "edgesmith.host.dialect",
+    "TensorFormat": "edgesmith.host.dialect",
+    **dict.fromkeys(("Build", "Frontend", "Method", "Target"), "edgesmith.host.interfaces"),
+    **dict.fromkeys(
+        (
+            "FrontendRecord",
+            "Guarantee",
+            "Kind",
+            "LintRecord",
+            "MethodRecord",
+            "MetricRecord",
+            "Needs",
+            "Order",
+            "RunnerRecord",
+            "TargetRecord",
+            "Tier",
+        ),
+        "edgesmith.host.records",
+    ),
+    "Verdict": "edgesmith.host.verdict",
+    "Model": "edgesmith.model",
+    "Recipe": "edgesmith.recipe",
+    "Task": "edgesmith.task",
+}
+
+__all__ = [
+    "Build",
+    "Context",
+    "Dialect",
+    "EdgesmithError",
+    "Frontend",
+    "FrontendRecord",
+    "Guarantee",
+    "Kind",
+    "LintRecord",
+    "Method",
+    "MethodRecord",
+    "MetricRecord",
+    "Model",
+    "Needs",
+    "Order",
+    "Recipe",
+    "RunnerRecord",
+    "Target",
+    "TargetRecord",
+    "Task",
+    "TensorFormat",
+    "Tier",
+    "Verdict",
+    "__version__",
+    "compile",
+    "hookimpl",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'edgesmith' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,48 @@
+"""The error family. Each member says what failed, what was expected, why it matters and what to do next."""
+
+from edgesmith_calibration.errors import DataError, EdgesmithError
+
+__all__ = [
+    "DataError",
+    "EdgesmithError",
+    "MeasurementError",
+    "ModelError",
+    "OutputError",
+    "PluginError",
+    "RecipeError",
+    "StepError",
+    "TargetError",
+    "UnsupportedOperatorError",
+]
+
+
+class ModelError(EdgesmithError):
+    """A model file or graph cannot be read, is not valid, or is not what its metadata says."""
+
+
+class UnsupportedOperatorError(ModelError):
+    """A graph holds an operator that this part of Edgesmith does not implement; the message names it."""
+
+
+class RecipeError(EdgesmithError):
+    """A recipe, an option or a data description is not valid."""
+
+
+class PluginError(EdgesmithError):
+    """A plugin is broken, missing, too old or too new, or two plugins claim one name."""
+
+
+class StepError(EdgesmithError):
+    """A method failed, or broke a promise that the host checks. The model before the step is intact."""
+
+
+class TargetError(EdgesmithError):
+    """A target cannot take this graph."""
+
+
+class MeasurementError(EdgesmithError):
+    """A measurement could not be made, so there is no number to report."""
+
+
+class OutputError(EdgesmithError):
+    """A result could not be written. Whatever stood at the destination before is still there."""

@@ -1,0 +1,46 @@
+"""What a method may use while it checks and applies."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from edgesmith.host.dialect import Dialect
+from edgesmith.progress import Progress, SilentProgress
+
+if TYPE_CHECKING:
+    from edgesmith_calibration.sources import DataSource
+
+OptionsT = TypeVar("OptionsT")
+
+
+@dataclass(slots=True)
+class Notes:
+    """Collects what a method wants the report to say. The only thing a method may write to besides its result."""
+
+    remarks: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Node name to the reason it was left alone."""
+
+    def remark(self, text: str) -> None:
+        """Add a sentence about the step as a whole."""
+        self.remarks.append(text)
+
+    def skip(self, node: str, reason: str) -> None:
+        """Say why `node` was left alone."""
+        self.skipped[node] = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Context(Generic[OptionsT]):
+    """What `check` and `apply` may use: validated options, dialect, data, seed, progress, and a scratch directory."""
+
+    options: OptionsT
+    dialect: Dialect
+    scratch: Path
+    """An empty directory that is deleted after the step."""
+    calibration: "DataSource | None" = None
+    """Calibration data, never the data that accuracy is reported on."""
+    seed: int = 0
+    threads: int = 1
+    progress: Progress = field(default_factory=SilentProgress)
+    notes: Notes = field(default_factory=Notes)

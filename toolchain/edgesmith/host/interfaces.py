@@ -1,0 +1,70 @@
+"""The classes that records name. A plugin subclasses these; the host calls them and checks their results."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic
+
+from edgesmith.host.context import Context, OptionsT
+from edgesmith.host.dialect import Dialect
+from edgesmith.host.verdict import Verdict
+
+if TYPE_CHECKING:
+    from edgesmith.model import Model
+
+
+class Method(ABC, Generic[OptionsT]):
+    """Rewrites a Model. Stateless: everything it needs is in the context."""
+
+    @abstractmethod
+    def check(self, model: "Model", context: Context[OptionsT]) -> Verdict:
+        """Return whether this method applies to `model`, with the reason. Total: never raises on a valid model."""
+
+    @abstractmethod
+    def apply(self, model: "Model", context: Context[OptionsT]) -> "Model":
+        """Return a new Model. Never edits `model`; start from `model.clone()`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What `Target.build` wrote into the artifact directory."""
+
+    entry: str
+    """File name that a runner opens, relative to the directory."""
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    """How the runtime's own files were or are to be built (flags, versions)."""
+
+
+class Target(ABC):
+    """One device and runtime."""
+
+    dialect: Dialect
+
+    @abstractmethod
+    def check(self, model: "Model") -> Verdict:
+        """Return whether the runtime takes this graph, with the reason and nodes when it does not."""
+
+    @abstractmethod
+    def lower(self, model: "Model", context: Context[None]) -> "Model":
+        """Return the graph in the form that the runtime executes best. Never edits `model`."""
+
+    @abstractmethod
+    def build(self, model: "Model", directory: Path) -> Build:
+        """Write the runtime's files for the lowered `model` into the existing, empty `directory`."""
+
+
+class Frontend(ABC):
+    """Turns a source into a Model."""
+
+    @abstractmethod
+    def accepts(self, source: object) -> bool:
+        """Return whether `source` is of the kind this frontend reads. Cheap: imports nothing heavy."""
+
+    @abstractmethod
+    def load(self, source: object, *, example_inputs: object = None) -> "Model":
+        """Return the Model read from `source`, cleaned and proven equal to it."""
+
+    @abstractmethod
+    def fingerprint(self, source: object) -> str:
+        """Return a hash of the content of `source`, without loading it as a model if that can be avoided."""

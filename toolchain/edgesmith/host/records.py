@@ -1,0 +1,175 @@
+"""Frozen descriptions of what a plugin brings. From these alone the host lists, validates, orders and caches.
+
+Records are plain dataclasses of strings and numbers, so that registering and listing costs nothing. `entry` and
+`options` are dotted paths ("package.module:Name"), imported on first use.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """The family of a method. Order constraints may name a kind instead of a method."""
+
+    GRAPH = "graph"
+    PRUNE = "prune"
+    QUANTIZE = "quantize"
+    FOLD = "fold"
+    TOKENS = "tokens"
+    EXIT = "exit"
+    LOW_RANK = "low-rank"
+    RECOVER = "recover"
+    ANALYSE = "analyse"
+
+
+class Guarantee(StrEnum):
+    """What a method promises about outputs. The host verifies it on sample data after every step."""
+
+    EXACT = "exact"
+    """Outputs equal up to floating-point reassociation (relative error 1e-4)."""
+    TOLERANCE = "tolerance"
+    """Outputs stay within the record's `tolerance` (relative error)."""
+    LOSSY = "lossy"
+    """Outputs change; the ledger reports by how much."""
+
+
+class Tier(StrEnum):
+    """Where a number comes from, from the weakest to the strongest evidence."""
+
+    SIMULATED = "simulated"
+    REFERENCE = "reference"
+    PROXY = "proxy"
+    DEVICE = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a method must be given before it can run."""
+
+    data: bool = False
+    labels: bool = False
+    gradients: bool = False
+    gpu: bool = False
+    packages: tuple[str, ...] = ()
+    """Requirement strings such as "torch>=2.8", checked before a model is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Where a method may stand in a recipe. Entries are method names, kinds or tags."""
+
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MethodRecord:
+    """A method that rewrites a Model."""
+
+    name: str
+    version: str
+    summary: str
+    entry: str
+    """Dotted path of a `Method` subclass."""
+    kind: Kind
+    options: str
+    """Dotted path of a pydantic model with the method's options."""
+    guarantee: Guarantee
+    tolerance: float = 0.0
+    needs: Needs = field(default_factory=Needs)
+    order: Order = field(default_factory=Order)
+    tags: tuple[str, ...] = ()
+    deterministic: bool = True
+    source: str = ""
+    """Paper or repository the method comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRecord:
+    """One device and runtime."""
+
+    name: str
+    version: str
+    summary: str
+    entry: str
+    """Dotted path of a `Target` subclass."""
+    runner: str = "local"
+    """Name of the runner that measures its artifacts by default."""
+    tier: Tier = Tier.REFERENCE
+    """The strongest tier that measurements with this target's default runner can claim."""
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendRecord:
+    """A reader that turns a source into a Model."""
+
+    name: str
+    version: str
+    summary: str
+    entry: str
+    """Dotted path of a `Frontend` subclass."""
+    priority: int = 0
+    """Frontends are asked in descending priority whether they accept a source."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerRecord:
+    """A transport that runs an artifact somewhere and measures it."""
+
+    name: str
+    version: str
+    summary: str
+    entry: str
+    """Dotted path of a `Runner` subclass."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRecord:
+    """A score of outputs."""
+
+    name: str
+    version: str
+    summary: str
+    entry: str
+    """Dotted path of a `edgesmith_calibration.metrics.Metric` subclass."""
+    higher_is_better: bool = True
+    unit: str = ""
+    needs_labels: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LintRecord:
+    """A rule over a lowered graph."""
+
+    name: str
+    version: str
+    summary: str
+    entry: str
+    """Dotted path of a callable `(Model, Dialect) -> Sequence[Finding]`."""
+    targets: tuple[str, ...] = ()
+    """Names of the targets it is about; empty means all."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """What observers are told about a step."""
+
+    index: int
+    method: str
+    distribution: str
+    options: Mapping[str, object]
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSection:
+    """A section that a plugin adds to the report. `html` is inserted into an isolated frame."""
+
+    title: str
+    html: str
+
+
+Record = MethodRecord | TargetRecord | FrontendRecord | RunnerRecord | MetricRecord | LintRecord
