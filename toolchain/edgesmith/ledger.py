@@ -1,11 +1,19 @@
 """The ledger: one row per stage, every number with its tier, spread and conditions."""
 
+import math
 from collections.abc import Mapping
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from edgesmith.errors import MeasurementError
 from edgesmith.host.records import Tier
+
+FILE_NAME = "ledger.json"
+
+MaybeInfinite = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
+"""A number that may be infinite. JSON has no infinity: it is written as null, and null is read back as infinity."""
 
 
 class _Record(BaseModel):
@@ -15,7 +23,7 @@ class _Record(BaseModel):
 class Measurement(_Record):
     """One measured number.
 
-    `low` and `high` are the quartiles over `samples` repetitions, absent for numbers that do not vary.
+    `low` and `high` are absent for numbers that do not vary; `spread` says what they are.
     """
 
     value: float
@@ -24,6 +32,8 @@ class Measurement(_Record):
     samples: int = 1
     low: float | None = None
     high: float | None = None
+    spread: Literal["quartiles", "confidence-95"] = "quartiles"
+    """Quartiles over `samples` repetitions, or a 95 % confidence interval from `samples` data points."""
     conditions: Mapping[str, str | int | float] = Field(default_factory=dict)
     """What makes the number comparable: threads, batch, shape, runtime, optimization level."""
 
@@ -33,10 +43,10 @@ class OutputError(_Record):
 
     against: str
     """Stage label compared with."""
-    sqnr_db: float
+    sqnr_db: MaybeInfinite
     """Signal to quantization-noise ratio in decibels; infinite (serialised as null) when equal."""
     cosine: float
-    max_abs: float
+    max_abs: MaybeInfinite
 
 
 class LayerError(_Record):
@@ -45,7 +55,7 @@ class LayerError(_Record):
     value: str
     layer: str
     """Where it stands in the structure, for people: "block 3 / mlp / output"."""
-    sqnr_db: float
+    sqnr_db: MaybeInfinite
 
 
 class LedgerRow(_Record):
@@ -60,6 +70,8 @@ class LedgerRow(_Record):
     status: Literal["ok", "skipped", "refused", "undone"] = "ok"
     reason: str = ""
     metric: Measurement | None = None
+    metric_change: Measurement | None = None
+    """Change of the metric against the source on the same samples; `low` and `high` are a 95 % interval."""
     latency_ms: Measurement | None = None
     speedup: Measurement | None = None
     """Latency of the source divided by this stage's, measured interleaved with it; above 1 is faster."""
@@ -101,3 +113,44 @@ class Ledger(_Record):
     machine: Mapping[str, str | int] = Field(default_factory=dict)
     plugins: tuple[str, ...] = ()
     """Loaded distributions as "name version"."""
+
+    @property
+    def chosen_row(self) -> LedgerRow:
+        """The row that became the artifact."""
+        return next(row for row in self.rows if row.index == self.chosen)
+
+
+def load_ledger(directory: Path) -> Ledger:
+    """Return the ledger in an artifact directory.
+
+    Raises:
+        MeasurementError: There is no ledger, or it is not one that this version reads.
+    """
+    path = directory / FILE_NAME
+    fix = "pass the directory that `edgesmith compile --out` wrote, or compile again with this version"
+    try:
+        ledger = Ledger.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise MeasurementError(
+            f"{path} cannot be read: {error.strerror or error}",
+            expected="an artifact directory with a ledger",
+            why="without the ledger there are no numbers to show",
+            fix=fix,
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise MeasurementError(
+            f"{path} is not a valid ledger: {place}: {first['msg']}",
+            expected="a ledger written by `edgesmith compile`",
+            why="numbers from a damaged or foreign file cannot be trusted",
+            fix=fix,
+        ) from error
+    if all(row.index != ledger.chosen for row in ledger.rows):
+        raise MeasurementError(
+            f"{path} names row {ledger.chosen} as chosen and has rows {[row.index for row in ledger.rows]}",
+            expected="a chosen row among the rows",
+            why="without it nobody knows which numbers belong to the artifact",
+            fix=fix,
+        )
+    return ledger
