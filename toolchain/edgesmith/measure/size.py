@@ -35,27 +35,30 @@ def measure_size(entry: Path, *, compressed: bool = False) -> Size:
     """
     import onnx_ir as ir
 
+    _require(entry, entry)
     files = [entry]
     weights: dict[tuple[str, bytes], int] = {}
-    if entry.is_file():
-        for tensor in _tensors(ir.load(entry)):
-            if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path) not in files:
-                files.append(Path(tensor.path))
-            key = (f"{tensor.dtype}{tensor.shape}", hashlib.sha256(tensor.tobytes()).digest())
-            weights[key] = tensor.nbytes
-    for file in files:
-        if not file.is_file():
-            raise MeasurementError(
-                f"{file} is missing, so {entry} has no size",
-                expected="the model file and every external data file that it names",
-                why="a part of the size would go unreported",
-                fix="restore the file, or compile again",
-            )
+    for tensor in _tensors(ir.load(entry)):
+        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path) not in files:
+            files.append(Path(tensor.path))
+            _require(files[-1], entry)
+        key = (f"{tensor.dtype}{tensor.shape}", hashlib.sha256(tensor.tobytes()).digest())
+        weights[key] = tensor.nbytes
     return Size(
         file_bytes=sum(file.stat().st_size for file in files),
         weight_bytes=sum(weights.values()),
         compressed_bytes=sum(_compressed_bytes(file) for file in files) if compressed else None,
     )
+
+
+def _require(file: Path, entry: Path) -> None:
+    if not file.is_file():
+        raise MeasurementError(
+            f"{file} is missing, so {entry} has no size",
+            expected="the model file and every external data file that it names",
+            why="a part of the size would go unreported",
+            fix="restore the file, or compile again",
+        )
 
 
 def _tensors(model: "ir.Model") -> "Iterator[ir.TensorProtocol]":
