@@ -1,1 +1,110 @@
-"""TODO."""
+"""The command line: one file per command, thin over the library.
+
+A command is a module of this package with a function `command` and an `EXAMPLE`; its name in `COMMANDS` makes it
+available. Command modules are imported at every start, so they import heavy packages inside functions only.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edgesmith import __version__
+from edgesmith.cli.output import show_error, show_line
+from edgesmith.cli.settings import Settings
+from edgesmith.errors import EdgesmithError
+
+__all__ = ["COMMANDS", "app", "main"]
+
+COMMANDS = ("methods", "targets")
+"""Command modules in the order in which `--help` lists them."""
+
+EXIT_UNEXPECTED = 1
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Turns refusals and Ctrl-C into one message and an exit code, for every command alike."""
+
+    def invoke(self, ctx: Any) -> object:
+        try:
+            return super().invoke(ctx)
+        except EdgesmithError as error:
+            show_error(error)
+            raise typer.Exit(EXIT_REFUSED) from error
+        except KeyboardInterrupt as error:
+            show_line("Interrupted. Nothing is half written; the same command resumes.")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+app = typer.Typer(
+    name="edgesmith",
+    cls=_Group,
+    help="A trained network in, a measured artifact for one device out.",
+    epilog="Example: edgesmith compile ./my-model --target onnx-cpu --recipe int8 --data texts.csv --out artifact",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgesmith {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _configure(
+    context: typer.Context,
+    no_plugins: Annotated[
+        bool, typer.Option("--no-plugins", help="Load only the plugins that ship with Edgesmith.")
+    ] = False,
+    disable: Annotated[
+        list[str] | None,
+        typer.Option("--disable", metavar="NAME", help="Leave out a distribution or entry point. May be repeated."),
+    ] = None,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option("--plugin", metavar="FILE", help="Load a plugin from a Python file. May be repeated."),
+    ] = None,
+    trace_plugins: Annotated[
+        bool, typer.Option("--trace-plugins", help="Print each call into a plugin on standard error.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    context.obj = Settings(
+        plugins=not no_plugins, disable=tuple(disable or ()), files=tuple(plugin or ()), trace=trace_plugins
+    )
+
+
+for _name in COMMANDS:
+    _module = import_module(f"edgesmith.cli.{_name}")
+    app.command(_name, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    The code is 0 when the command did its work, 2 for a refusal that the user can act on or a wrong call, 130 after
+    Ctrl-C, and 1 for a fault of Edgesmith or of a plugin, which is shown with a traceback.
+    """
+    try:
+        app(arguments, prog_name="edgesmith")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else EXIT_UNEXPECTED if stop.code else 0
+    except Exception:  # noqa: BLE001  the outermost frame: whatever arrives here is a fault to be reported
+        import traceback
+
+        sys.stderr.write(traceback.format_exc())
+        show_line(
+            "This is a fault in Edgesmith or in a plugin. Please report it with the output of `edgesmith doctor`."
+        )
+        return EXIT_UNEXPECTED
+    return 0

@@ -26,7 +26,11 @@ class Dialect:
     operators: frozenset[str]
     """Operator types whose inputs the runtime executes in integers."""
     bias: Literal["float", "int32"] = "float"
+    """Form of the bias of a quantized Conv or Gemm. An int32 bias has the scale of input times weight."""
     dynamic: bool = False
     """Whether ranges computed at run time (DynamicQuantizeLinear) are fast on this runtime."""
-    quantize_outputs: bool = False
-    """Whether outputs of quantized operators must be quantized too for the operator to fuse (convolutions)."""
+    quantize_outputs: frozenset[str] = frozenset()
+    """Members of `operators` that run in integers only if their output is quantized too (behind Relu or Clip)."""
+    carried: frozenset[str] = frozenset()
+    """Operator types between quantized operators that run in integers once all their inputs and outputs are
+    quantized, such as Add in residual connections of convolutional networks."""

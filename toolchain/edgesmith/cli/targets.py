@@ -1,0 +1,28 @@
+"""`edgesmith targets`: the installed devices and runtimes."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from edgesmith.cli.output import write_json, write_table
+from edgesmith.cli.settings import registry_of
+
+EXAMPLE = "edgesmith targets"
+
+
+def command(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the installed targets and the strongest evidence that measurements on them can give."""
+    registry = registry_of(context)
+    targets = registry.targets()
+    if as_json:
+        write_json([{**asdict(target), "distribution": registry.distribution_of(target)} for target in targets])
+        return
+    rows = [
+        (target.name, target.runner, str(target.tier), target.summary, registry.distribution_of(target))
+        for target in targets
+    ]
+    write_table(("target", "runner", "tier", "what it is", "from"), rows)
