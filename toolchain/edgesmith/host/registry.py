@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from edgesmith.errors import PluginError
@@ -200,6 +200,19 @@ class Registry:
         from edgesmith.host.schema import recipe_schema
 
         return recipe_schema(self)
+
+    def require(self, requirements: Iterable[str]) -> None:
+        """Raise PluginError unless each required distribution is loaded, in a version of the given range."""
+        from edgesmith.host.needs import unmet_plugins
+
+        problems = unmet_plugins(requirements, self)
+        if problems:
+            raise PluginError(
+                f"the recipe requires {'; '.join(problems)}",
+                expected="every plugin that the recipe names, working and in range",
+                why="Another version may do something else under the same name.",
+                fix="Install what is named. `edgesmith plugins` lists what there is.",
+            )
 
     def _all(self, kind: type[RecordT]) -> tuple[RecordT, ...]:
         found = [(plugin.distribution, record) for plugin, record in self._of(kind)]

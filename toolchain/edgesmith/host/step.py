@@ -1,0 +1,218 @@
+"""Runs one method on one Model, and checks every promise before anybody relies on the result.
+
+The method is handed a copy of the graph, so the caller's graph is intact whatever the method does. Faults are caught
+as BaseException (a plugin may call `sys.exit`); only Ctrl-C passes through.
+"""
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from edgesmith.errors import EdgesmithError, StepError
+from edgesmith.host.context import Context, Notes
+from edgesmith.host.postconditions import Promise, check_result, fail, sample_batch
+from edgesmith.host.records import MethodRecord, StepEvent, TargetRecord
+from edgesmith.host.verdict import Verdict
+
+if TYPE_CHECKING:
+    from edgesmith.host.interfaces import Method, Target
+    from edgesmith.host.registry import Registry
+    from edgesmith.model import Model
+
+__all__ = ["StepResult", "author_of", "check_method", "run_lowering", "run_step"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step came to."""
+
+    model: "Model"
+    """The rewritten model; the one before the step unless the verdict is ok."""
+    verdict: Verdict
+    seconds: float
+    """Wall time of `apply`, without `check` and without the host's own proof; 0 if it was not called."""
+    notes: Notes
+    relative_error: float | None = None
+    """Largest change of an output on sample data, relative to its largest magnitude; None if it was not compared."""
+
+
+def check_method(registry: "Registry", record: MethodRecord, model: "Model", context: Context[Any]) -> Verdict:
+    """Return whether a method applies to `model`. A crash in `check` is a refusal that names the plugin.
+
+    Raises:
+        PluginError: The method's class cannot be loaded.
+    """
+    return _check(registry.load(record), model.clone(), context, author_of(registry, record, context.options))
+
+
+def run_step(
+    registry: "Registry", record: MethodRecord, model: "Model", context: Context[Any], *, index: int = 0
+) -> StepResult:
+    """Check and apply one method, and prove its result.
+
+    Args:
+        registry: Where the method comes from; its observers are told.
+        record: The method.
+        model: The model to rewrite. It is unchanged afterwards, also after a failure.
+        context: What the method may use, with validated options.
+        index: Position in the recipe, for observers.
+
+    Returns:
+        The new model with its provenance extended, or `model` itself if the verdict is skip or refuse.
+
+    Raises:
+        StepError: The method crashed or broke a promise; names plugin, version, options and node.
+        PluginError: The method's class cannot be loaded.
+    """
+    author = author_of(registry, record, context.options)
+    event = StepEvent(index, record.name, registry.distribution_of(record), _plain(context.options))
+    kind = registry.load(record)
+    registry.observers.before_step(event)
+    try:
+        result = _run(kind, record, model, context, author)
+    except EdgesmithError as error:
+        registry.observers.on_step_error(event, error)
+        raise
+    registry.observers.after_step(replace(event, seconds=result.seconds))
+    return result
+
+
+def run_lowering(record: TargetRecord, target: "Target", model: "Model", context: Context[Any]) -> StepResult:
+    """Lower a model to the form of a target, under the same conditions as a step.
+
+    Args:
+        record: The target, for error messages.
+        target: An instance of it.
+        model: The model to lower. It is unchanged afterwards, also after a failure.
+        context: Data, seed and threads; lowering has no options.
+
+    Raises:
+        StepError: `lower` crashed or broke a promise.
+    """
+    given = model.clone()
+    promise = Promise(f"target {record.name} {record.version}")
+    return _rewrite(lambda: target.lower(given, context), given, given.digest(), promise, context)
+
+
+def author_of(registry: "Registry", record: MethodRecord, options: object) -> str:
+    """Return how errors name a step: method, version, distribution and options."""
+    shown = ", ".join(f"{name}={value!r}" for name, value in _plain(options).items()) or "no options"
+    return f"method {record.name} {record.version} from {registry.distribution_of(record)} ({shown})"
+
+
+def _run(
+    kind: "type[Method[Any]]", record: MethodRecord, model: "Model", context: Context[Any], author: str
+) -> StepResult:
+    promise = Promise(author, record.guarantee, record.tolerance)
+    given = model.clone()
+    digest = given.digest()
+    verdict = _check(kind, given, context, author)
+    if verdict.status != "ok":
+        _require_untouched(given, digest, promise)
+        return StepResult(model, verdict, 0.0, context.notes)
+    rewrite = _rewrite(lambda: kind().apply(given, context), given, digest, promise, context)
+    if rewrite.model.digest() == digest:
+        context.notes.remark(f"{record.name} said that it applies and changed nothing.")
+    steps = (*model.provenance.steps, f"{record.name} {record.version}")
+    finished = replace(rewrite.model, provenance=replace(model.provenance, steps=steps))
+    return StepResult(finished, verdict, rewrite.seconds, context.notes, rewrite.relative_error)
+
+
+def _rewrite(
+    work: "Callable[[], Model]", given: "Model", digest: str, promise: Promise, context: Context[Any]
+) -> StepResult:
+    """Return what `work` makes of `given`, with everything checked that a rewrite must fulfil."""
+    _seed(context.seed)
+    start = time.perf_counter()
+    try:
+        rewritten = work()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise _crash(promise.author, error) from error
+    seconds = time.perf_counter() - start
+    _require_untouched(given, digest, promise)
+    samples = sample_batch(given, context.calibration, seed=context.seed)
+    made_up = context.calibration is None
+    proof = check_result(given, rewritten, promise, samples, threads=context.threads, random=made_up)
+    for remark in proof.remarks:
+        context.notes.remark(remark)
+    return StepResult(rewritten, Verdict.ok(), seconds, context.notes, proof.relative_error)
+
+
+def _check(kind: "type[Method[Any]]", model: "Model", context: Context[Any], author: str) -> Verdict:
+    try:
+        verdict = kind().check(model, context)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  contains plugin faults, see the head of this file
+        return Verdict.refuse(f"check crashed: {author}: {_line(error)}{_at_node(error)}")
+    if not isinstance(verdict, Verdict) or verdict.status not in ("ok", "skip", "refuse"):
+        return Verdict.refuse(f"check crashed: {author}: returned {type(verdict).__name__}, not a Verdict")
+    if verdict.status != "ok" and not verdict.reason:
+        return replace(verdict, reason=f"{author} gave no reason")
+    return verdict
+
+
+def _require_untouched(given: "Model", digest: str, promise: Promise) -> None:
+    if given.digest() != digest:
+        raise fail(
+            promise,
+            "edited the graph it was given",
+            expected="a rewrite of model.clone(), with new arrays for changed weights",
+            why="The model before the step must stay what it was: the ledger compares with it, and undo returns to it.",
+        )
+
+
+def _crash(author: str, error: BaseException) -> StepError:
+    """Return the error for a crash in `apply`. A refusal by the method keeps its own advice."""
+    if isinstance(error, EdgesmithError):
+        what, expected, why, fix = error.what, error.expected, error.why, error.fix
+    else:
+        what = f"crashed with {_line(error)}"
+        expected = "a method that checks its input in `check` and applies without an exception"
+        why = "The step has no result. The model before it is intact, and a corrected run resumes there."
+        fix = "Remove the step, change its options, or report the crash to the author of the plugin."
+    return StepError(f"{author}{_at_node(error)}: {what}", expected=expected, why=why, fix=fix)
+
+
+def _line(error: BaseException) -> str:
+    text = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _at_node(error: BaseException) -> str:
+    """Return " at node ..." for the node that the innermost frame of the crash was working on, or nothing."""
+    import onnx_ir as ir
+
+    for local in reversed(list(_frame_locals(error))):
+        for value in (local.get("node"), *local.values()):
+            if isinstance(value, ir.Node):
+                return f" at node {value.name or '(unnamed)'!r} ({value.op_type})"
+    return ""
+
+
+def _frame_locals(error: BaseException) -> Iterator[Mapping[str, object]]:
+    traceback = error.__traceback__
+    while traceback is not None:
+        yield traceback.tb_frame.f_locals
+        traceback = traceback.tb_next
+
+
+def _seed(seed: int) -> None:
+    """Seed every generator that a method may reach for."""
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+def _plain(options: object) -> Mapping[str, object]:
+    from pydantic import BaseModel
+
+    return options.model_dump(mode="json") if isinstance(options, BaseModel) else {}
