@@ -1,10 +1,16 @@
 """The recipe: a declared list of steps with data and budget, validated before a model is loaded."""
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgesmith.errors import RecipeError
+
+_LARGEST_BYTES = 1_000_000
 
 
 class Step(BaseModel):
@@ -50,6 +56,67 @@ class Recipe(BaseModel):
     )
 
 
-def load_recipe(source: str | Path) -> Recipe:
-    """Return the recipe in a YAML or JSON file, or the bundled recipe of that name."""
-    raise NotImplementedError
+def bundled_recipes() -> dict[str, Path]:
+    """Return the recipes that ship with Edgesmith, by name."""
+    folder = Path(__file__).with_name("recipes")
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(source: "str | Path | Mapping[str, object] | Recipe") -> Recipe:
+    """Return the recipe in a YAML or JSON file, the bundled recipe of that name, or the mapping as a recipe.
+
+    Raises:
+        RecipeError: There is no such file or recipe, it is not valid YAML, or a field is wrong.
+    """
+    if isinstance(source, Recipe):
+        return source
+    if isinstance(source, Mapping):
+        return _parse(source, "the recipe")
+    bundled = bundled_recipes()
+    path = bundled.get(str(source), Path(source))
+    try:
+        _require_bounded(path)
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        close = difflib.get_close_matches(str(source), bundled, n=1)
+        raise RecipeError(
+            f"Recipe {str(source)!r} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}.",
+            expected=f"a YAML or JSON file, or one of the bundled recipes: {', '.join(bundled)}.",
+            why="The recipe says which steps to run.",
+            fix=f"Did you mean {close[0]!r}?" if close else "Check the path, or write a recipe (see README.md).",
+        ) from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"Recipe {path} is not valid YAML: {str(error).splitlines()[0]}.",
+            expected="YAML or JSON text.",
+            why="A recipe that cannot be parsed cannot be run.",
+            fix="Correct the file; `edgesmith schema` prints the schema for your editor.",
+        ) from error
+    return _parse(data, f"recipe {path}")
+
+
+def _require_bounded(path: Path) -> None:
+    size = path.stat().st_size
+    if size > _LARGEST_BYTES:
+        raise RecipeError(
+            f"Recipe {path} is too large: {size} bytes.",
+            expected=f"at most {_LARGEST_BYTES} bytes.",
+            why="A recipe is a short list of steps; this is something else.",
+            fix="Check the path. Was a model or data file meant?",
+        )
+
+
+def _parse(data: object, where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise RecipeError(
+            f"In {where}, {location}: {first['msg'].lower()} (got {first['input']!r:.80}).",
+            expected=f"a mapping with the fields {', '.join(Recipe.model_fields)}.",
+            why="A misread recipe would compile something else than you asked for.",
+            fix="Correct that field; `edgesmith schema` prints the whole schema.",
+        ) from error

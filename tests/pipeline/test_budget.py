@@ -1,0 +1,81 @@
+"""Budgets: what is missed, what pays, and what the verdict says."""
+
+import pytest
+from edgesmith.budget import conclude, misses, reason_to_undo
+from edgesmith.host.records import Tier
+from edgesmith.ledger import LedgerRow, Measurement
+from edgesmith.recipe import Budget
+
+
+def number(value: float, unit: str, low: float | None = None) -> Measurement:
+    return Measurement(value=value, unit=unit, tier=Tier.REFERENCE, low=low, high=None if low is None else value)
+
+
+def row(
+    *, change: float = 0.0, speedup: float = 1.0, low: float | None = None, size: float = 100.0, index: int = 1
+) -> LedgerRow:
+    return LedgerRow(
+        index=index,
+        stage="step",
+        metric=number(90 + change, "points"),
+        metric_change=number(change, "points"),
+        latency_ms=number(10 / speedup, "ms"),
+        speedup=number(speedup, "x", low),
+        speedup_step=number(speedup, "x", low),
+        size_bytes=number(size, "bytes"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "stage", "words"),
+    [
+        (Budget(max_metric_drop=0.5), row(change=-0.4), None),
+        (Budget(max_metric_drop=0.5), row(change=-0.8), "metric drop is 0.8 points, 0.3 above"),
+        (Budget(max_latency_ms=6), row(speedup=1.0), "latency is 10 ms, 4 above"),
+        (Budget(min_speedup=2), row(speedup=1.5), "speed-up is 1.5 x, 0.5 below"),
+        (Budget(max_size_bytes=50), row(size=50), None),
+        (Budget(max_size_bytes=50), row(size=51), "size is 51 bytes, 1 above"),
+    ],
+)
+def test_a_miss_names_the_limit_and_the_distance(budget: Budget, stage: LedgerRow, words: str | None) -> None:
+    found = misses(stage, budget, higher_is_better=True)
+    assert (found == ()) if words is None else (len(found) == 1 and words in found[0])
+
+
+def test_an_unmeasured_limit_counts_as_missed() -> None:
+    found = misses(LedgerRow(index=1, stage="step"), Budget(max_latency_ms=1), higher_is_better=True)
+    assert found == ("latency was not measured (limit 1 ms)",)
+
+
+def test_lower_is_better_metrics_lose_upwards() -> None:
+    worse = row(change=3.0)
+    assert misses(worse, Budget(max_metric_drop=1), higher_is_better=False)
+    assert not misses(worse, Budget(max_metric_drop=1), higher_is_better=True)
+
+
+@pytest.mark.parametrize(
+    ("budget", "stage", "undone"),
+    [
+        (Budget(), row(speedup=1.5, low=1.4), False),
+        (Budget(), row(speedup=1.05, low=0.95), True),
+        (Budget(), row(speedup=0.9, low=0.8, size=50), False),
+        (Budget(max_latency_ms=20), row(speedup=0.9, low=0.8, size=50), True),
+        (Budget(max_size_bytes=60), row(speedup=2.0, low=1.9), True),
+        (Budget(max_size_bytes=60), row(speedup=0.9, low=0.8, size=50), False),
+        (Budget(max_metric_drop=0.5), row(change=-0.6, speedup=3, low=2.9), True),
+        (Budget(max_metric_drop=0.5), row(change=-0.5, speedup=3, low=2.9), False),
+    ],
+)
+def test_a_step_pays_in_what_the_budget_names(budget: Budget, stage: LedgerRow, undone: bool) -> None:
+    assert bool(reason_to_undo(stage, row(index=0), budget, higher_is_better=True)) is undone
+
+
+def test_the_verdict_says_gain_cost_and_distance() -> None:
+    rows = [row(index=0), row(change=-0.8, speedup=2.5, size=25)]
+    free = conclude(rows, 1, Budget(), higher_is_better=True)
+    assert "2.50 times the speed" in free and "4.00 times smaller" in free and "-0.80 points" in free
+    assert "udget" not in free
+    assert "Within budget" in conclude(rows, 1, Budget(max_metric_drop=1), higher_is_better=True)
+    assert "Budget missed: metric drop is 0.8 points" in conclude(
+        rows, 1, Budget(max_metric_drop=0.5), higher_is_better=True
+    )

@@ -1,0 +1,82 @@
+"""Recipes: what is accepted, and what each wrong one is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from edgesmith.errors import RecipeError
+from edgesmith.recipe import Recipe, bundled_recipes, load_recipe
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize("name", sorted(bundled_recipes()))
+def test_each_bundled_recipe_is_valid_and_says_what_it_does(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name and recipe.summary.endswith(".")
+
+
+@pytest.mark.parametrize("write", [yaml.safe_dump, json.dumps], ids=["yaml", "json"])
+def test_a_recipe_file_is_read_back_as_written(tmp_path: Path, write: object) -> None:
+    recipe = load_recipe({"steps": [{"method": "quantize-int8", "options": {"mode": "dynamic"}}], "seed": 3})
+    file = tmp_path / "recipe"
+    file.write_text(write(recipe.model_dump(mode="json")))  # type: ignore[operator]
+    assert load_recipe(file) == recipe
+    assert load_recipe(recipe) is recipe
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({}, "steps"),
+        ({"steps": [{"metod": "x"}]}, "steps.0.method"),
+        ({"steps": [], "sped": 1}, "sped"),
+        ({"steps": [], "version": 2}, "version"),
+        ({"steps": [], "budget": {"max_metric_drop": -1}}, "budget.max_metric_drop"),
+        ({"steps": [], "keep": "sometimes"}, "keep"),
+        ([1, 2], "top level"),
+        ("text", "top level"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path: Path, data: object, words: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(data))
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(file)
+
+
+def test_a_mistyped_name_gets_the_nearest() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("int9")
+    assert "int8" in caught.value.fix
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"steps: [", b"!!python/object/apply:os.system ['true']"])
+def test_hostile_or_broken_text_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(content)
+    with pytest.raises(RecipeError):
+        load_recipe(file)
+
+
+def test_a_huge_file_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(b"# " + b"x" * 2_000_000)
+    with pytest.raises(RecipeError, match="large"):
+        load_recipe(file)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=5),
+        lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=5), part, max_size=3),
+    )
+)
+def test_any_data_gives_a_recipe_or_one_clear_error(data: object) -> None:
+    try:
+        recipe = load_recipe({"steps": data} if not isinstance(data, dict) else data)
+    except RecipeError as error:
+        assert error.expected and error.why and error.fix
+    else:
+        assert isinstance(recipe, Recipe)

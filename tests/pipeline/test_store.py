@@ -1,0 +1,50 @@
+"""The store: keys, facts, and what a killed or damaging run leaves."""
+
+import json
+from pathlib import Path
+
+import pytest
+from edgesmith.store import Store, default_store_directory, make_key
+from hypothesis import given
+from hypothesis import strategies as st
+
+JSON = st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=4) | st.none() | st.booleans(), max_size=4)
+
+
+@given(JSON, JSON)
+def test_keys_are_equal_exactly_when_the_parts_are(first: dict[str, object], second: dict[str, object]) -> None:
+    same = json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+    assert (make_key(first) == make_key(second)) is same
+    assert make_key(first) == make_key(dict(reversed(first.items())))
+
+
+def test_keys_are_full_hashes() -> None:
+    assert len(make_key({"a": 1})) == 64
+
+
+def test_not_a_number_is_no_part_of_a_key() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        make_key({"a": float("nan")})
+
+
+def test_facts_come_back_and_survive_a_new_store_object(tmp_path: Path) -> None:
+    key = make_key({"a": 1})
+    assert Store(tmp_path).facts(key) is None
+    Store(tmp_path).keep_facts(key, {"value": 1.5, "names": ["a"]})
+    assert Store(tmp_path).facts(key) == {"value": 1.5, "names": ["a"]}
+
+
+def test_damaged_facts_count_as_absent(tmp_path: Path) -> None:
+    store, key = Store(tmp_path), make_key({"a": 1})
+    store.keep_facts(key, {"value": 1})
+    (file,) = tmp_path.rglob("*.json")
+    file.write_text(file.read_text()[:-3])
+    assert store.facts(key) is None
+
+
+def test_the_place_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGESMITH_STORE", str(tmp_path / "here"))
+    assert default_store_directory() == tmp_path / "here"
+    monkeypatch.delenv("EDGESMITH_STORE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_store_directory() == tmp_path / "edgesmith"

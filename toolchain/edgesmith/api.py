@@ -1,0 +1,179 @@
+"""`edgesmith.compile`: the whole job from Python. The command line is a thin layer over it."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgesmith.artifact import MANIFEST_FILE, Artifact, write_artifact
+from edgesmith.data import RandomInputs, RunData, choose_data, first_batch, fixed_batch_size
+from edgesmith.errors import ModelError, RecipeError
+from edgesmith.files import require_replaceable, require_writable
+from edgesmith.graph.structure import find_structure, label_values
+from edgesmith.host.loader import load_registry
+from edgesmith.measure.machine import library_versions, usable_cores
+from edgesmith.measure.runner import LatencyPlan
+from edgesmith.model import Model
+from edgesmith.pipeline import Workshop, run_plan
+from edgesmith.plan import Plan, make_plan
+from edgesmith.progress import Progress, SilentProgress
+from edgesmith.recipe import Recipe, load_recipe
+from edgesmith.stage import Yardstick
+from edgesmith.store import Store, make_key
+
+if TYPE_CHECKING:
+    from edgesmith_calibration.spec import DataSpec
+
+    from edgesmith.host.interfaces import Frontend
+    from edgesmith.host.records import FrontendRecord, MetricRecord
+    from edgesmith.host.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a compile runs; none of it changes what is compiled, except `threads` for calibration sums."""
+
+    threads: int | None = None
+    """Intra-op threads for calibration and measurement; None takes the cores this process may use."""
+    batch_size: int = 1
+    """Samples per run when latency and memory are measured."""
+    metric: str | None = None
+    """Metric name; None chooses by task and labels."""
+    store: Path | None = None
+    """Where finished steps are kept; None takes the user's cache directory."""
+    registry: "Registry | None" = None
+    progress: Progress = field(default_factory=SilentProgress)
+    latency_plan: LatencyPlan = field(default_factory=LatencyPlan)
+
+
+def compile(
+    source: object,
+    *,
+    out: str | Path,
+    target: str | None = None,
+    recipe: "str | Path | Mapping[str, object] | Recipe" = "int8",
+    data: "str | Path | DataSpec | Mapping[str, object] | RunData | None" = None,
+    example_inputs: object = None,
+    settings: Settings | None = None,
+) -> Artifact:
+    """Compile a trained network into a measured artifact for one target.
+
+    Args:
+        source: A Hugging Face directory or hub id, an `.onnx` file, an Edgesmith model directory, a Model, or an
+            `nn.Module` together with `example_inputs`.
+        out: Directory of the artifact. It must be new, empty, or an earlier artifact, which is replaced at the end.
+        target: Target name; None takes the recipe's, or `onnx-cpu`.
+        recipe: A file, the name of a bundled recipe, a mapping, or a Recipe.
+        data: A file or folder with samples, a data description (YAML), or opened sources. Calibration and
+            evaluation samples are kept apart. None measures on random inputs, without a metric from labels.
+        example_inputs: For an `nn.Module`: a tensor, tuple or dict that its forward accepts.
+        settings: Threads, store, progress and the like.
+
+    Returns:
+        The artifact with its ledger.
+
+    Raises:
+        EdgesmithError: Something the caller can mend; the message says what and how.
+    """
+    settings = settings or Settings()
+    registry = settings.registry or load_registry()
+    chosen_recipe, choice = load_recipe(recipe), choose_data(data)
+    plan = make_plan(registry, chosen_recipe, target, has_calibration=choice.has_calibration)
+    out = Path(out)
+    require_replaceable(out, marker=MANIFEST_FILE)
+    require_writable(out.parent)
+    store = Store(settings.store)
+    require_writable(store.directory)
+    threads = settings.threads or usable_cores()
+    workshop = Workshop(registry, store, settings.progress, threads)
+    model = load_source(source, workshop, example_inputs=example_inputs)
+    opened = choice.open(model)
+    yardstick = _yardstick(model, opened, plan, workshop, settings)
+    outcome = run_plan(plan, model, opened.calibration, yardstick, workshop)
+    command = _command(source, plan, recipe, data, out)
+    with settings.progress.stage("writing the artifact"):
+        return write_artifact(out, plan, model, outcome.model, outcome.ledger, command)
+
+
+def load_source(source: object, workshop: Workshop, *, example_inputs: object = None) -> Model:
+    """Return the Model in `source`, from the store if this content was read before.
+
+    Raises:
+        ModelError: No frontend reads such a source, or it is damaged.
+    """
+    if isinstance(source, Model):
+        return source
+    record, frontend = _frontend_for(source, workshop.registry)
+    key = make_key(
+        {
+            "kind": "source",
+            "frontend": f"{record.name} {record.version}",
+            "distribution": workshop.registry.distribution_of(record),
+            "fingerprint": frontend.fingerprint(source, example_inputs=example_inputs),
+            "versions": library_versions(),
+        }
+    )
+    found = workshop.store.model(key)
+    if found is None:
+        with workshop.progress.stage(f"reading {source if isinstance(source, str | Path) else type(source).__name__}"):
+            found = workshop.store.keep_model(key, frontend.load(source, example_inputs=example_inputs), {})
+    return found.model
+
+
+def _frontend_for(source: object, registry: "Registry") -> "tuple[FrontendRecord, Frontend]":
+    records = sorted(registry.frontends(), key=lambda record: -record.priority)
+    for record in records:
+        frontend: Frontend = registry.load(record)()
+        if frontend.accepts(source):
+            return record, frontend
+    named = f"{str(source)!r}" if isinstance(source, str | Path) else f"an object of type {type(source).__name__}"
+    raise ModelError(
+        f"No installed frontend reads {named}.",
+        expected="; ".join(f"{record.name}: {record.summary}" for record in records),
+        why="A source must become a graph before anything can be done to it.",
+        fix="Check the path: a directory needs a config.json, a file the ending .onnx.",
+    )
+
+
+def _yardstick(model: Model, data: RunData, plan: Plan, workshop: Workshop, settings: Settings) -> Yardstick:
+    registry = workshop.registry
+    evaluation = data.evaluation or RandomInputs(model)
+    record = _metric_record(model, data, settings.metric, registry)
+    runner_record = registry.runner(plan.target_record.runner)
+    runner = registry.load(runner_record)(threads=workshop.threads, tier=plan.target_record.tier)
+    return Yardstick(
+        runner=runner,
+        metric_record=record,
+        make_metric=registry.load(record),
+        evaluation=evaluation,
+        inputs=first_batch(evaluation, fixed_batch_size(model) or settings.batch_size).inputs,
+        labels=label_values(find_structure(model.ir)),
+        latency_plan=settings.latency_plan,
+        batch_size=fixed_batch_size(model),
+    )
+
+
+def _metric_record(model: Model, data: RunData, name: str | None, registry: "Registry") -> "MetricRecord":
+    """Return the metric asked for; else the task's if there are labels; else the distance from the source."""
+    labelled = data.evaluation is not None and data.evaluation.has_labels
+    by_task = model.task.metric or ("perplexity" if model.task.kind == "causal-lm" else "accuracy")
+    record = registry.metric(name or (by_task if labelled else "sqnr"))
+    if record.needs_labels and not labelled:
+        raise RecipeError(
+            f"The metric {record.name!r} needs labels, and the evaluation data has none.",
+            expected="evaluation data with labels",
+            why="A score against labels cannot be computed without them.",
+            fix="Name the label column or folder in the data description, or use --metric sqnr.",
+        )
+    return record
+
+
+def _command(source: object, plan: Plan, recipe: object, data: object, out: Path) -> str:
+    """Return the command line that does the same again, as far as it can be put into words."""
+    words = ["edgesmith", "compile", str(source) if isinstance(source, str | Path) else "SOURCE"]
+    words += ["--target", plan.target_record.name]
+    words += ["--recipe", str(recipe) if isinstance(recipe, str | Path) else "recipe.yaml"]
+    if data is not None:
+        words += ["--data", str(data) if isinstance(data, str | Path) else "DATA"]
+    return shlex.join([*words, "--out", str(out)])

@@ -1,0 +1,101 @@
+"""The artifact: a directory with the model files, the recipe, the ledger, hashes, a validator and a report."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copyfile
+
+import numpy as np
+import yaml
+
+from edgesmith.execution.sample import sample_inputs
+from edgesmith.files import hash_file, replace_directory
+from edgesmith.graph.cost import count_cost
+from edgesmith.graph.structure import find_structure
+from edgesmith.ledger import FILE_NAME as LEDGER_FILE
+from edgesmith.ledger import Ledger
+from edgesmith.measure.local import LocalRunner
+from edgesmith.model import Model
+from edgesmith.plan import Plan
+from edgesmith.report import render_report
+
+MANIFEST_FILE = "manifest.json"
+"""Marks a directory as an artifact; only such a directory, or an empty one, is ever replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A finished compile."""
+
+    directory: Path
+    ledger: Ledger
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.directory / "report.html"
+
+    @property
+    def entry(self) -> Path:
+        """The file that a runtime opens."""
+        manifest = json.loads((self.directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+        return self.directory / str(manifest["entry"])
+
+
+def write_artifact(
+    directory: Path, plan: Plan, source: Model, lowered: Model, ledger: Ledger, command: str
+) -> Artifact:
+    """Write everything at once: either the whole artifact is at `directory` afterwards, or what was there before.
+
+    Raises:
+        OutputError: It cannot be written, or something that is no artifact stands there.
+    """
+    with replace_directory(directory, marker=MANIFEST_FILE) as partial:
+        build = plan.target.build(lowered, partial)
+        (partial / "task.json").write_text(lowered.task.model_dump_json(indent=2))
+        if lowered.assets:
+            (partial / "assets").mkdir()
+            for name, content in lowered.assets.items():
+                (partial / "assets" / name).write_bytes(content)
+        recipe = plan.recipe.model_copy(update={"target": plan.target_record.name})
+        recipe_data = recipe.model_dump(mode="json", exclude_defaults=True) | {"version": recipe.version}
+        (partial / "recipe.yaml").write_text(yaml.safe_dump(recipe_data, sort_keys=False))
+        (partial / LEDGER_FILE).write_text(ledger.model_dump_json(indent=2))
+        # The structure of the source is what people recognise; fused nodes of a runtime are not.
+        cost = count_cost(source.ir)
+        structure = {"structure": find_structure(source.ir).to_json(), "cost": cost.to_json()}
+        (partial / "structure.json").write_text(json.dumps(structure, indent=2))
+        _write_validator(partial, partial / build.entry, lowered, ledger.threads)
+        manifest = {
+            "format": 1,
+            "entry": build.entry,
+            "target": plan.target_record.name,
+            "build": dict(build.recipe),
+            "command": command,
+            "versions": dict(ledger.versions),
+            "files": {
+                path.relative_to(partial).as_posix(): {"sha256": hash_file(path), "size_bytes": path.stat().st_size}
+                for path in sorted(partial.rglob("*"))
+                if path.is_file()
+            },
+        }
+        (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2))
+        render_report(partial)
+    return Artifact(directory, ledger)
+
+
+def _write_validator(directory: Path, entry: Path, lowered: Model, threads: int) -> None:
+    """Write inputs, the outputs they gave here, and a script that compares them anywhere.
+
+    The inputs are random, so that no sample of the user's data travels with the artifact.
+    """
+    inputs = sample_inputs(lowered.ir, seed=0)
+    runner = LocalRunner(threads=threads)
+    from edgesmith_calibration.sources import Batch
+
+    outputs = next(iter(runner.outputs(entry, [Batch(inputs=inputs, labels=None)])))
+    arrays = {f"input/{name}": array for name, array in inputs.items()}
+    arrays |= {f"output/{name}": array for name, array in outputs.items()}
+    with (directory / "samples.npz").open("wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+    copyfile(Path(__file__).with_name("artifact_validator.py"), directory / "validate.py")

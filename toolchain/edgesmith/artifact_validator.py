@@ -1,0 +1,51 @@
+"""Check this artifact where it is: files against their hashes, outputs against those seen when it was compiled.
+
+Stands alone: needs Python, numpy and onnxruntime, and nothing of Edgesmith.
+
+    python validate.py
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+TOLERANCE = 0.05
+"""Largest accepted relative error. Integer kernels of other processors round differently, by about one step."""
+
+
+def main() -> int:
+    """Print a JSON result and return 0 if everything holds."""
+    import numpy as np
+    import onnxruntime
+
+    here = Path(__file__).resolve().parent
+    manifest = json.loads((here / "manifest.json").read_text())
+    damaged = [
+        name
+        for name, facts in manifest["files"].items()
+        if not (here / name).is_file() or hashlib.sha256((here / name).read_bytes()).hexdigest() != facts["sha256"]
+    ]
+    samples = np.load(here / "samples.npz", allow_pickle=False)
+    inputs = {name.removeprefix("input/"): samples[name] for name in samples if name.startswith("input/")}
+    session = onnxruntime.InferenceSession(str(here / manifest["entry"]), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    errors = {}
+    for name, actual in zip(names, session.run(names, inputs), strict=True):
+        expected = samples[f"output/{name}"].astype(np.float64)
+        scale = float(np.linalg.norm(expected)) or 1.0
+        errors[name] = float(np.linalg.norm(actual.astype(np.float64) - expected)) / scale
+    passed = not damaged and all(error <= TOLERANCE for error in errors.values())
+    result = {
+        "passed": passed,
+        "damaged_files": damaged,
+        "relative_errors": errors,
+        "tolerance": TOLERANCE,
+        "runtime": f"onnxruntime {onnxruntime.__version__}",
+    }
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Budgets: what a stage misses, whether a step pays, and the verdict on a whole run. Pure functions of the ledger."""
+
+from collections.abc import Sequence
+
+from edgesmith.ledger import LedgerRow, Measurement
+from edgesmith.recipe import Budget
+
+
+def metric_drop(row: LedgerRow, *, higher_is_better: bool) -> float | None:
+    """Return how much metric the stage lost against the source, in the metric's unit; negative is a gain."""
+    if row.metric_change is None:
+        return None
+    return -row.metric_change.value if higher_is_better else row.metric_change.value
+
+
+def misses(row: LedgerRow, budget: Budget, *, higher_is_better: bool) -> tuple[str, ...]:
+    """Return one sentence for each limit that the stage misses, with the distance to it. Empty means: within budget.
+
+    A limit on something that was not measured counts as missed, because nothing shows that it holds.
+    """
+    drop = metric_drop(row, higher_is_better=higher_is_better)
+    checks = (
+        ("metric drop", drop, budget.max_metric_drop, 1, row.metric.unit if row.metric else ""),
+        ("latency", _value(row.latency_ms), budget.max_latency_ms, 1, "ms"),
+        ("size", _value(row.size_bytes), budget.max_size_bytes, 1, "bytes"),
+        ("speed-up", _value(row.speedup), budget.min_speedup, -1, "x"),
+    )
+    found = []
+    for name, value, limit, sign, unit in checks:
+        if limit is None:
+            continue
+        if value is None:
+            found.append(f"{name} was not measured (limit {limit:g} {unit})")
+        elif sign * (value - limit) > 0:
+            direction = "above" if sign > 0 else "below"
+            found.append(f"{name} is {value:.4g} {unit}, {abs(value - limit):.3g} {direction} the limit of {limit:g}")
+    return tuple(found)
+
+
+def reason_to_undo(row: LedgerRow, before: LedgerRow, budget: Budget, *, higher_is_better: bool) -> str:
+    """Return why a step does not pay, or an empty string if it does.
+
+    A step pays when it keeps the metric within the budget and improves what the budget names: time, size, or
+    either of them where the budget names none. A speed-up counts when its lower quartile is above 1.
+    """
+    drop = metric_drop(row, higher_is_better=higher_is_better)
+    unit = row.metric.unit if row.metric else ""
+    if budget.max_metric_drop is not None and drop is not None and drop > budget.max_metric_drop:
+        return f"it loses {drop:.3g} {unit} against the source, and the budget allows {budget.max_metric_drop:g}"
+    faster = row.speedup_step is not None and _low(row.speedup_step) > 1
+    sizes = _value(row.size_bytes), _value(before.size_bytes)
+    smaller = sizes[0] is not None and sizes[1] is not None and sizes[0] < sizes[1]
+    wants_time = budget.max_latency_ms is not None or budget.min_speedup is not None
+    wants_size = budget.max_size_bytes is not None
+    gained = (faster and (wants_time or not wants_size)) or (smaller and (wants_size or not wants_time))
+    if gained:
+        return ""
+    speedup = f"{row.speedup_step.value:.2f}x" if row.speedup_step else "not measured"
+    asked = " and ".join(name for name, wanted in (("time", wants_time), ("size", wants_size)) if wanted)
+    return f"it does not improve {asked or 'time or size'} (speed-up of the step: {speedup}, smaller: {smaller})"
+
+
+def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_is_better: bool) -> str:
+    """Return the verdict on a run: what the chosen stage gained and cost, and the distance to the budget."""
+    source, row = rows[0], rows[chosen]
+    parts = []
+    if row.speedup is not None:
+        parts.append(f"{row.speedup.value:.2f} times the speed of the source")
+    if row.size_bytes is not None and source.size_bytes is not None and row.size_bytes.value:
+        parts.append(f"{source.size_bytes.value / row.size_bytes.value:.2f} times smaller")
+    change = row.metric_change
+    if change is not None:
+        sign = "at" if change.value == 0 else "with"
+        interval = f" (95 % interval {change.low:+.2f} to {change.high:+.2f})" if change.low is not None else ""
+        parts.append(f"{sign} a change of {change.value:+.2f} {change.unit}{interval}")
+    sentence = (", ".join(parts) or "Nothing was measured") + "."
+    if budget == Budget():
+        return sentence
+    missed = misses(row, budget, higher_is_better=higher_is_better)
+    return f"{sentence} {'Budget missed: ' + '; '.join(missed) if missed else 'Within budget'}."
+
+
+def _value(measurement: Measurement | None) -> float | None:
+    return measurement.value if measurement is not None else None
+
+
+def _low(measurement: Measurement) -> float:
+    return measurement.low if measurement.low is not None else measurement.value

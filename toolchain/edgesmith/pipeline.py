@@ -1,0 +1,297 @@
+"""The pipeline: from a source through the stages of a plan to a lowered model, each step cached, checked and measured."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgesmith.budget import conclude, reason_to_undo
+from edgesmith.errors import StepError, TargetError
+from edgesmith.files import hash_directory, replace_directory
+from edgesmith.graph.cost import count_cost
+from edgesmith.host.context import Context, Notes
+from edgesmith.host.step import run_lowering, run_step
+from edgesmith.ledger import Ledger, LedgerRow
+from edgesmith.measure.machine import describe_machine, library_versions
+from edgesmith.model import Model
+from edgesmith.plan import Plan, PlannedStep, unique_labels
+from edgesmith.progress import Progress
+from edgesmith.stage import Stage, StageMeter, Yardstick
+from edgesmith.store import Store, make_key
+
+if TYPE_CHECKING:
+    from edgesmith_calibration.sources import DataSource
+
+    from edgesmith.host.registry import Registry
+
+SOURCE_LABEL = "source"
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What a run works with, besides the plan."""
+
+    registry: "Registry"
+    store: Store
+    progress: Progress
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run produced."""
+
+    model: Model
+    """The lowered model."""
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A model that a step produced, with what the ledger says about the step."""
+
+    model: Model
+    row: LedgerRow
+
+
+def run_plan(
+    plan: Plan, source: Model, calibration: "DataSource | None", yardstick: Yardstick, workshop: Workshop
+) -> Outcome:
+    """Run every step of `plan` on `source`, lower the result, and return it with its ledger.
+
+    Steps and measurements that the store holds are not computed again, so a run that was killed resumes where it
+    stopped. With `keep: if-pays` a step that does not pay is undone and stays in the ledger with the reason.
+
+    Raises:
+        StepError: A method refused, failed, or broke a promise.
+        TargetError: The target does not take the result.
+    """
+    meter = StageMeter(yardstick, workshop.store, workshop.progress)
+    first = _build_stage(plan, SOURCE_LABEL, source, workshop)
+    rows = [meter.measure(_row(0, SOURCE_LABEL, source, yardstick), first, None, first)]
+    current, current_row = first, rows[0]
+    higher = yardstick.metric_record.higher_is_better
+    labels = unique_labels([step.label for step in plan.steps])
+    for index, (step, label) in enumerate(zip(plan.steps, labels, strict=True), start=1):
+        base = _row(index, label, current.model, yardstick).model_copy(update=_origin(step))
+        change = _apply(plan, index, step, current.model, calibration, workshop, base)
+        if change.row.status == "skipped":
+            rows.append(change.row)
+            continue
+        stage = _build_stage(plan, label, change.model, workshop)
+        row = meter.measure(_with_cost(change.row, change.model, yardstick), stage, current, first)
+        if plan.recipe.keep == "if-pays":
+            reason = reason_to_undo(row, current_row, plan.recipe.budget, higher_is_better=higher)
+            row = row.model_copy(update={"status": "undone", "reason": reason}) if reason else row
+        rows.append(row)
+        if row.status == "ok":
+            current, current_row = stage, row
+    lowered = _lower(plan, len(rows), current.model, workshop, yardstick)
+    stage = _build_stage(plan, lowered.row.stage, lowered.model, workshop)
+    rows.append(meter.measure(lowered.row, stage, current, first))
+    ledger = Ledger(
+        source=source.provenance.source,
+        target=plan.target_record.name,
+        metric=yardstick.metric_record.name,
+        rows=tuple(rows),
+        chosen=len(rows) - 1,
+        verdict=conclude(rows, len(rows) - 1, plan.recipe.budget, higher_is_better=higher),
+        budget=plan.recipe.budget.model_dump(exclude_none=True),
+        seed=plan.recipe.seed,
+        threads=workshop.threads,
+        data=_describe_data(calibration, yardstick),
+        versions=library_versions(),
+        machine=describe_machine(),
+        plugins=tuple(sorted({plugin.label for plugin in workshop.registry.plugins})),
+    )
+    return Outcome(lowered.model, ledger)
+
+
+def _apply(
+    plan: Plan,
+    index: int,
+    step: PlannedStep,
+    model: Model,
+    calibration: "DataSource | None",
+    workshop: Workshop,
+    row: LedgerRow,
+) -> _Change:
+    data = calibration if step.record.needs.data else None
+    key = make_key(
+        {
+            "kind": "step",
+            "input": model.digest(),
+            "method": step.record.name,
+            "method_version": step.record.version,
+            "distribution": step.distribution,
+            "options": step.options.model_dump(mode="json"),
+            "dialect": _as_json(asdict(plan.target.dialect)),
+            "data": data.fingerprint if data is not None else None,
+            "seed": plan.recipe.seed,
+            "threads": workshop.threads,
+            "versions": library_versions(),
+        }
+    )
+
+    def work(notes: Notes, scratch: Path) -> tuple[Model, float, str]:
+        context = Context(
+            options=step.options,
+            dialect=plan.target.dialect,
+            scratch=scratch,
+            calibration=data,
+            seed=plan.recipe.seed,
+            threads=workshop.threads,
+            progress=workshop.progress,
+            notes=notes,
+        )
+        result = run_step(workshop.registry, step.record, model, context, index=index)
+        if result.verdict.status == "refuse":
+            raise StepError(
+                f"Step {index} ({step.label}) refuses this model: {result.verdict.reason}",
+                expected=f"a model that {step.distribution} can apply {step.label} to",
+                why="A step that cannot do its work would be a silent gap in the artifact.",
+                fix="Remove the step from the recipe, change its options, or see `edgesmith inspect`.",
+            )
+        skipped = result.verdict.reason if result.verdict.status == "skip" else ""
+        return result.model, result.seconds, skipped
+
+    return _cached(key, row, workshop, work)
+
+
+def _lower(plan: Plan, index: int, model: Model, workshop: Workshop, yardstick: Yardstick) -> _Change:
+    label = f"lower to {plan.target_record.name}"
+    row = LedgerRow(index=index, stage=label, distribution=plan.target_distribution)
+    key = make_key(
+        {
+            "kind": "lower",
+            "input": model.digest(),
+            "target": plan.target_record.name,
+            "target_version": plan.target_record.version,
+            "distribution": plan.target_distribution,
+            "threads": workshop.threads,
+            "versions": library_versions(),
+        }
+    )
+
+    def work(notes: Notes, scratch: Path) -> tuple[Model, float, str]:
+        context = Context(
+            options=None,
+            dialect=plan.target.dialect,
+            scratch=scratch,
+            seed=plan.recipe.seed,
+            threads=workshop.threads,
+            progress=workshop.progress,
+            notes=notes,
+        )
+        result = run_lowering(plan.target_record, plan.target, model, context)
+        return result.model, result.seconds, ""
+
+    lowered = _cached(key, row, workshop, work)
+    verdict = plan.target.check(lowered.model)
+    if verdict.status == "refuse":
+        raise TargetError(
+            f"Target {plan.target_record.name} does not take this graph: {verdict.reason}",
+            expected="a graph made of operators and types that the target's runtime executes",
+            why=f"It would fail on the device. Nodes concerned: {', '.join(verdict.nodes[:5]) or 'the whole graph'}.",
+            fix="Choose another target (`edgesmith targets`), or change the step that produced these nodes.",
+        )
+    return _Change(lowered.model, _with_cost(lowered.row, lowered.model, yardstick))
+
+
+def _cached(
+    key: str, row: LedgerRow, workshop: Workshop, work: Callable[[Notes, Path], tuple[Model, float, str]]
+) -> _Change:
+    """Return the stored change under `key`, or the result of `work`, stored."""
+    found = workshop.store.model(key)
+    cached = found is not None
+    if found is None:
+        notes = Notes()
+        with tempfile.TemporaryDirectory(prefix="edgesmith-") as scratch:
+            model, seconds, skipped = work(notes, Path(scratch))
+        facts: dict[str, object] = {
+            "seconds": seconds,
+            "remarks": notes.remarks,
+            "skipped": notes.skipped,
+            "skip_reason": skipped,
+        }
+        found = workshop.store.keep_model(key, model, facts)
+    reason = str(found.facts["skip_reason"])
+    known = LedgerRow.model_validate(
+        {
+            **row.model_dump(),
+            "status": "skipped" if reason else "ok",
+            "reason": reason,
+            "seconds": found.facts["seconds"],
+            "remarks": found.facts["remarks"],
+            "skipped": found.facts["skipped"],
+            "cached": cached,
+        }
+    )
+    return _Change(found.model, known)
+
+
+def _build_stage(plan: Plan, label: str, model: Model, workshop: Workshop) -> Stage:
+    """Build the target's files for `model` in the store, or take those that are there."""
+    key = make_key(
+        {
+            "kind": "build",
+            "input": model.digest(),
+            "target": plan.target_record.name,
+            "target_version": plan.target_record.version,
+            "distribution": plan.target_distribution,
+            "versions": library_versions(),
+        }
+    )
+    directory = workshop.store.directory / "builds" / key[:2] / key
+    facts = workshop.store.facts(key)
+    if facts is None or not directory.is_dir():
+        with workshop.progress.stage(f"building {label}"), replace_directory(directory) as partial:
+            build = plan.target.build(model, partial)
+        facts = {"entry": build.entry, "digest": hash_directory(directory)}
+        workshop.store.keep_facts(key, facts)
+    return Stage(label, model, directory / str(facts["entry"]), str(facts["digest"]))
+
+
+def _row(index: int, label: str, model: Model, yardstick: Yardstick) -> LedgerRow:
+    return _with_cost(LedgerRow(index=index, stage=label), model, yardstick)
+
+
+def _with_cost(row: LedgerRow, model: Model, yardstick: Yardstick) -> LedgerRow:
+    cost = count_cost(model.ir, _dimensions(model, yardstick))
+    return row.model_copy(update={"parameters": cost.parameters, "macs": cost.macs})
+
+
+def _dimensions(model: Model, yardstick: Yardstick) -> dict[str, int]:
+    """Return the sizes that the measured batch gives to the graph's symbolic dimensions."""
+    sizes: dict[str, int] = {}
+    for value in model.graph.inputs:
+        array = yardstick.inputs.get(value.name or "")
+        if array is None or value.shape is None:
+            continue
+        for dimension, size in zip(value.shape, array.shape, strict=False):
+            if not isinstance(dimension, int) and dimension.value is not None:
+                sizes[dimension.value] = size
+    return sizes
+
+
+def _origin(step: PlannedStep) -> dict[str, object]:
+    return {
+        "method": step.record.name,
+        "distribution": step.distribution,
+        "options": step.options.model_dump(mode="json"),
+    }
+
+
+def _describe_data(calibration: "DataSource | None", yardstick: Yardstick) -> dict[str, str]:
+    roles = {"calibration": calibration, "evaluation": yardstick.evaluation}
+    return {
+        role: f"{data.description}, {len(data)} samples, sha256 {data.fingerprint[:16]}"
+        for role, data in roles.items()
+        if data is not None
+    }
+
+
+def _as_json(data: Mapping[str, object]) -> dict[str, object]:
+    """Return dataclass fields as JSON data; sets become sorted lists."""
+    return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in data.items()}

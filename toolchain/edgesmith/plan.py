@@ -1,0 +1,86 @@
+"""The plan: a recipe and a target resolved against the installed plugins, checked before a model is loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgesmith.host.interfaces import Target
+from edgesmith.host.records import MethodRecord, TargetRecord
+from edgesmith.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from edgesmith.host.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One step with its validated options."""
+
+    record: MethodRecord
+    options: "BaseModel"
+    distribution: str
+    """Where the method comes from, as "name version"."""
+
+    @property
+    def label(self) -> str:
+        """What the ledger calls the stage that this step produces."""
+        return self.record.name
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is decided before work starts."""
+
+    recipe: Recipe
+    target_record: TargetRecord
+    target: Target
+    target_distribution: str
+    steps: tuple[PlannedStep, ...]
+
+
+def make_plan(registry: "Registry", recipe: Recipe, target: str | None, *, has_calibration: bool) -> Plan:
+    """Resolve names, validate options, and check order and needs.
+
+    Args:
+        registry: The installed plugins.
+        recipe: What to do.
+        target: Target name; None takes the recipe's, or `onnx-cpu`.
+        has_calibration: Whether calibration data will be there.
+
+    Raises:
+        RecipeError: A method, option or order is wrong, or a step needs what is not there.
+        PluginError: A name belongs to a broken plugin, or to two plugins.
+    """
+    from edgesmith.host.needs import check_needs
+    from edgesmith.host.order import check_order
+
+    target_record = registry.target(target or recipe.target or "onnx-cpu")
+    steps = tuple(_plan_step(registry, step.method, step.options) for step in recipe.steps)
+    registry.require(recipe.required_plugins)
+    check_order(tuple(step.record for step in steps), registry)
+    for step in steps:
+        check_needs(step.record, has_data=has_calibration)
+    return Plan(
+        recipe=recipe,
+        target_record=target_record,
+        target=registry.load(target_record)(),
+        target_distribution=registry.distribution_of(target_record),
+        steps=steps,
+    )
+
+
+def _plan_step(registry: "Registry", method: str, options: object) -> PlannedStep:
+    record = registry.method(method)
+    return PlannedStep(record, registry.validate_options(record, options), registry.distribution_of(record))
+
+
+def unique_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return `labels` with a count appended to repetitions, so that each names one stage."""
+    seen: dict[str, int] = {}
+    result = []
+    for label in labels:
+        seen[label] = seen.get(label, 0) + 1
+        result.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return tuple(result)

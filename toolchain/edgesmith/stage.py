@@ -1,0 +1,214 @@
+"""One stage of a run: a model, the files built from it, and the ledger row that measures it against the others."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from pydantic import BaseModel
+
+from edgesmith.host.records import MetricRecord
+from edgesmith.ledger import LayerError, LedgerRow, Measurement, OutputError
+from edgesmith.measure.accuracy import Evaluation, evaluate, paired_difference
+from edgesmith.measure.divergence import layer_errors, output_error
+from edgesmith.measure.machine import processor_name
+from edgesmith.measure.runner import LatencyPlan, Runner
+from edgesmith.measure.size import measure_size
+from edgesmith.model import Model
+from edgesmith.progress import Progress
+from edgesmith.store import Store, make_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgesmith_calibration.metrics import Metric
+    from edgesmith_calibration.sources import DataSource
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+_LAYER_SAMPLES = 16
+_EVALUATION_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A model of the run with the file that a runner opens."""
+
+    label: str
+    model: Model
+    entry: Path
+    digest: str
+    """Hash of the built files, which every measurement of this stage is stored under."""
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What every stage of a run is measured with, so that their numbers are comparable."""
+
+    runner: Runner
+    metric_record: MetricRecord
+    make_metric: "Callable[[], Metric]"
+    evaluation: "DataSource"
+    inputs: Mapping[str, np.ndarray]
+    """The batch that latency and memory are measured on."""
+    labels: Mapping[str, str]
+    """Value name to its place in the structure, for errors per layer."""
+    latency_plan: LatencyPlan
+    random_inputs: bool = False
+    """Whether `evaluation` is random data because the user gave none."""
+
+
+class StageMeter:
+    """Fills ledger rows. Every number is stored as soon as it is known, so an interrupted run resumes."""
+
+    def __init__(self, yardstick: Yardstick, store: Store, progress: Progress) -> None:
+        self._yardstick = yardstick
+        self._store = store
+        self._progress = progress
+
+    def measure(self, row: LedgerRow, stage: Stage, before: Stage | None, source: Stage) -> LedgerRow:
+        """Return `row` with everything measured: against `before` and `source`, interleaved with both.
+
+        Args:
+            row: What is known of the stage without measuring.
+            stage: The stage.
+            before: The stage before it; None for the source itself.
+            source: The first stage of the run.
+        """
+        row = self._with_latency(row, stage, before, source)
+        evaluation, reference = self._evaluation(stage, source), self._evaluation(source, source)
+        unit, tier = self._yardstick.metric_record.unit, self._yardstick.runner.tier
+        # Without labels the source is compared with itself, which is no number worth a row.
+        if math.isfinite(evaluation.value):
+            metric = Measurement(value=evaluation.value, unit=unit, tier=tier, samples=evaluation.samples)
+            row = row.model_copy(update={"metric": metric})
+        if before is not None and evaluation.scores is not None and reference.scores is not None:
+            change = paired_difference(reference.scores, evaluation.scores).measurement(unit=unit, tier=tier)
+            row = row.model_copy(update={"metric_change": change})
+        others = {} if before is None else {one.label: one for one in (before, source)}
+        return row.model_copy(
+            update={
+                "peak_memory_bytes": self._peak_memory(stage),
+                "size_bytes": self._size(stage),
+                "errors": tuple(self._output_error(other, stage) for other in others.values()),
+                "layers": () if before is None else self._layer_errors(before, stage),
+            }
+        )
+
+    def _with_latency(self, row: LedgerRow, stage: Stage, before: Stage | None, source: Stage) -> LedgerRow:
+        entries = {one.label: one for one in (source, before, stage) if one is not None}
+        key = self._key("latency", *entries.values(), plan=asdict(self._yardstick.latency_plan))
+        found = self._store.facts(key)
+        if found is None:
+            with self._progress.stage(f"timing {stage.label}"):
+                comparison = self._yardstick.runner.latency(
+                    {label: one.entry for label, one in entries.items()},
+                    self._yardstick.inputs,
+                    self._yardstick.latency_plan,
+                )
+            numbers = {"latency_ms": comparison.latency_ms(stage.label)}
+            if before is not None:
+                numbers["speedup"] = comparison.speedup(stage.label, source.label)
+                numbers["speedup_step"] = comparison.speedup(stage.label, before.label)
+            found = {
+                "numbers": {name: number.model_dump(mode="json") for name, number in numbers.items()},
+                "remarks": list(comparison.remarks),
+            }
+            self._store.keep_facts(key, found)
+        facts = json.loads(json.dumps(found))
+        numbers = {name: Measurement.model_validate(number) for name, number in facts["numbers"].items()}
+        return row.model_copy(update={**numbers, "remarks": (*row.remarks, *facts["remarks"])})
+
+    def _evaluation(self, stage: Stage, source: Stage) -> Evaluation:
+        yardstick = self._yardstick
+        reference = None if yardstick.metric_record.needs_labels else source
+        if reference is not None and reference.digest == stage.digest:
+            return Evaluation(math.inf, len(yardstick.evaluation))
+        compared = (stage, reference) if reference else (stage,)
+        metric = f"{yardstick.metric_record.name} {yardstick.metric_record.version}"
+        key = self._key("metric", *compared, metric=metric, data=yardstick.evaluation.fingerprint)
+        found = self._store.facts(key)
+        if found is None:
+            evaluation = evaluate(
+                yardstick.runner,
+                stage.entry,
+                yardstick.evaluation,
+                yardstick.make_metric,
+                reference=reference.entry if reference else None,
+                progress=self._progress,
+            )
+            scores = None if evaluation.scores is None else evaluation.scores.tolist()
+            found = {"value": evaluation.value, "samples": evaluation.samples, "scores": scores}
+            self._store.keep_facts(key, found)
+        facts = json.loads(json.dumps(found))
+        scores = None if facts["scores"] is None else np.asarray(facts["scores"], dtype=np.float64)
+        return Evaluation(facts["value"], facts["samples"], scores)
+
+    def _peak_memory(self, stage: Stage) -> Measurement:
+        def measured() -> Measurement:
+            with self._progress.stage(f"measuring memory of {stage.label}"):
+                return self._yardstick.runner.peak_memory(stage.entry, self._yardstick.inputs).peak_bytes
+
+        return self._stored(self._key("memory", stage), Measurement, measured)
+
+    def _size(self, stage: Stage) -> Measurement:
+        size = measure_size(stage.entry)
+        return Measurement(value=size.file_bytes, unit="bytes", tier=self._yardstick.runner.tier)
+
+    def _output_error(self, other: Stage, stage: Stage) -> OutputError:
+        def measured() -> OutputError:
+            data = self._yardstick.evaluation
+            return output_error(
+                self._yardstick.runner,
+                other.entry,
+                stage.entry,
+                data.take(min(len(data), 64)),
+                against=other.label,
+                batch_size=_EVALUATION_BATCH,
+                progress=self._progress,
+            )
+
+        data = self._yardstick.evaluation.fingerprint
+        key = self._key("output-error", other, stage, data=data, label=other.label)
+        return self._stored(key, OutputError, measured)
+
+    def _layer_errors(self, before: Stage, stage: Stage) -> tuple[LayerError, ...]:
+        labels = self._yardstick.labels
+        data = self._yardstick.evaluation
+        key = self._key("layers", before, stage, data=data.fingerprint, labels=dict(labels))
+        found = self._store.facts(key)
+        if found is None:
+            errors = layer_errors(
+                before.model.ir,
+                stage.model.ir,
+                labels,
+                data.take(min(len(data), _LAYER_SAMPLES)),
+                threads=self._yardstick.runner.threads,
+                progress=self._progress,
+            )
+            found = {"layers": [error.model_dump(mode="json") for error in errors]}
+            self._store.keep_facts(key, found)
+        return tuple(LayerError.model_validate(error) for error in json.loads(json.dumps(found))["layers"])
+
+    def _stored(self, key: str, kind: type[RecordT], measure: "Callable[[], RecordT]") -> RecordT:
+        found = self._store.facts(key)
+        if found is not None:
+            return kind.model_validate(found)
+        result = measure()
+        self._store.keep_facts(key, result.model_dump(mode="json"))
+        return result
+
+    def _key(self, what: str, *stages: Stage, **parts: object) -> str:
+        conditions = self._yardstick.runner.conditions(self._yardstick.inputs).as_mapping()
+        return make_key(
+            {
+                "kind": what,
+                "stages": [stage.digest for stage in stages],
+                "conditions": conditions,
+                "machine": processor_name(),
+                **parts,
+            }
+        )
