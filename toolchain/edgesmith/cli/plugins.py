@@ -1,0 +1,57 @@
+"""`edgesmith plugins`: what is installed, and what of it is broken."""
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgesmith.cli.output import write_json, write_table
+from edgesmith.cli.settings import registry_of
+
+if TYPE_CHECKING:
+    from edgesmith.host.plugin import Plugin
+
+EXAMPLE = "edgesmith plugins --json"
+
+
+def command(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the installed plugins and what they bring. Broken ones are listed with their error."""
+    registry = registry_of(context)
+    if as_json:
+        write_json(
+            {
+                "plugins": [_describe(plugin) for plugin in registry.plugins],
+                "broken": [asdict(tombstone) for tombstone in registry.tombstones],
+            }
+        )
+        return
+    rows = [(plugin.label, plugin.entry_point, "ok", _summary(plugin)) for plugin in registry.plugins]
+    rows += [
+        (tombstone.label, tombstone.entry_point, "broken", f"{tombstone.stage}: {tombstone.error}")
+        for tombstone in registry.tombstones
+    ]
+    write_table(("plugin", "entry point", "status", "brings"), rows)
+
+
+def _describe(plugin: "Plugin") -> dict[str, object]:
+    from edgesmith.host.registry import WORDS
+
+    return {
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "entry_point": plugin.entry_point,
+        "hooks": list(plugin.hooks),
+        "records": [{"type": WORDS[type(record)], "name": record.name} for record in plugin.records],
+    }
+
+
+def _summary(plugin: "Plugin") -> str:
+    from edgesmith.host.registry import WORDS
+
+    counts = Counter(WORDS[type(record)] for record in plugin.records)
+    parts = [f"{count} {word}{'s' if count > 1 else ''}" for word, count in sorted(counts.items())]
+    return ", ".join(parts) or "observers" if plugin.hooks else "nothing"
