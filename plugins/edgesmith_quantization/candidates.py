@@ -1,0 +1,138 @@
+"""Finds the products of a graph that can be quantized, and says why the others cannot."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from edgesmith.graph.edit import constant_tensor
+from edgesmith.host.context import Notes
+from edgesmith.host.dialect import Dialect
+from edgesmith_quantization.options import QuantizeInt8Options
+
+_WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+_QUANTIZED = ("DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear")
+_BOUNDING = ("Relu", "Clip")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A product of an activation and a constant weight, with what quantization needs to know of it."""
+
+    node: ir.Node
+    activation: ir.Value
+    weight: ir.Value
+    channel_axis: int
+    """Dimension of the weight that belongs to the output channels."""
+    bias: ir.Value | None
+
+    @property
+    def name(self) -> str:
+        """The node's name, or its output's where it has none."""
+        return node_name(self.node)
+
+    @property
+    def bounded_output(self) -> ir.Value:
+        """The output, behind a Relu or Clip that is its only reader."""
+        output = self.node.outputs[0]
+        uses = tuple(output.uses())
+        if len(uses) == 1 and not output.is_graph_output():
+            reader = uses[0].node
+            if reader.op_type in _BOUNDING and reader.domain == "" and uses[0].idx == 0:
+                return reader.outputs[0]
+        return output
+
+
+def node_name(node: ir.Node) -> str:
+    """Return a name to show: the node's, or its first output's."""
+    return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
+
+
+def find_candidates(
+    graph: ir.Graph, dialect: Dialect, options: QuantizeInt8Options, notes: Notes
+) -> tuple[Candidate, ...]:
+    """Return what can be quantized, in graph order; every product left alone gets its reason in `notes`."""
+    found = []
+    for node in graph:
+        if node.op_type not in _WEIGHTED or node.domain != "":
+            continue
+        reason = _obstacle(node, dialect, options)
+        if reason:
+            notes.skip(node_name(node), reason)
+        else:
+            found.append(_describe(node))
+    for node in _inner_nodes(graph):
+        if node.op_type in _WEIGHTED and node.domain == "":
+            notes.skip(node_name(node), "stands in the body of a control-flow operator")
+    return tuple(found)
+
+
+def _inner_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    for body in graph.subgraphs():
+        yield from body
+
+
+def _obstacle(node: ir.Node, dialect: Dialect, options: QuantizeInt8Options) -> str:
+    """Return why `node` stays as it is, or an empty string."""
+    if any(fnmatchcase(node_name(node), pattern) for pattern in options.skip):
+        return "named in the option skip"
+    if node.op_type not in dialect.operators:
+        return f"{node.op_type} does not run in integers on {dialect.name}"
+    if node.op_type not in options.operators:
+        return f"{node.op_type} is not among the option operators"
+    activation, weight = node.inputs[0], node.inputs[1]
+    if activation is None or weight is None:
+        return "an input is missing"
+    for value in (activation, weight):
+        producer = value.producer()
+        if producer is not None and producer.op_type in _QUANTIZED:
+            return "already quantized"
+    if constant_tensor(activation) is not None:
+        return "its first input is constant; weights must be the second"
+    tensor = constant_tensor(weight)
+    if tensor is None:
+        return "both inputs are activations"
+    if tensor.dtype != ir.DataType.FLOAT:
+        return f"its weight is {tensor.dtype.name}, not FLOAT"
+    if 0 in tensor.shape.numpy():
+        return "its weight is empty"
+    return _form_obstacle(node, tensor)
+
+
+def _form_obstacle(node: ir.Node, weight: ir.TensorProtocol) -> str:
+    rank = len(weight.shape)
+    if node.op_type == "MatMul":
+        return "" if rank == 2 else f"its weight has {rank} dimensions; 2 run in integers"
+    if node.op_type == "Conv":
+        return _bias_obstacle(node, int(weight.shape.numpy()[0]))
+    if _attribute(node, "transA", 0):
+        return "its activation is transposed (transA)"
+    if _attribute(node, "alpha", 1.0) != 1.0 or _attribute(node, "beta", 1.0) != 1.0:
+        return "it scales its product or bias (alpha, beta)"
+    channels = weight.shape.numpy()[0 if _attribute(node, "transB", 0) else 1]
+    return _bias_obstacle(node, int(channels))
+
+
+def _bias_obstacle(node: ir.Node, channels: int) -> str:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        return ""
+    tensor = constant_tensor(bias)
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or tuple(tensor.shape.numpy()) != (channels,):
+        return "its bias is not a constant with one number per output channel"
+    return ""
+
+
+def _describe(node: ir.Node) -> Candidate:
+    activation, weight = node.inputs[0], node.inputs[1]
+    if activation is None or weight is None:  # excluded by _obstacle
+        raise ValueError(node_name(node))
+    transposed = node.op_type == "Conv" or bool(_attribute(node, "transB", 0))
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return Candidate(node, activation, weight, 0 if transposed else 1, bias)
+
+
+def _attribute(node: ir.Node, name: str, default: float) -> float:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else float(attribute.value)

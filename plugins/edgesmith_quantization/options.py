@@ -1,0 +1,49 @@
+"""Options of the quantization methods. Imports neither onnx nor numpy."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Operator = Literal["MatMul", "Gemm", "Conv"]
+
+
+class QuantizeInt8Options(BaseModel):
+    """Options of `quantize-int8`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["static", "dynamic"] = Field(
+        default="static",
+        description="static: activation ranges from calibration data. dynamic: ranges computed at run time, no data.",
+        json_schema_extra={"searchable": ["static", "dynamic"]},
+    )
+    range_estimator: Literal["min-max", "percentile", "mse", "entropy"] = Field(
+        default="percentile",
+        description="How the range of an activation follows from what calibration saw. Used in static mode.",
+        json_schema_extra={"searchable": ["min-max", "percentile", "mse", "entropy"]},
+    )
+    percentile: float = Field(
+        default=99.999,
+        gt=50,
+        le=100,
+        description="Share of the observed values, in percent, that the percentile estimator keeps in range.",
+        json_schema_extra={"searchable": [99.9, 99.99, 99.999]},
+    )
+    per_channel: bool = Field(
+        default=True, description="One weight scale per output channel; off: one scale per weight."
+    )
+    operators: tuple[Operator, ...] = Field(
+        default=("MatMul", "Gemm", "Conv"),
+        description="Operator types to quantize. Those that the target's dialect does not list stay in float.",
+    )
+    skip: tuple[str, ...] = Field(
+        default=(), description="Names of nodes to leave in float; `*` and `?` match as in file names."
+    )
+    samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
+    batch_size: int = Field(
+        default=8, ge=1, description="Samples per calibration run; a model with a fixed batch keeps its own."
+    )
+    reduce_range: bool = Field(
+        default=False,
+        description="Keep weights in 7 bits. For x86 processors without VNNI, whose 8-bit products saturate.",
+    )

@@ -1,0 +1,120 @@
+"""Writes static quantization as QuantizeLinear/DequantizeLinear pairs around products (the Q/DQ form)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgesmith.graph.edit import GraphEditor
+from edgesmith.host.dialect import Dialect
+from edgesmith_quantization.candidates import Candidate
+from edgesmith_quantization.weights import WeightStore
+
+# These pass values on unchanged or choose among them, so input and output can share one scale.
+_RANGE_PRESERVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationCode:
+    """Scale and zero point of one activation."""
+
+    scale: np.float32
+    zero_point: NDArray[Any]
+    """Rank 0, in the stored dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which values get a Q/DQ pair, in graph order, and who reads the result."""
+
+    values: tuple[ir.Value, ...]
+    forced: frozenset[ir.Value]
+    """Values that every reader must take in quantized form, because their producer only then runs in integers."""
+    carried: tuple[ir.Node, ...]
+    """Nodes between quantized products that run in integers along with them."""
+
+    def range_source(self, value: ir.Value) -> ir.Value:
+        """Return the quantized value whose scale `value` shares; often `value` itself."""
+        producer = value.producer()
+        while producer is not None and producer.op_type in _RANGE_PRESERVING and producer.inputs[0] in self.values:
+            value = producer.inputs[0]
+            producer = value.producer()
+        return value
+
+
+def place(graph: ir.Graph, candidates: Sequence[Candidate], dialect: Dialect) -> Placement:
+    """Return where Q/DQ pairs go: inputs of products, and outputs where the dialect asks for them."""
+    inputs = {candidate.activation for candidate in candidates}
+    forced = frozenset(c.bounded_output for c in candidates if c.node.op_type in dialect.quantize_outputs)
+    wanted = inputs | forced
+    ordered = [value for value in graph.inputs if value in wanted]
+    ordered += [value for node in graph for value in node.outputs if value in wanted]
+    carried = tuple(node for node in graph if _is_carried(node, dialect, wanted))
+    return Placement(tuple(ordered), forced, carried)
+
+
+def _is_carried(node: ir.Node, dialect: Dialect, quantized: set[ir.Value]) -> bool:
+    if node.op_type not in dialect.carried or node.domain != "":
+        return False
+    present = [value for value in node.inputs if value is not None]
+    return all(value in quantized for value in (*present, node.outputs[0]))
+
+
+def write_static(
+    editor: GraphEditor,
+    candidates: Sequence[Candidate],
+    placement: Placement,
+    codes: Mapping[ir.Value, ActivationCode],
+    store: WeightStore,
+    dialect: Dialect,
+) -> None:
+    """Put Q/DQ pairs on activations and replace weights by codes behind a DequantizeLinear. Edits the graph."""
+    readers = {candidate.node for candidate in candidates} | set(placement.carried)
+    scales = {candidate.node: codes[candidate.activation].scale for candidate in candidates}
+    for value in placement.values:
+        _quantize_activation(editor, value, codes[value], None if value in placement.forced else readers)
+    dequantized: dict[ir.Value, ir.Value] = {}
+    for candidate in candidates:
+        node, weight = candidate.node, store.weight(candidate)
+        if weight.codes not in dequantized:
+            dequantize = editor.insert_before(
+                node,
+                "DequantizeLinear",
+                (weight.codes, weight.scale, weight.zero_point),
+                None if weight.axis is None else {"axis": weight.axis},
+                name=f"{weight.codes.name}_dequantize",
+            )
+            dequantized[weight.codes] = _typed(dequantize.outputs[0], weight.codes.shape)
+        node.replace_input_with(1, dequantized[weight.codes])
+        if dialect.bias == "int32" and candidate.bias is not None:
+            bias = store.bias(candidate, weight, scales[node])
+            node.replace_input_with(2, _typed(bias, candidate.bias.shape) if bias is not None else None)
+
+
+def _quantize_activation(
+    editor: GraphEditor, value: ir.Value, code: ActivationCode, readers: set[ir.Node] | None
+) -> None:
+    """Insert a Q/DQ pair on `value` for `readers`, or for everybody when None."""
+    scale = editor.add_initializer(f"{value.name}_scale", np.asarray(code.scale, np.float32))
+    zero_point = editor.add_initializer(f"{value.name}_zero_point", code.zero_point)
+    quantize = editor.insert_after(value, "QuantizeLinear", (value, scale, zero_point), name=f"{value.name}_quantize")
+    quantized = quantize.outputs[0]
+    quantized.shape, quantized.type = value.shape, ir.TensorType(ir.DataType.from_numpy(code.zero_point.dtype))
+    dequantize = editor.insert_after(
+        quantized, "DequantizeLinear", (quantized, scale, zero_point), name=f"{value.name}_dequantize"
+    )
+    result = _typed(dequantize.outputs[0], value.shape)
+    if readers is None:
+        editor.replace_uses(value, result, keep=(quantize,))
+        return
+    for node, index in tuple(value.uses()):
+        if node in readers:
+            node.replace_input_with(index, result)
+
+
+def _typed(value: ir.Value, shape: ir.Shape | None) -> ir.Value:
+    value.shape, value.type = shape, ir.TensorType(ir.DataType.FLOAT)
+    return value

@@ -1,0 +1,82 @@
+"""The target `onnx-cpu`: ONNX Runtime's CPU execution provider."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgesmith.errors import ModelError, TargetError
+from edgesmith.execution.reference import ReferenceSession
+from edgesmith.host.context import Context
+from edgesmith.host.dialect import Dialect, TensorFormat
+from edgesmith.host.interfaces import Build, Target
+from edgesmith.host.verdict import Verdict
+from edgesmith.model import Model
+from edgesmith_onnxruntime.lowering import lower
+
+FILE_NAME = "model.onnx"
+DATA_NAME = "model.data"
+
+# Protobuf files end at 2 GB; a margin is left for everything that is not weights.
+_INLINE_BYTES = 1_500_000_000
+
+DIALECT = Dialect(
+    name="onnx-cpu",
+    opset=26,
+    # x86 processors with VNNI, and the kernels of ONNX Runtime for them, multiply unsigned by signed bytes.
+    activation=TensorFormat("uint8", symmetric=False),
+    weight=TensorFormat("int8", symmetric=True, granularity="channel"),
+    operators=frozenset({"MatMul", "Gemm", "Conv"}),
+    bias="int32",
+    dynamic=True,
+    # MatMul and Gemm have kernels with float output; Conv runs in integers only between Q/DQ pairs.
+    quantize_outputs=frozenset({"Conv"}),
+    carried=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"}),
+)
+
+
+class OnnxCpu(Target):
+    """ONNX Runtime on a CPU: one `model.onnx`, loaded by the user at the default optimization level (all)."""
+
+    dialect = DIALECT
+
+    def check(self, model: Model) -> Verdict:
+        """Return whether ONNX Runtime loads the graph, with its reason when it does not."""
+        opset = model.graph.opset_imports.get("", 0)
+        if opset > self.dialect.opset:
+            return Verdict.refuse(f"the graph uses opset {opset}; ONNX Runtime reads up to {self.dialect.opset}")
+        try:
+            ReferenceSession(model.ir)
+        except ModelError as error:
+            return Verdict.refuse(error.what)
+        return Verdict.ok()
+
+    def lower(self, model: Model, context: Context[None]) -> Model:
+        """Return the graph with equal outputs in the form that ONNX Runtime executes fastest on a CPU."""
+        return model.with_ir(lower(model.ir, context))
+
+    def build(self, model: Model, directory: Path) -> Build:
+        """Write `model.onnx`, and its weights beside it where they are too large for one file.
+
+        Raises:
+            TargetError: ONNX Runtime does not load what was written.
+        """
+        path = directory / FILE_NAME
+        large = _weight_bytes(model.ir) > _INLINE_BYTES
+        ir.save(model.ir, path, external_data=DATA_NAME if large else None)
+        try:
+            ReferenceSession(path, optimization="all")
+        except ModelError as error:
+            raise TargetError(
+                f"ONNX Runtime does not load the built {FILE_NAME}: {error.what}",
+                expected="a file that loads at the optimization level that users run",
+                why="an artifact that does not load is of no use",
+                fix="report this with the recipe; a step without the failing operator may work",
+            ) from error
+        import onnxruntime
+
+        return Build(FILE_NAME, {"runtime": "onnxruntime", "version": onnxruntime.__version__, "optimization": "all"})
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    values = model.graph.initializers.values()
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)

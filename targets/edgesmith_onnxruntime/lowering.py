@@ -1,0 +1,129 @@
+"""The sequence of rewrites that makes a graph fast in ONNX Runtime on a CPU, and the proof that outputs stay equal."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+from numpy.typing import NDArray
+
+from edgesmith.execution.reference import Optimization, ReferenceSession
+from edgesmith.execution.sample import sample_inputs
+from edgesmith.host.context import Context, Notes
+from edgesmith_onnxruntime.attention import fuse_attention
+from edgesmith_onnxruntime.integer_products import join_integer_products
+from edgesmith_onnxruntime.residual_sum import write_residual_sums
+from edgesmith_onnxruntime.softmax_guard import move_softmax_guards
+
+FLOAT_TOLERANCE = 1e-4
+"""Largest relative error of a float graph: reassociation only."""
+SENSITIVITY_FACTOR = 4.0
+"""How much farther than ONNX Runtime's own fusions a rewrite may move the outputs of a quantized graph.
+
+Float noise of 1e-7 moves a few codes by one step, and later layers amplify that up to the size of the quantization
+noise. So a quantized graph is held against its own distance between the optimization levels basic and all.
+"""
+
+_PROOF_SAMPLES = 2
+
+Inputs = Mapping[str, NDArray[Any]]
+Rewrite = Callable[[ir.Model], tuple[ir.Model, str]]
+
+
+def lower(model: ir.Model, context: Context[None]) -> ir.Model:
+    """Return the graph rewritten for ONNX Runtime's CPU kernels; `model` is not changed.
+
+    All rewrites are tried together. If outputs then differ, they are tried one by one, and those that
+    change outputs are left out with a remark.
+    """
+    inputs = list(_proof_inputs(model, context))
+    before = _outputs(model, inputs, context.threads)
+    tolerance = _tolerance(model, before, inputs, context.threads)
+    candidate, remarks = model, []
+    for rewrite in _rewrites(context.notes):
+        candidate, remark = rewrite(candidate)
+        remarks.append(remark)
+    if _largest_error(before, _outputs(candidate, inputs, context.threads)) <= tolerance:
+        result = candidate
+    else:
+        result, remarks = _one_by_one(model, before, inputs, tolerance, context)
+    for remark in filter(None, remarks):
+        context.notes.remark(remark)
+    return result
+
+
+def _one_by_one(
+    model: ir.Model, before: list[Inputs], inputs: list[Inputs], tolerance: float, context: Context[None]
+) -> tuple[ir.Model, list[str]]:
+    remarks = []
+    for rewrite in _rewrites(context.notes):
+        candidate, remark = rewrite(model)
+        error = _largest_error(before, _outputs(candidate, inputs, context.threads)) if remark else 0.0
+        if error <= tolerance:
+            model = candidate
+            remarks.append(remark)
+        else:
+            remarks.append(f"Left out, because outputs changed by {error:.1e}: {remark}")
+    return model, remarks
+
+
+def _rewrites(notes: Notes) -> tuple[Rewrite, ...]:
+    def edit(change: Callable[[ir.Graph], int], words: str) -> Rewrite:
+        def rewrite(model: ir.Model) -> tuple[ir.Model, str]:
+            copy = model.clone()
+            count = change(copy.graph)
+            if count == 0:
+                return model, ""
+            common_passes.RemoveUnusedNodesPass()(copy)
+            return copy, words.format(count)
+
+        return rewrite
+
+    def attention(model: ir.Model) -> tuple[ir.Model, str]:
+        fused, count = fuse_attention(model)
+        return fused, f"Fused {count} attentions into MultiHeadAttention." if count else ""
+
+    return (
+        edit(lambda graph: move_softmax_guards(graph, notes), "Moved {} NaN guards from attention into its mask."),
+        edit(join_integer_products, "Joined scale and bias of {} integer products."),
+        attention,
+        edit(write_residual_sums, "Kept {} residual additions apart from LayerNormalization, which is faster."),
+    )
+
+
+def _proof_inputs(model: ir.Model, context: Context[None]) -> Iterator[Inputs]:
+    yield sample_inputs(model, seed=context.seed)
+    names = {value.name for value in model.graph.inputs}
+    if context.calibration is not None and len(context.calibration) >= _PROOF_SAMPLES:
+        for batch in context.calibration.take(_PROOF_SAMPLES).batches(1):
+            yield {name: array for name, array in batch.inputs.items() if name in names}
+
+
+def _tolerance(model: ir.Model, before: list[Inputs], inputs: list[Inputs], threads: int) -> float:
+    if not any("QuantizeLinear" in node.op_type for node in model.graph.all_nodes()):
+        return FLOAT_TOLERANCE
+    fused = _outputs(model, inputs, threads, optimization="all")
+    return max(FLOAT_TOLERANCE, SENSITIVITY_FACTOR * _largest_error(before, fused))
+
+
+def _outputs(model: ir.Model, inputs: list[Inputs], threads: int, optimization: Optimization = "basic") -> list[Inputs]:
+    session = ReferenceSession(model, threads=threads, optimization=optimization)
+    return [session.run(each) for each in inputs]
+
+
+def _largest_error(before: list[Inputs], after: list[Inputs]) -> float:
+    """Return the largest relative error (L2) over all outputs; infinite where one turned NaN or changed shape."""
+    worst = 0.0
+    for expected, actual in zip(before, after, strict=True):
+        for name, reference in expected.items():
+            found = actual.get(name)
+            if found is None or found.shape != reference.shape:
+                return float("inf")
+            if reference.dtype.kind != "f":
+                worst = max(worst, 0.0 if np.array_equal(reference, found) else float("inf"))
+                continue
+            distance = float(np.linalg.norm((found - reference).astype(np.float64)))
+            error = distance / max(float(np.linalg.norm(reference.astype(np.float64))), 1e-12)
+            worst = max(worst, error if np.isfinite(error) else float("inf"))
+    return worst
