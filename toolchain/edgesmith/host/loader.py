@@ -7,6 +7,7 @@ Failures are caught as BaseException: a plugin may also call `sys.exit` at impor
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,7 +65,7 @@ def load_registry(
     Raises:
         PluginError: A name in `disable` is not installed, or a file in `files` does not exist.
     """
-    candidates = [*_installed(), *map(_file_candidate, files)]
+    candidates = [*_installed(), *map(file_candidate, files)]
     _check_disabled_names(disable, candidates)
     unwanted = {canonicalize_name(name) for name in disable}
     wanted = [
@@ -203,7 +204,12 @@ def _entry_point_candidate(
     return Candidate(name, distribution.version, entry.name, entry.load, requires)
 
 
-def _file_candidate(path: Path) -> Candidate:
+def file_candidate(path: Path) -> Candidate:
+    """Return the plugin in a Python file, not imported yet.
+
+    Raises:
+        PluginError: There is no such file.
+    """
     if path.suffix != ".py" or not path.is_file():
         raise PluginError(
             f"{path} is not a plugin file",
@@ -217,8 +223,8 @@ def _file_candidate(path: Path) -> Candidate:
 
 def _file_module(path: Path) -> Callable[[], ModuleType]:
     # Two files of one name, and installed modules of that name, must not meet in sys.modules.
-    digest = sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    name = f"edgesmith_file_{path.stem}_{digest}"
+    stem, digest = re.sub(r"\W", "_", path.stem), sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    name = f"edgesmith_file_{stem}_{digest}"
 
     def load() -> ModuleType:
         spec = importlib.util.spec_from_file_location(name, path)
@@ -295,7 +301,15 @@ def _open_hooks(module: ModuleType) -> tuple[pluggy.PluginManager, tuple[str, ..
     manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
     manager.add_hookspecs(hookspecs)
     known = _hook_names()
-    manager.register(module)
+    try:
+        manager.register(module)
+    except pluggy.PluginValidationError as error:
+        raise PluginError(
+            f"one of its hooks does not fit: {str(error).splitlines()[-1]}",
+            expected="hook implementations with arguments that edgesmith.host.hookspecs has",
+            why="The host would not know what to pass.",
+            fix="Plugin author: remove the argument. User: update the plugin or edgesmith.",
+        ) from error
     hooks = tuple(sorted(caller.name for caller in manager.get_hookcallers(module) or ()))
     for hook in hooks:
         if hook not in known:

@@ -3,10 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgesmith.errors import RecipeError
 from edgesmith.host.names import suggest
+
+
+class NoOptions(BaseModel):
+    """The options of a method that has none: "edgesmith.host.options:NoOptions"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def validate_options(method: str, model: type[BaseModel], options: Mapping[str, object]) -> BaseModel:

@@ -1,0 +1,8 @@
+"""Forgets to return its records."""
+
+from edgesmith import hookimpl
+
+
+@hookimpl
+def register_methods():
+    pass

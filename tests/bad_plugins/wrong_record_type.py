@@ -1,0 +1,8 @@
+"""Returns dictionaries where records belong."""
+
+from edgesmith import hookimpl
+
+
+@hookimpl
+def register_methods():
+    return [{"name": "a-dictionary"}]

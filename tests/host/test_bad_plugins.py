@@ -1,0 +1,118 @@
+"""Every way in which a plugin can fail, and what the host makes of it."""
+
+from pathlib import Path
+
+import pytest
+
+from edgesmith.errors import PluginError, StepError
+from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.sample import sample_inputs
+from edgesmith.testing import isolated_registry, run_method, tiny_mlp
+
+BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
+
+BROKEN_AT_LOAD = {
+    "import_error": ("import", "a_package_that_does_not_exist"),
+    "exits_at_import": ("import", "SystemExit: 3"),
+    "wrong_api": ("api", "99"),
+    "bad_record": ("records", "Bad Name!"),
+    "wrong_record_type": ("records", "dict"),
+    "returns_nothing": ("records", "NoneType"),
+    "misspelt_hook": ("hooks", "register_method"),
+    "wrong_hook_argument": ("hooks", "registry"),
+    "raises_in_hook": ("records", "RuntimeError: no licence found"),
+}
+
+BROKEN_IN_APPLY = {
+    "crash_in_apply": ("ZeroDivisionError: a channel without weights", "at node 'activation' (Relu)"),
+    "exits_in_apply": ("SystemExit: 7",),
+    "returns_garbage": ("returned an object of type Model",),
+    "returns_same_graph": ("returned the graph it was given",),
+    "changes_inputs": ("changed the graph's inputs from ['x'] to ['renamed']",),
+    "changes_output_type": ("dtype of output 'y' from FLOAT to FLOAT16",),
+    "edits_input": ("edited the graph it was given",),
+    "edits_input_weights": ("edited the graph it was given",),
+    "nan_output": ("output 'y' is NaN", "first at node 'up_projection' (Gemm)"),
+    "breaks_guarantee": ("promised outputs within 0.0001", "output 'y' is off by"),
+    "invalid_graph": ("not valid ONNX", "axis"),
+    "unknown_operator": ("ONNX Runtime does not run", "Mystery"),
+}
+
+
+def registry_with(name: str):
+    return isolated_registry(BAD_PLUGINS / f"{name}.py", BAD_PLUGINS / "raises_in_observer.py")
+
+
+def test_every_bad_plugin_has_a_test():
+    tested = {*BROKEN_AT_LOAD, *BROKEN_IN_APPLY, "crash_in_check", "bool_verdict", "raises_in_observer"}
+    assert tested | {"changes_nothing"} == {path.stem for path in BAD_PLUGINS.glob("*.py")}
+
+
+@pytest.mark.parametrize("name", BROKEN_AT_LOAD)
+def test_a_plugin_that_does_not_load_is_listed_and_the_others_work(name):
+    stage, fragment = BROKEN_AT_LOAD[name]
+    registry = registry_with(name)
+    (tombstone,) = registry.tombstones
+    assert (tombstone.distribution, tombstone.entry_point, tombstone.stage) == (f"file:{name}", name, stage)
+    assert fragment in tombstone.error
+    assert "\n" not in tombstone.error
+    assert tombstone.error.removeprefix("SystemExit: ") in tombstone.traceback
+    assert [record.name for record in registry.methods()] == ["copy"]
+    assert run_method(registry, "copy", tiny_mlp()).verdict.status == "ok"
+
+
+def test_asking_for_what_a_broken_plugin_would_bring_says_that_it_is_broken():
+    registry = registry_with("bad_record")
+    with pytest.raises(PluginError) as caught:
+        registry.method("Bad Name!")
+    assert "file:bad_record 0 is broken: MethodRecord 'Bad Name!' has a malformed name" in caught.value.what
+    assert "there is no method" not in str(caught.value)
+
+
+def test_an_unknown_name_mentions_the_broken_plugins_it_may_belong_to():
+    registry = registry_with("import_error")
+    with pytest.raises(PluginError) as caught:
+        registry.method("cop")
+    assert "`copy`" in caught.value.fix
+    assert "a_package_that_does_not_exist" in caught.value.why
+
+
+@pytest.mark.parametrize("name", BROKEN_IN_APPLY)
+def test_a_broken_step_is_attributed_and_leaves_the_model_as_it_was(name):
+    registry, model = registry_with(name), tiny_mlp()
+    digest, inputs = model.digest(), sample_inputs(model.ir)
+    before = ReferenceSession(model.ir).run(inputs)["y"]
+    method = name.replace("_", "-")
+    with pytest.raises(StepError) as caught:
+        run_method(registry, method, model)
+    assert f"method {method} 1.0 from file:{name} 0 (no options)" in caught.value.what
+    for fragment in BROKEN_IN_APPLY[name]:
+        assert fragment in caught.value.what
+    assert model.digest() == digest
+    assert (ReferenceSession(model.ir).run(inputs)["y"] == before).all()
+    # The same registry and model still serve a sound method.
+    assert run_method(registry, "copy", model).model.digest() == digest
+
+
+@pytest.mark.parametrize(("name", "fragment"), [("crash_in_check", "KeyError: 'absent'"), ("bool_verdict", "bool")])
+def test_a_crash_in_check_is_a_refusal(name, fragment):
+    model = tiny_mlp()
+    result = run_method(registry_with(name), name.replace("_", "-"), model)
+    assert result.verdict.status == "refuse"
+    assert result.verdict.reason.startswith("check crashed: method ")
+    assert fragment in result.verdict.reason
+    assert result.model is model
+
+
+def test_a_failing_observer_is_logged_once_and_fails_nothing(caplog):
+    registry = isolated_registry(BAD_PLUGINS / "raises_in_observer.py")
+    for _ in range(3):
+        assert run_method(registry, "copy", tiny_mlp()).verdict.status == "ok"
+    (record,) = caplog.records
+    assert "before_step of file:raises_in_observer 0" in record.getMessage()
+
+
+def test_a_step_that_changes_nothing_is_remarked():
+    registry = registry_with("changes_nothing")
+    result = run_method(registry, "changes-nothing", tiny_mlp())
+    assert result.notes.remarks == ["changes-nothing said that it applies and changed nothing."]

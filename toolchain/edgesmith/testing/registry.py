@@ -1,0 +1,101 @@
+"""Registries that hold only what a test names, and a way to run one method from them."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from edgesmith.host.context import Context
+from edgesmith.host.dialect import Dialect, TensorFormat
+from edgesmith.host.hookspecs import hookimpl
+from edgesmith.host.loader import REGISTER_HOOKS, Candidate, file_candidate
+from edgesmith.host.records import Record
+from edgesmith.host.registry import Registry
+
+if TYPE_CHECKING:
+    from edgesmith_calibration.sources import DataSource
+
+    from edgesmith.host.step import StepResult
+    from edgesmith.model import Model
+
+
+def isolated_registry(
+    *plugins: str | Path | ModuleType,
+    records: Sequence[Record] = (),
+    distribution: str = "test-plugin",
+    version: str = "1.0",
+    trace: Callable[[str], None] | None = None,
+) -> Registry:
+    """Return a registry of the named plugins alone, loaded as the host loads them.
+
+    Args:
+        plugins: Plugin files or modules. A module counts as a distribution of its own name.
+        records: Records to register besides, as if by a distribution.
+        distribution: Name of that distribution.
+        version: Its version.
+        trace: Receives one line for each call into a plugin.
+    """
+    candidates = [_candidate(plugin, version) for plugin in plugins]
+    if records:
+        module = _module_of(distribution, records)
+        candidates.append(Candidate(distribution, version, distribution, lambda: module))
+    return Registry([candidate.load(trace) for candidate in candidates], trace=trace)
+
+
+def fake_dialect() -> Dialect:
+    """Return the Q/DQ form of a target that takes everything: int8, weights per channel, activations per tensor."""
+    return Dialect(
+        name="fake",
+        opset=20,
+        activation=TensorFormat("int8", symmetric=False),
+        weight=TensorFormat("int8", symmetric=True, granularity="channel"),
+        operators=frozenset(("MatMul", "Gemm", "Conv")),
+    )
+
+
+def run_method(
+    registry: Registry,
+    name: str,
+    model: "Model",
+    options: Mapping[str, object] | None = None,
+    *,
+    calibration: "DataSource | None" = None,
+    seed: int = 0,
+) -> "StepResult":
+    """Run one method as the pipeline does, with every check of the host, for the dialect of `fake_dialect`.
+
+    Raises:
+        EdgesmithError: As `edgesmith.host.step.run_step`.
+    """
+    from edgesmith.host.step import run_step
+
+    record = registry.method(name)
+    validated = registry.validate_options(record, options or {})
+    with tempfile.TemporaryDirectory(prefix="edgesmith-") as scratch:
+        context = Context(validated, fake_dialect(), Path(scratch), calibration=calibration, seed=seed)
+        return run_step(registry, record, model, context)
+
+
+def _candidate(plugin: str | Path | ModuleType, version: str) -> Candidate:
+    if isinstance(plugin, ModuleType):
+        return Candidate(plugin.__name__, version, plugin.__name__, lambda: plugin)
+    return file_candidate(Path(plugin))
+
+
+def _module_of(name: str, records: Sequence[Record]) -> ModuleType:
+    """Return a plugin module that registers `records`."""
+    module = ModuleType(name.replace("-", "_"))
+    for hook, kind in REGISTER_HOOKS.items():
+        own = [record for record in records if isinstance(record, kind)]
+        if own:
+            setattr(module, hook, _registering(hook, own))
+    return module
+
+
+def _registering(hook: str, records: list[Record]) -> Callable[[], list[Record]]:
+    def register() -> list[Record]:
+        return records
+
+    register.__name__ = hook
+    return hookimpl(register)
