@@ -1,0 +1,183 @@
+"""Shared by the coupling tests: removal must give what zeroing gives."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import ArrayLike, NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from edgesmith.graph.couplings import Coupling, Slot, find_couplings, remove_channels
+from edgesmith.graph.edit import GraphEditor, set_initializer
+
+Inputs = Mapping[str, NDArray]
+# Zero times a shift or a spread is no zero channel, so these inputs keep their values.
+_KEPT = {
+    ("BatchNormalization", 3),
+    ("BatchNormalization", 4),
+    ("Div", 1),
+    ("Pow", 1),
+    ("QuantizeLinear", 1),
+    ("QuantizeLinear", 2),
+    ("DequantizeLinear", 2),
+}
+
+
+class GraphBuilder:
+    """Builds a graph node by node; weights are random, shapes are inferred when it is finished."""
+
+    def __init__(self, *, opset: int = 20, seed: int = 0, **inputs: Sequence[int | str]) -> None:
+        self._opset = opset
+        self._generator = np.random.default_rng(seed)
+        self._inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()]
+        self._nodes: list[onnx.NodeProto] = []
+        self._tensors: list[onnx.TensorProto] = []
+
+    def weight(self, name: str, *shape: int) -> str:
+        spread = 1.5 / np.sqrt(max(np.prod(shape) / shape[0], 1))
+        return self.constant(name, self._generator.normal(0, spread, shape).astype(np.float32))
+
+    def constant(self, name: str, array: ArrayLike) -> str:
+        self._tensors.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def integers(self, *numbers: int) -> str:
+        return self.constant(f"integers_{len(self._tensors)}", np.asarray(numbers, np.int64))
+
+    def add(self, operator: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: object) -> str:
+        names = self.add_many(operator, *inputs, outputs=outputs, domain=domain, **attributes)
+        return names[0]
+
+    def add_many(self, operator: str, *inputs: str, outputs: int, domain: str = "", **attributes: object) -> list[str]:
+        number = len(self._nodes)
+        names = [f"{operator}_{number}_{index}" for index in range(outputs)]
+        self._nodes.append(
+            helper.make_node(operator, inputs, names, name=f"{operator}_{number}", domain=domain, **attributes)
+        )
+        return names
+
+    def conv(self, source: str, name: str, inner: int, outer: int, *, kernel: int = 1, **attributes: object) -> str:
+        groups = attributes.get("group", 1)
+        weight = self.weight(f"{name}.weight", outer, inner // groups, kernel, kernel)
+        return self.add("Conv", source, weight, self.weight(f"{name}.bias", outer), **attributes)
+
+    def norm(self, source: str, name: str, channels: int) -> str:
+        parts = [self.weight(f"{name}.{part}", channels) for part in ("scale", "bias", "mean")]
+        variance = self.constant(f"{name}.var", self._generator.uniform(0.5, 1.5, channels).astype(np.float32))
+        return self.add("BatchNormalization", source, *parts, variance)
+
+    def linear(self, source: str, name: str, inner: int, outer: int) -> str:
+        made = self.add("MatMul", source, self.weight(f"{name}.weight", inner, outer))
+        return self.add("Add", made, self.weight(f"{name}.bias", outer))
+
+    def finish(self, *outputs: str, infer: bool = True) -> ir.Model:
+        values = [helper.make_empty_tensor_value_info(name) for name in outputs]
+        graph = helper.make_graph(self._nodes, "built", self._inputs, values, self._tensors)
+        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid("custom", 1)]
+        proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        typed = {value.name: value for value in inferred.graph.output}
+        del proto.graph.output[:]
+        proto.graph.output.extend(typed[name] for name in outputs)
+        return ir.from_proto(inferred if infer else proto)
+
+
+def samples(*shapes: Sequence[int], name: str = "x", seed: int = 1) -> list[dict[str, NDArray]]:
+    generator = np.random.default_rng(seed)
+    return [{name: generator.standard_normal(shape).astype(np.float32)} for shape in shapes]
+
+
+def places(coupling: Coupling) -> set[tuple[str, int]]:
+    """Return the weight axes of a coupling as (initializer, axis)."""
+    return {(slot.value, slot.axis) for slot in coupling.slots}
+
+
+def run(model: ir.Model, inputs: Inputs) -> list[NDArray]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto)
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, dict(inputs))
+
+
+def with_random_weights(model: ir.Model, seed: int = 0) -> ir.Model:
+    """Return the model with weights large enough that every channel shows in the outputs."""
+    generator = np.random.default_rng(seed)
+    result = model.clone()
+    for value in result.graph.initializers.values():
+        array = value.const_value.numpy()
+        if array.dtype == np.float32 and array.ndim > 1:
+            spread = 1.5 / np.sqrt(max(array.size // max(array.shape[-1], array.shape[0]), 1))
+            set_initializer(value, generator.normal(0, spread, array.shape).astype(np.float32))
+        elif array.dtype == np.float32 and array.ndim == 1 and array.size > 1 and np.ptp(array) == 0:
+            set_initializer(value, (array + generator.normal(0, 0.3, array.shape)).astype(np.float32))
+    return result
+
+
+def zeroed(model: ir.Model, coupling: Coupling, atoms: Sequence[int], *, consumers: bool = True) -> ir.Model:
+    """Return the model with some atoms set to zero in every weight that makes, scales, shifts or sums them."""
+    result = model.clone()
+    editor = GraphEditor(result.graph)
+    readers = {node.outputs[0].name: node for node in result.graph}
+    for slot in coupling.slots:
+        node = readers[slot.reader]
+        if (slot.role == "consumes" and not consumers) or (node.op_type, slot.port) in _KEPT:
+            continue
+        _zero(editor, node, slot, atoms)
+    return result
+
+
+def _zero(editor: GraphEditor, node: ir.Node, slot: Slot, atoms: Sequence[int]) -> None:
+    tensor = node.inputs[slot.port].const_value
+    array = tensor.numpy().copy()
+    array[(slice(None),) * slot.axis + (slot.positions(atoms),)] = 0
+    node.replace_input_with(slot.port, editor.add_initializer(slot.value, array, tensor.dtype))
+
+
+def subsets(coupling: Coupling, generator: np.random.Generator, count: int = 2) -> list[list[int]]:
+    """Return random sets of atoms, none empty and none complete."""
+    sizes = generator.integers(1, coupling.size, count) if coupling.size > 1 else np.ones(count, int)
+    return [sorted(generator.choice(coupling.size, size, replace=False).tolist()) for size in sizes]
+
+
+def assert_removal_is_zeroing(
+    model: ir.Model, inputs: Sequence[Inputs], *, seed: int = 0, consumers: bool = True, tolerance: float = 1e-5
+) -> list[Coupling]:
+    """Remove random atoms of every removable coupling and compare with zeroing them. Return these couplings."""
+    generator = np.random.default_rng(seed)
+    removable = [coupling for coupling in find_couplings(model) if coupling.removable]
+    for coupling in removable:
+        changes = [0.0]
+        for atoms in subsets(coupling, generator):
+            smaller, reference = (
+                remove_channels(model, coupling, atoms),
+                zeroed(model, coupling, atoms, consumers=consumers),
+            )
+            assert parameters(smaller) < parameters(model)
+            for each in inputs:
+                expected = run(reference, each)
+                for ours, theirs in zip(run(smaller, each), expected, strict=True):
+                    np.testing.assert_allclose(ours, theirs, atol=tolerance, rtol=tolerance)
+                changes.append(distance(expected, run(model, each)))
+        assert max(changes) > 10 * tolerance, "these channels show nowhere, so nothing was tested"
+    return removable
+
+
+def distance(first: Sequence[NDArray], second: Sequence[NDArray]) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
+
+
+def parameters(model: ir.Model) -> int:
+    return sum(
+        value.const_value.size for value in model.graph.initializers.values() if value.dtype != ir.DataType.INT64
+    )
+
+
+def only(couplings: Sequence[Coupling], condition: Callable[[Coupling], bool]) -> Coupling:
+    found = [coupling for coupling in couplings if condition(coupling)]
+    assert len(found) == 1, [(each.size, each.reason) for each in couplings]
+    return found[0]

@@ -1,0 +1,184 @@
+"""Removes channels for good: smaller weights, smaller shapes, the same interface."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgesmith.errors import ModelError
+from edgesmith.graph.couplings.edits import EDITS, Mask, NodeEdit
+from edgesmith.graph.couplings.emitter import site_of
+from edgesmith.graph.couplings.find import study
+from edgesmith.graph.couplings.records import Coupling, Slot
+from edgesmith.graph.couplings.relations import Axis
+from edgesmith.graph.couplings.sizes import Sizes
+from edgesmith.graph.couplings.targets import SHAPE_PORTS, overrides, rewrite_target
+from edgesmith.graph.edit import GraphEditor, set_initializer
+
+
+def remove_channels(
+    model: ir.Model, coupling: Coupling, atoms: Sequence[int], *, allow_inexact: bool = False
+) -> ir.Model:
+    """Return the model without some atoms of a coupling.
+
+    Weights, biases, statistics and scales are sliced; group counts, split sizes, slice bounds, indices and target
+    shapes follow. The result has the same inputs and outputs.
+
+    Args:
+        model: The graph that the coupling was found in. It is not changed.
+        coupling: A coupling that `find_couplings` returned for this graph.
+        atoms: Numbers of the atoms to remove; at least one must stay.
+        allow_inexact: Whether to accept a coupling whose remaining channels change their values (see
+            `Coupling.sliceable`).
+
+    Raises:
+        ModelError: The coupling is not removable, an atom does not exist, nothing would be left of an axis, or the
+            coupling belongs to another graph.
+    """
+    return remove_many(model, [(coupling, atoms)], allow_inexact=allow_inexact)
+
+
+def remove_many(
+    model: ir.Model, removals: Iterable[tuple[Coupling, Sequence[int]]], *, allow_inexact: bool = False
+) -> ir.Model:
+    """Return the model without atoms of several couplings, all found in this same graph.
+
+    A coupling describes the graph that it was found in. After one removal the others are stale, so what is to go
+    together must be removed in one call.
+
+    Args:
+        model: The graph. It is not changed.
+        removals: Pairs of a coupling and the numbers of its atoms.
+        allow_inexact: As for `remove_channels`.
+
+    Raises:
+        ModelError: As for `remove_channels`.
+    """
+    result = model.clone()
+    _, sizes = study(result)
+    lengths = _lengths(result.graph, sizes)
+    keep: dict[Axis, Mask] = {}
+    for coupling, atoms in removals:
+        _check_atoms(coupling, atoms, allow_inexact=allow_inexact)
+        for slot in (*coupling.slots, *coupling.activations):
+            axis = Axis((slot.reader, slot.port) if slot.reader else slot.value, slot.axis)
+            _check_slot(slot, axis, lengths)
+            mask = keep.setdefault(axis, np.ones(slot.length, np.bool_))
+            mask[slot.positions(atoms)] = False
+            if not mask.any():
+                raise _nothing_left(slot)
+    keep = {axis: mask for axis, mask in keep.items() if not mask.all()}
+    if keep:
+        _shrink(result, keep, sizes)
+    return result
+
+
+def _shrink(model: ir.Model, keep: dict[Axis, Mask], sizes: Sizes) -> None:
+    editor = GraphEditor(model.graph)
+    shrunk = {(axis.site, axis.number): mask for axis, mask in keep.items() if isinstance(axis.site, str)}
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    static = {
+        place: int(mask.sum())
+        for place, mask in shrunk.items()
+        if isinstance((sizes.dims(values[place[0]]) or [])[place[1]], int)
+    }
+    for node in tuple(model.graph):
+        edit = NodeEdit(node, editor, keep, sizes)
+        if node.op_type in EDITS and edit.touched:
+            EDITS[node.op_type](edit)
+        elif node.op_type in SHAPE_PORTS and len(node.inputs) > SHAPE_PORTS[node.op_type]:
+            rewrite_target(editor, node, overrides(node, sizes, static, frozenset(shrunk)), sizes)
+    _slice_initializers(editor, keep)
+    for (name, axis), length in static.items():
+        value = values[name]
+        if value.shape is not None:
+            dims = list(value.shape.dims)
+            dims[axis] = length
+            value.shape = ir.Shape(dims)
+
+
+def _slice_initializers(editor: GraphEditor, keep: dict[Axis, Mask]) -> None:
+    """Slice each initializer for its readers; readers that lose the same channels go on sharing one."""
+    masks: dict[tuple[str, int], dict[int, Mask]] = defaultdict(dict)
+    for axis, mask in keep.items():
+        if not isinstance(axis.site, str):
+            masks[axis.site][axis.number] = mask
+    versions: dict[ir.Value, dict[tuple[tuple[int, bytes], ...], list[tuple[ir.Node, int]]]] = {}
+    readers = {node.outputs[0].name: node for node in editor.graph}
+    for (reader, port), by_axis in masks.items():
+        node = readers[reader]
+        value = node.inputs[port]
+        key = tuple(sorted((index, mask.tobytes()) for index, mask in by_axis.items()))
+        if value is not None:
+            versions.setdefault(value, {}).setdefault(key, []).append((node, port))
+    for value, groups in versions.items():
+        for uses in groups.values():
+            node, port = uses[0]
+            _give_version(editor, value, uses, masks[(node.outputs[0].name or "", port)])
+
+
+def _give_version(
+    editor: GraphEditor, value: ir.Value, uses: list[tuple[ir.Node, int]], masks: dict[int, Mask]
+) -> None:
+    tensor = value.const_value
+    if tensor is None or value.name is None:
+        return
+    array = tensor.numpy()
+    for index, mask in masks.items():
+        array = np.compress(mask, array, axis=index)
+    if len(uses) == len(value.uses()) and not value.is_graph_output():
+        set_initializer(value, array, tensor.dtype)
+        return
+    version = editor.add_initializer(value.name, array, tensor.dtype)
+    for node, port in uses:
+        node.replace_input_with(port, version)
+
+
+def _lengths(graph: ir.Graph, sizes: Sizes) -> dict[Axis, int]:
+    """Return the static lengths of all axes that a slot can name."""
+    lengths = {}
+    for node in graph:
+        ports = [(site_of(node, index, value), value) for index, value in enumerate(node.inputs) if value is not None]
+        for site, value in [*ports, *((output.name or "", output) for output in node.outputs)]:
+            for axis, dim in enumerate(sizes.dims(value) or ()):
+                lengths[Axis(site, axis)] = dim if isinstance(dim, int) else 0
+    return lengths
+
+
+def _check_atoms(coupling: Coupling, atoms: Sequence[int], *, allow_inexact: bool) -> None:
+    if not (coupling.removable or (allow_inexact and coupling.sliceable)):
+        raise ModelError(
+            f"these channels cannot be removed: {coupling.reason}",
+            expected="a coupling that is removable",
+            why="What is left would compute something else, or could not be computed at all.",
+            fix="Leave this coupling out"
+            + (", or pass allow_inexact=True and train afterwards." if coupling.sliceable else "."),
+        )
+    wrong = sorted(atom for atom in atoms if not 0 <= atom < coupling.size)
+    if wrong:
+        raise ModelError(
+            f"the coupling has no atom {wrong[0]}",
+            expected=f"numbers from 0 to {coupling.size - 1}",
+            why="Only channels that exist can be removed.",
+            fix="Number the atoms as the coupling's slots do.",
+        )
+
+
+def _check_slot(slot: Slot, axis: Axis, lengths: dict[Axis, int]) -> None:
+    if lengths.get(axis, -1) not in (slot.length, 0):
+        raise ModelError(
+            f"axis {slot.axis} of {slot.value} has length {lengths.get(axis)}, the coupling says {slot.length}",
+            expected="the graph that the coupling was found in",
+            why="Positions on another graph would be other channels.",
+            fix="Call find_couplings on this graph, or remove everything in one call of remove_many.",
+        )
+
+
+def _nothing_left(slot: Slot) -> ModelError:
+    return ModelError(
+        f"nothing would be left of axis {slot.axis} of {slot.value} ({slot.length} channels)",
+        expected="at least one channel that stays",
+        why="A tensor with an axis of length zero computes nothing.",
+        fix="Keep an atom, or remove the whole branch with a method that does so.",
+    )

@@ -1,0 +1,92 @@
+"""Rewrites the shape tensors that Reshape, Expand, ConstantOfShape and Resize read, after axes have shrunk."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from edgesmith.graph.couplings.sizes import Element, Sizes
+from edgesmith.graph.edit import GraphEditor
+
+SHAPE_PORTS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
+"""Which input of an operator is the shape of its result."""
+
+INFER = -1
+
+
+def overrides(
+    node: ir.Node, sizes: Sizes, lengths: Mapping[tuple[str, int], int], shrunk: frozenset[tuple[str, int]]
+) -> dict[int, int]:
+    """Return the numbers of a node's target shape that must change, by axis.
+
+    Args:
+        node: One of the operators of `SHAPE_PORTS`.
+        sizes: Lengths before the removal.
+        lengths: New length of each static axis (value name, axis) that has shrunk.
+        shrunk: All axes that have shrunk, dynamic ones included.
+    """
+    output = node.outputs[0]
+    dims = sizes.dims(output) or []
+    elements = sizes.elements(node.inputs[SHAPE_PORTS[node.op_type]])
+    changed = {}
+    for axis, dim in enumerate(dims):
+        place = (output.name or "", axis)
+        element = elements[axis] if elements is not None and len(elements) == len(dims) else None
+        if isinstance(dim, int):
+            length = lengths.get(place, dim)
+            if not _follows(node, element, axis, length, dim, lengths):
+                changed[axis] = length
+        elif place in shrunk and (element is None or element.computed):
+            changed[axis] = INFER
+    return changed
+
+
+def _follows(
+    node: ir.Node, element: Element | None, axis: int, length: int, before: int, lengths: Mapping[tuple[str, int], int]
+) -> bool:
+    """Return whether a number of the target already gives the new length."""
+    if element is None:
+        return length == before
+    if element.computed:
+        return not any(source in lengths for source in element.sources) and length == before
+    if element.sources:
+        (source,) = element.sources
+        return lengths.get(source, before) == length
+    if element.dim == 0 and node.op_type == "Reshape" and node.inputs[0] is not None:
+        return lengths.get((node.inputs[0].name or "", axis), before) == length
+    return element.dim in (INFER, length)
+
+
+def rewrite_target(editor: GraphEditor, node: ir.Node, changed: Mapping[int, int], sizes: Sizes) -> None:
+    """Give a node a target shape with some numbers replaced.
+
+    A constant stays a constant, a Concat of single numbers stays a Concat. Anything else is selected from at run time.
+    """
+    port = SHAPE_PORTS[node.op_type]
+    target = node.inputs[port]
+    elements = sizes.elements(target)
+    rank = len(sizes.dims(node.outputs[0]) or ())
+    if target is None or not changed:
+        return
+    name = target.name or "shape"
+    numbers = [element.dim for element in elements or ()]
+    if numbers and all(isinstance(number, int) for number in numbers) and not any(e.sources for e in elements or ()):
+        updated = [changed.get(axis, number) for axis, number in enumerate(numbers)]
+        node.replace_input_with(port, editor.add_initializer(name, np.asarray(updated, np.int64)))
+        return
+    producer = target.producer()
+    if producer is not None and producer.op_type == "Concat" and len(producer.inputs) == rank:
+        pieces = [
+            editor.add_initializer(name, np.asarray([changed[axis]], np.int64)) if axis in changed else piece
+            for axis, piece in enumerate(producer.inputs)
+        ]
+        joined = editor.insert_before(node, "Concat", pieces, {"axis": 0})
+        new = joined.outputs[0]
+    else:
+        mask = editor.add_initializer(f"{name}_fixed", np.asarray([axis in changed for axis in range(rank)]))
+        fixed = editor.add_initializer(name, np.asarray([changed.get(axis, 0) for axis in range(rank)], np.int64))
+        new = editor.insert_before(node, "Where", [mask, fixed, target]).outputs[0]
+    new.shape, new.type = target.shape, target.type
+    node.replace_input_with(port, new)
+    if producer is not None:
+        editor.remove_unused([producer])
