@@ -92,7 +92,7 @@ def replace_directory(path: str | Path, *, marker: str | None = None) -> Iterato
     """
     path = Path(os.path.realpath(path))
     with _explained(path):
-        _require_replaceable(path, marker)
+        require_replaceable(path, marker)
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         partial, lock = _create_partial(path, directory=True)
@@ -102,11 +102,27 @@ def replace_directory(path: str | Path, *, marker: str | None = None) -> Iterato
             yield partial
         with _explained(path):
             _synchronise(partial)
-            _require_replaceable(path, marker)
+            require_replaceable(path, marker)
             _swap(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         os.close(lock)
+
+
+def require_replaceable(path: str | Path, marker: str | None) -> None:
+    """Check that `replace_directory` would accept `path`, before long work is done for it.
+
+    Raises:
+        OutputError: A file stands there, or a directory that is not empty and holds no `marker`.
+    """
+    path = Path(os.path.realpath(path))
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise _refusal(path, "a file stands there", "Choose the name of a directory, or move the file away.")
+    if marker is not None and any(path.iterdir()) and not (path / marker).is_file():
+        why = f"it is not empty and holds no `{marker}`, so it is no earlier result"
+        raise _refusal(path, why, "Choose a new or an empty directory.")
 
 
 def require_writable(directory: str | Path) -> None:
@@ -193,16 +209,6 @@ def _remove_if_abandoned(partial: Path) -> None:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         finally:
             os.close(descriptor)
-
-
-def _require_replaceable(path: Path, marker: str | None) -> None:
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise _refusal(path, "a file stands there", "Choose the name of a directory, or move the file away.")
-    if marker is not None and any(path.iterdir()) and not (path / marker).is_file():
-        why = f"it is not empty and holds no `{marker}`, so it is no earlier result"
-        raise _refusal(path, why, "Choose a new or an empty directory.")
 
 
 def _synchronise(directory: Path) -> None:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Frontends: readers that turn a source into a Model, cleaned and proven equal to it."""

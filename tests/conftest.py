@@ -1,0 +1,53 @@
+"""Fixtures for every test: small random models, each exported once and then read from disk."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import models
+from edgesmith.model import Model
+
+
+@pytest.fixture(scope="session")
+def tiny_bert() -> Model:
+    """Encoder with a classifier; inputs input_ids, attention_mask, token_type_ids."""
+    return models.cached_model("tiny-bert", models.build_tiny_bert)
+
+
+@pytest.fixture(scope="session")
+def tiny_distilbert() -> Model:
+    """Encoder with a masked language model head tied to the embeddings."""
+    return models.cached_model("tiny-distilbert", models.build_tiny_distilbert)
+
+
+@pytest.fixture(scope="session")
+def tiny_vit() -> Model:
+    """Vision transformer with a classifier; input pixel_values 3 x 32 x 32."""
+    return models.cached_model("tiny-vit", models.build_tiny_vit)
+
+
+@pytest.fixture(scope="session")
+def tiny_dinov2() -> Model:
+    """Vision transformer with layer scale; features."""
+    return models.cached_model("tiny-dinov2", models.build_tiny_dinov2)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2() -> Model:
+    """Decoder with one product for q, k and v, and a tied head."""
+    return models.cached_model("tiny-gpt2", models.build_tiny_gpt2)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Model:
+    """Decoder with grouped queries, gated MLPs and rotary positions."""
+    return models.cached_model("tiny-llama", models.build_tiny_llama)
+
+
+@pytest.fixture(scope="session")
+def tiny_cnn() -> Model:
+    """Residual network with a depthwise convolution; input image 3 x 16 x 16."""
+    return models.cached_model("tiny-cnn", models.build_tiny_cnn)

@@ -1,0 +1,361 @@
+"""Normalization: the same graph in the one form that everything else is written against.
+
+Operators of opset 20 or later, no functions, constants computed, nothing dead or doubled, names unique, shapes known.
+Every rewrite is proven by running the graph before and after; one that changes an output is undone and named.
+"""
+
+import ast
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+from onnxscript import rewriter, version_converter
+from onnxscript.optimizer import FOLDED_FROM_KEY, fold_constants
+from onnxscript.rewriter.rules import common as rules
+
+from edgesmith.digest import digest_graph
+from edgesmith.errors import DataError, ModelError
+from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.sample import sample_inputs
+from edgesmith.frontends.equality import find_difference
+from edgesmith.frontends.torch_export import quiet
+from edgesmith.serialization import check_graph, weight_bytes
+
+TARGET_OPSET = 20
+_NATIVE_OPSET = 18
+"""From here on the onnxscript converter, which edits the graph in place, knows every operator."""
+_TARGET_IR_VERSION = 10
+
+_ROUNDS = 6
+_FOLDED_ELEMENTS = 1 << 18
+"""A folded constant may hold this many elements, or as many as the constants it is computed from."""
+_GROWTH_BYTES = 1 << 20
+"""Folding may add this much to the weights in all."""
+
+_RANDOM = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)
+# Folding these would undo a quantization, or write out a tensor that the graph computes from a few numbers.
+_NEVER_FOLDED = frozenset(("ConstantOfShape", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"))
+# Their outputs can be of any size, whatever the size of their inputs.
+_GROWING = frozenset(("Expand", "Gather", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"))
+_LENGTHS: tuple[tuple[int | None, int | None], ...] = ((None, 24), (64, 64), (576, 512), (1, 1))
+"""Sizes to try for dimensions that vary, for the two cases of a proof; None leaves it to the sampler."""
+
+# The rules that drop zero biases are left out: a bias that is zero now is a parameter that a later step may correct.
+_SIMPLIFICATIONS = (
+    rules.add_0_rule,
+    rules.cast_cast_rule,
+    rules.cast_constant_of_shape_rule,
+    rules.cast_constant_of_shape_without_value_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.div_by_1_rule,
+    rules.dropout_inference_rule,
+    rules.dropout_zero_rule,
+    rules.flatten_to_reshape_rule,
+    rules.fuse_batchnorm_into_conv_rule,
+    rules.fuse_batchnorm_into_conv_transpose_rule,
+    rules.fuse_batchnorm_into_gemm_rule,
+    rules.fuse_pad_into_conv_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.max_max_rule,
+    rules.max_min_rule,
+    rules.min_max_rule,
+    rules.min_min_rule,
+    rules.mul_by_1_rule,
+    rules.no_op_cast_rule,
+    rules.no_op_dynamic_scatter_nd_rule,
+    rules.no_op_expand_rule,
+    rules.no_op_static_scatter_nd_rule,
+    rules.no_op_transpose_rule,
+    rules.one_reshape_matmul_reshape_rule,
+    rules.reshape_reshape_rule,
+    rules.slice_split_rule,
+    rules.squeeze_reshape_1d_rule,
+    rules.sub_0_rule,
+    rules.successive_clip_relu_rule,
+    rules.successive_clip_rule,
+    rules.successive_relu_clip_rule,
+    rules.successive_relu_rule,
+    rules.transpose_transpose_rule,
+    rules.two_reshapes_matmul_reshape_rule,
+    rules.unsqueeze_unsqueeze_rule,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Normalized:
+    """A normalized graph, and what could not be done or was undone, in sentences for the report."""
+
+    model: ir.Model
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rewrite:
+    name: str
+    apply: Callable[[ir.Model], None]
+
+
+def normalize(model: ir.Model) -> ir.Model:
+    """Return the normalized form of `model`, which is not changed. Idempotent, and the same bytes for the same graph.
+
+    Raises:
+        ModelError: ONNX Runtime does not load `model`.
+    """
+    return normalize_with_remarks(model).model
+
+
+def normalize_with_remarks(model: ir.Model) -> Normalized:
+    """Return the normalized form of `model` and what a user should know about it.
+
+    Raises:
+        ModelError: ONNX Runtime does not load `model`.
+    """
+    with quiet():
+        proof = _Proof.of(model)
+        if proof is None:
+            remarks = [_unprovable(model)]
+            result = model.clone()
+            _tidy(result)
+        else:
+            result, remarks = _apply(model, None)
+            if proof.difference(result):
+                result, remarks = _apply(model, proof)
+        check_graph(result, "the normalized graph")
+    opset = result.opset_imports.get("", TARGET_OPSET)
+    if opset < TARGET_OPSET:
+        remarks.append(f"The graph stays at opset {opset}: it could not be upgraded to {TARGET_OPSET} exactly.")
+    return Normalized(result, tuple(remarks))
+
+
+class _Proof:
+    """What a graph computes on sample inputs of two sizes."""
+
+    def __init__(self, cases: Sequence[tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]]) -> None:
+        self._cases = cases
+
+    @classmethod
+    def of(cls, model: ir.Model) -> "_Proof | None":
+        """Return the proof for `model`, or None when it draws random numbers or runs on nothing we can make up."""
+        session = ReferenceSession(model)
+        if _random_node(model):
+            return None
+        for lengths in _LENGTHS:
+            cases = []
+            for seed, batch in enumerate((2, 1)):
+                inputs = sample_inputs(model, seed=seed, dimensions=_sizes(model, batch, lengths[seed]))
+                try:
+                    cases.append((inputs, session.run(inputs)))
+                except (ModelError, DataError):
+                    continue
+            if cases:
+                return cls(cases)
+        return None
+
+    def difference(self, model: ir.Model) -> str:
+        """Return how `model` differs from what was proven, or an empty string."""
+        try:
+            session = ReferenceSession(model)
+            for inputs, outputs in self._cases:
+                if difference := find_difference(outputs, session.run(inputs)):
+                    return difference
+        except (ModelError, DataError) as error:
+            return error.what
+        return ""
+
+
+def _sizes(model: ir.Model, batch: int, length: int | None) -> dict[str, int]:
+    """Return sizes of the symbolic dimensions: `batch` in front, `length` elsewhere, or what the sampler takes."""
+    sizes: dict[str, int] = {}
+    for value in model.graph.inputs:
+        for axis, dimension in enumerate(value.shape or ()):
+            if isinstance(dimension, ir.SymbolicDim):
+                name = dimension.value or f"{value.name}:{axis}"
+                if axis == 0 and len(value.shape or ()) > 1:
+                    sizes.setdefault(name, batch)
+                elif length is not None:
+                    sizes.setdefault(name, length)
+    return sizes
+
+
+def _apply(model: ir.Model, proof: _Proof | None) -> tuple[ir.Model, list[str]]:
+    """Return `model` after all rewrites, and remarks on those undone. With a proof, each is checked by itself."""
+    current, remarks = model, []
+    undone: set[str] = set()
+
+    def attempt(rewrite: _Rewrite) -> None:
+        nonlocal current
+        if rewrite.name in undone:
+            return
+        candidate = current.clone()
+        try:
+            rewrite.apply(candidate)
+            reason = proof.difference(candidate) if proof else ""
+        # The passes are other people's code and raise whatever they trip over; the graph before is intact.
+        except Exception as error:  # noqa: BLE001
+            reason = error.what if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
+        if reason:
+            undone.add(rewrite.name)
+            remarks.append(f"Undone while cleaning: {rewrite.name} ({' '.join(reason.split())[:300]}).")
+        else:
+            current = candidate
+
+    for rewrite in _ONCE:
+        attempt(rewrite)
+    before = ""
+    for _ in range(_ROUNDS):
+        for rewrite in _REPEATED:
+            attempt(rewrite)
+        after = digest_graph(current)
+        if after == before:
+            break
+        before = after
+    return current, remarks
+
+
+def _prepare(model: ir.Model) -> None:
+    model.ir_version = max(model.ir_version or 0, _TARGET_IR_VERSION)
+    if "ai.onnx" in model.opset_imports:
+        model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.InlinePass()(model)
+
+
+def _upgrade(target: int) -> Callable[[ir.Model], None]:
+    def upgrade(model: ir.Model) -> None:
+        opset = model.opset_imports.get("", TARGET_OPSET)
+        if opset >= target:
+            return
+        version_converter.convert_version(model, target, fallback=opset < _NATIVE_OPSET)
+        # The converter leaves the graph as it is when an operator has no newer form.
+        if model.opset_imports[""] < target:
+            raise _cannot("an operator has no equal form there")
+
+    return upgrade
+
+
+def _fold(model: ir.Model) -> None:
+    before = weight_bytes(model)
+    fold_constants(model, onnx_shape_inference=True, output_size_limit=_FOLDED_ELEMENTS, should_fold=_may_fold)
+    _name_folded(model)
+    after = weight_bytes(model)
+    if after > before + _GROWTH_BYTES:
+        raise _cannot(f"constants would grow from {before} to {after} bytes")
+
+
+def _may_fold(node: ir.Node) -> bool | None:
+    """Return False for what must not be folded, and None to leave the decision to the size of its inputs."""
+    if node.op_type in _NEVER_FOLDED or any(_is_shared_weight(value) for value in node.inputs if value is not None):
+        return False
+    shape = node.outputs[0].shape
+    if shape is None or not shape.is_static():
+        return None if node.op_type not in _GROWING else False
+    constants = [value.const_value for value in node.inputs if value is not None]
+    largest = max((tensor.size for tensor in constants if tensor is not None), default=0)
+    return None if prod(shape.numpy()) <= max(largest, _FOLDED_ELEMENTS) else False
+
+
+def _is_shared_weight(value: ir.Value) -> bool:
+    """Return whether folding a use of `value` would store a weight twice and untie it, as in a tied output head."""
+    tensor = value.const_value
+    return (
+        tensor is not None and tensor.dtype.is_floating_point() and len(tensor.shape) > 1 and len(value.consumers()) > 1
+    )
+
+
+def _name_folded(model: ir.Model) -> None:
+    """Give a constant that was computed from one weight alone the name of that weight, if it is free again."""
+    taken = {str(value.name) for graph in model.graphs() for value in _values(graph)}
+    for value in list(model.graph.initializers.values()):
+        origins = ast.literal_eval(value.metadata_props.pop(FOLDED_FROM_KEY, "[]"))
+        if len(origins) == 1 and origins[0] not in taken:
+            model.graph.initializers.pop(str(value.name))
+            value.name = origins[0]
+            model.graph.register_initializer(value)
+    for graph in model.graphs():
+        for value in _values(graph):
+            value.metadata_props.pop(FOLDED_FROM_KEY, None)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _simplify(model: ir.Model) -> None:
+    rewriter.rewrite(model, _SIMPLIFICATIONS)
+
+
+def _tidy(model: ir.Model) -> None:
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.LiftSubgraphInitializersToMainGraphPass()(model)
+    passes.IdentityEliminationPass()(model)
+    _merge_equal_constants(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.TopologicalSortPass()(model)
+    passes.OutputFixPass()(model)
+    passes.NameFixPass()(model)
+    passes.ShapeInferencePass(strict_mode=False)(model)
+
+
+def _merge_equal_constants(model: ir.Model) -> None:
+    """Use one initializer where several hold the same tensor.
+
+    Float tensors of one repeated value stay apart: fresh biases and scales are equal by accident, and methods that
+    train or prune must be able to change each by itself.
+    """
+    kept: dict[tuple[object, ...], ir.Value] = {}
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_input() or value.is_graph_output():
+            continue
+        array = tensor.numpy()
+        if tensor.dtype.is_floating_point() and array.size > 1 and bool((array == array.flat[0]).all()):
+            continue
+        content = array.tobytes() if array.dtype != object else repr(array.tolist()).encode()
+        first = kept.setdefault((tensor.dtype, array.shape, hashlib.sha256(content).digest()), value)
+        if first is not value:
+            value.replace_all_uses_with(first)
+            model.graph.initializers.pop(str(value.name))
+
+
+def _random_node(model: ir.Model) -> str:
+    """Return the name of a node whose output differs from run to run, or an empty string."""
+    for node in model.graph.all_nodes():
+        # The third input of Dropout is the training mode.
+        if node.op_type in _RANDOM or (node.op_type == "Dropout" and len(node.inputs) > 2):
+            return node.name or node.op_type
+    return ""
+
+
+def _unprovable(model: ir.Model) -> str:
+    cause = f"draws random numbers (node `{node}`)" if (node := _random_node(model)) else "runs on no made-up inputs"
+    return f"The graph {cause}, so nothing but its names, duplicates and unused parts was cleaned."
+
+
+def _cannot(reason: str) -> ModelError:
+    return ModelError(reason, expected="an exact rewrite", why="It would change the model.", fix="It is undone.")
+
+
+_ONCE = (
+    _Rewrite("inlining functions", _prepare),
+    _Rewrite(f"upgrading operators to opset {_NATIVE_OPSET}", _upgrade(_NATIVE_OPSET)),
+    _Rewrite(f"upgrading operators to opset {TARGET_OPSET}", _upgrade(TARGET_OPSET)),
+)
+_REPEATED = (
+    _Rewrite("folding constants", _fold),
+    _Rewrite("simplifying patterns", _simplify),
+    _Rewrite("removing duplicates and unused parts", _tidy),
+)

@@ -1,0 +1,418 @@
+"""Reading and writing ONNX files.
+
+A file is data from a stranger. Everything that would make a later step allocate, open another file or compute
+nonsense is checked here, before the first tensor is touched: sizes against the bytes that are really there,
+external data against the directory that it must stay in, operators against the schemas that are known. Weights
+in external data are memory-mapped once, so they stay on disk until used, also when the file is replaced later.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import CheckerPass, TopologicalSortPass
+
+from edgesmith.errors import ModelError, UnsupportedOperatorError
+
+OLDEST_OPSET = 9
+EXTERNAL_DATA_SUFFIX = ".data"
+PROTOBUF_LIMIT_BYTES = 2_000_000_000
+"""Protobuf cannot hold more than 2 GiB; the rest is room for names and shapes."""
+RUNTIME_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "ai.onnx.contrib", "com.ms.internal.nhwc"})
+"""Domains without a schema in the `onnx` package that ONNX Runtime may know. It is asked later."""
+
+_LARGEST_DIMENSION = 2**31 - 1
+_LARGEST_ELEMENT_COUNT = 2**40
+_EXTERNAL_THRESHOLD_BYTES = 1024
+_EXTERNAL_ALIGNMENT_BYTES = 4096
+_CHUNK_ELEMENTS = 1 << 22
+
+
+def read_onnx(path: str | Path) -> ir.Model:
+    """Return the graph in an `.onnx` file, checked, with external weights mapped lazily.
+
+    Raises:
+        ModelError: The file is missing, damaged, not ONNX, older than opset 9, not a valid graph, refers to data
+            outside its directory, or holds weights that are not numbers.
+        UnsupportedOperatorError: It uses an operator that neither ONNX nor ONNX Runtime defines.
+    """
+    path = Path(path)
+    proto = _parse(path)
+    _check_tensors(proto, path)
+    _check_opset(proto, path)
+    try:
+        model = ir.serde.deserialize_model(proto)
+    except (ir.serde.SerdeError, NotImplementedError, ValueError, TypeError) as error:
+        raise _invalid(f"`{path}` cannot be read as a graph: {_last_cause(error)}") from error
+    _map_external_data(model, path.parent)
+    check_graph(model, str(path))
+    check_weights(model, str(path))
+    return model
+
+
+def external_files(path: str | Path) -> tuple[Path, ...]:
+    """Return the files that hold external data of an `.onnx` file, sorted, without reading any weights.
+
+    Raises:
+        ModelError: The file is missing or damaged, or refers to data outside its directory.
+    """
+    path = Path(path)
+    files: set[Path] = set()
+    for graph in _graphs(_parse(path).graph):
+        attributes = (attribute for node in graph.node for attribute in node.attribute)
+        constants = (t for a in attributes for t in (*a.tensors, *([a.t] if a.HasField("t") else [])))
+        for tensor in (*graph.initializer, *constants):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                needed = _byte_count(prod(tensor.dims), ir.DataType(tensor.data_type))
+                files.add(_locate(tensor.external_data, needed, tensor.name, path.parent)[0])
+    return tuple(sorted(files))
+
+
+def write_onnx(model: ir.Model, path: Path, *, external_data: bool | None = None) -> None:
+    """Write `model` to `path`. Equal graphs give equal bytes.
+
+    Args:
+        model: The graph. It is not changed.
+        path: The destination, in a directory that nothing else is written to; not atomic by itself.
+        external_data: Put weights into a second file beside it, named after it with `.data` appended. The default
+            does so when one file would exceed what protobuf holds.
+    """
+    if external_data is None:
+        external_data = weight_bytes(model) > PROTOBUF_LIMIT_BYTES
+    if external_data:
+        ir.save(
+            model,
+            path,
+            external_data=path.name + EXTERNAL_DATA_SUFFIX,
+            size_threshold_bytes=_EXTERNAL_THRESHOLD_BYTES,
+            alignment=_EXTERNAL_ALIGNMENT_BYTES,
+            align_threshold=0,
+            max_workers=1,
+        )
+    else:
+        path.write_bytes(to_bytes(model))
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """Return `model` as the bytes of one ONNX file, weights included. Equal graphs give equal bytes."""
+    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+
+
+def tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    """Yield every constant of the graph and its subgraphs with its name: initializers and tensor attributes."""
+    for graph in [*model.graphs(), *model.functions.values()]:
+        if isinstance(graph, ir.Graph):
+            for name, value in graph.initializers.items():
+                if value.const_value is not None:
+                    yield name, value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.is_ref():
+                    continue
+                found = attribute.value if attribute.type == ir.AttributeType.TENSORS else [attribute.value]
+                if attribute.type in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS):
+                    yield from ((f"{node.name or node.op_type}.{attribute.name}", tensor) for tensor in found)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the size of all constants in bytes."""
+    return sum(tensor.nbytes for _, tensor in tensors(model) if tensor.dtype != ir.DataType.STRING)
+
+
+def check_graph(model: ir.Model, what: str) -> None:
+    """Check that `model` is a valid ONNX graph with inputs, outputs and known operators.
+
+    Args:
+        model: The graph. Nodes are put into topological order if they are not; nothing else is changed.
+        what: How to call it in the error.
+
+    Raises:
+        ModelError: It is not.
+        UnsupportedOperatorError: An operator is unknown.
+    """
+    for side, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
+        if all(value.is_initializer() for value in values):
+            raise _invalid(f"`{what}` has no {side}")
+    _check_operators(model, what)
+    try:
+        TopologicalSortPass()(model)
+        CheckerPass()(model)
+    except (onnx.checker.ValidationError, ir.passes.PassError, ir.serde.SerdeError, ValueError) as error:
+        raise _invalid(f"`{what}` is not a valid ONNX graph: {_last_cause(error)}") from error
+
+
+def check_weights(model: ir.Model, what: str) -> None:
+    """Check that no constant holds NaN. Infinity passes, because masks use it.
+
+    Raises:
+        ModelError: One does. The message names it.
+    """
+    for name, tensor in tensors(model):
+        if not tensor.dtype.is_floating_point():
+            continue
+        array = tensor.numpy().reshape(-1)
+        for start in range(0, array.size, _CHUNK_ELEMENTS):
+            broken = np.isnan(array[start : start + _CHUNK_ELEMENTS])
+            if broken.any():
+                index = np.unravel_index(start + int(broken.argmax()), tensor.shape.numpy())
+                raise ModelError(
+                    f"Tensor `{name}` of `{what}`, shape {list(tensor.shape.numpy())}, "
+                    f"holds NaN at {[int(i) for i in index]}.",
+                    expected="weights that are numbers",
+                    why="Every output that depends on it would be NaN, and no measurement would mean anything.",
+                    fix="Export the model again from a checkpoint that works; training may have diverged.",
+                )
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise ModelError(
+            f"Model file `{path}` {what}.",
+            expected="an .onnx file",
+            why="There is nothing to read.",
+            fix="Check the path.",
+        )
+    try:
+        if path.stat().st_size > 2**31:
+            raise _damaged(path, "it is larger than protobuf allows (2 GiB)")
+        content = path.read_bytes()
+    except OSError as error:
+        raise _damaged(path, f"the system reports: {error.strerror}") from error
+    if content.startswith(b"version https://git-lfs"):
+        raise _damaged(path, "it is a Git LFS pointer; the content was not downloaded", "Run `git lfs pull` there.")
+    try:
+        proto = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        raise _damaged(path, _describe(content)) from error
+    if not proto.HasField("graph") or not proto.ir_version or not proto.opset_import:
+        raise _damaged(path, _describe(content))
+    return proto
+
+
+def _describe(content: bytes) -> str:
+    if not content:
+        return "it is empty"
+    head = content[:512]
+    if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
+        return f"it is text, beginning with {head[:40].decode()!r}"
+    return "it is truncated, damaged, or another format"
+
+
+def _check_opset(proto: onnx.ModelProto, path: Path) -> None:
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    opset = opsets.get("", opsets.get("ai.onnx"))
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not OLDEST_OPSET <= opset <= newest:
+        raise ModelError(
+            f"`{path}` uses ONNX opset {opset}.",
+            expected=f"opset {OLDEST_OPSET} to {newest}",
+            why="Older operators have meanings that no current runtime keeps; newer ones are not known here.",
+            fix=("Upgrade the `onnx` package, or e" if opset > newest else "E") + "xport the model with opset 20.",
+        )
+
+
+def _check_tensors(proto: onnx.ModelProto, path: Path) -> None:
+    """Check every tensor and shape in the file against the bytes that are there, subgraphs and functions included."""
+    for graph in _graphs(proto.graph):
+        if graph.sparse_initializer:
+            name = graph.sparse_initializer[0].values.name
+            raise _invalid(f"Initializer `{name}` of `{path}` is sparse, which is not supported")
+        seen: set[str] = set()
+        for tensor in graph.initializer:
+            if not tensor.name or tensor.name in seen:
+                raise _invalid(f"`{path}` holds two initializers with the name `{tensor.name}`, or one without a name")
+            seen.add(tensor.name)
+            _check_tensor(tensor, path)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            _check_shape(value, path)
+        for node in graph.node:
+            _check_attributes(node, path)
+    for function in proto.functions:
+        for node in function.node:
+            _check_attributes(node, path)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+            for subgraph in attribute.graphs:
+                yield from _graphs(subgraph)
+
+
+def _check_attributes(node: onnx.NodeProto, path: Path) -> None:
+    for attribute in node.attribute:
+        if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+            raise _invalid(
+                f"Node `{node.name}` ({node.op_type}) of `{path}` holds a sparse tensor, which is not supported"
+            )
+        for tensor in ([attribute.t] if attribute.HasField("t") else []) + list(attribute.tensors):
+            _check_tensor(tensor, path, f"{node.name or node.op_type}.{attribute.name}")
+
+
+def _check_shape(value: onnx.ValueInfoProto, path: Path) -> None:
+    shape = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
+    if any(not 0 <= d <= _LARGEST_DIMENSION for d in shape) or prod(d for d in shape if d) > _LARGEST_ELEMENT_COUNT:
+        raise _absurd(f"Value `{value.name}` of `{path}`", shape)
+
+
+def _check_tensor(tensor: onnx.TensorProto, path: Path, name: str = "") -> None:
+    name = name or tensor.name
+    dims = list(tensor.dims)
+    try:
+        dtype = ir.DataType(tensor.data_type)
+    except ValueError as error:
+        raise _invalid(f"Tensor `{name}` of `{path}` has the unknown data type {tensor.data_type}") from error
+    if dtype == ir.DataType.UNDEFINED:
+        raise _invalid(f"Tensor `{name}` of `{path}` has no data type")
+    if any(not 0 <= d <= _LARGEST_DIMENSION for d in dims) or prod(dims) > _LARGEST_ELEMENT_COUNT:
+        raise _absurd(f"Tensor `{name}` of `{path}`", dims)
+    elements = prod(dims)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if dtype == ir.DataType.STRING:
+            raise _invalid(f"Tensor `{name}` of `{path}` keeps strings in external data, which is not supported")
+        _locate(tensor.external_data, _byte_count(elements, dtype), name, path.parent)
+        return
+    if tensor.HasField("raw_data") and dtype != ir.DataType.STRING:
+        found, needed, unit = len(tensor.raw_data), _byte_count(elements, dtype), "bytes"
+    else:
+        field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+        found, needed, unit = len(getattr(tensor, field)), _entry_count(elements, dtype), "values"
+    if found != needed:
+        raise _invalid(
+            f"Tensor `{name}` of `{path}` with shape {dims} and type {dtype.name} holds {found} {unit} "
+            f"where {needed} are needed"
+        )
+
+
+def _byte_count(elements: int, dtype: ir.DataType) -> int:
+    return -(-elements * dtype.bitwidth // 8)
+
+
+def _entry_count(elements: int, dtype: ir.DataType) -> int:
+    """Return how many entries of a typed protobuf field hold `elements` values."""
+    if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        return 2 * elements
+    if dtype == ir.DataType.STRING:
+        return elements
+    return _byte_count(elements, dtype) if dtype.bitwidth < 8 else elements
+
+
+def _locate(entries: object, needed: int, name: str, directory: Path) -> tuple[Path, int]:
+    """Return file and offset of external data after checking that it is inside `directory` and long enough."""
+    info = entries if isinstance(entries, Mapping) else {entry.key: entry.value for entry in entries}  # type: ignore[attr-defined]
+    location = str(info.get("location", ""))
+    relative = Path(location)
+    file = Path(os.path.realpath(directory / relative))
+    inside = file.is_relative_to(os.path.realpath(directory))
+    if not location or "\0" in location or relative.is_absolute() or ".." in relative.parts or not inside:
+        raise ModelError(
+            f"Tensor `{name}` keeps its data in `{location}`, outside the model's directory `{directory}`.",
+            expected="a relative path to a file inside that directory",
+            why="A model file from a stranger could otherwise read any file of this machine.",
+            fix="Copy the data file beside the model (with `cp -L` where it is a link) and correct the location.",
+        )
+    try:
+        offset, length = int(info.get("offset") or 0), int(info.get("length") or needed)
+    except ValueError as error:
+        raise _invalid(f"Tensor `{name}` has external data with an offset or length that is no number") from error
+    if not file.is_file():
+        raise ModelError(
+            f"Tensor `{name}` keeps its data in `{location}`, which is missing from `{directory}`.",
+            expected="the data file beside the .onnx file",
+            why="Without it the model has no weights.",
+            fix="Copy the data file there; the two files belong together.",
+        )
+    size = file.stat().st_size
+    if offset < 0 or length != needed or offset + needed > size:
+        raise _invalid(
+            f"Tensor `{name}` needs {needed} bytes of `{location}` and claims {length} at offset {offset}; "
+            f"the file has {size} bytes"
+        )
+    return file, offset
+
+
+def _map_external_data(model: ir.Model, directory: Path) -> None:
+    maps: dict[Path, np.ndarray] = {}
+
+    def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+        dtype, shape = tensor.dtype, tensor.shape
+        info = {"location": os.fspath(tensor.location), "offset": tensor.offset, "length": tensor.length}
+        file, offset = _locate(info, tensor.nbytes, tensor.name, directory)
+        if not tensor.nbytes:
+            return ir.Tensor(np.empty(shape.numpy(), dtype.numpy()), dtype, shape=shape, name=tensor.name)
+        if file not in maps:
+            maps[file] = np.memmap(file, dtype=np.uint8, mode="r")
+        content = maps[file][offset : offset + tensor.nbytes].view(np.ndarray)
+        if dtype.bitwidth < 8:
+            return ir.PackedTensor(content, dtype, shape=shape, name=tensor.name)
+        return ir.Tensor(content.view(dtype.numpy()).reshape(shape.numpy()), dtype, shape=shape, name=tensor.name)
+
+    for graph in [*model.graphs(), *model.functions.values()]:
+        for value in graph.initializers.values() if isinstance(graph, ir.Graph) else ():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = mapped(value.const_value)
+        for node in graph:
+            for name, attribute in node.attributes.items():
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[name] = ir.AttrTensor(name, mapped(attribute.value))
+
+
+def _check_operators(model: ir.Model, what: str) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for node in model.graph.all_nodes():
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if domain in RUNTIME_DOMAINS or node.op_identifier() in model.functions:
+            continue
+        version = model.opset_imports.get(node.domain, model.opset_imports.get(domain, newest))
+        if not onnx.defs.has(node.op_type, version, domain):
+            known_since = onnx.defs.has(node.op_type, domain)
+            raise UnsupportedOperatorError(
+                f"Node `{node.name or node.outputs[0].name}` of `{what}` uses the operator "
+                f"`{f'{domain}.' if domain else ''}{node.op_type}`"
+                + (f", which opset {version} does not have." if known_since else ", which is unknown."),
+                expected="operators of ONNX (`ai.onnx`, `ai.onnx.ml`), of ONNX Runtime, or functions in the file",
+                why="An operator without a definition can be neither run nor rewritten nor compiled.",
+                fix="Export the model so that this operator is written out in standard ones, or as an ONNX function.",
+            )
+
+
+def _last_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:400]
+
+
+def _invalid(what: str) -> ModelError:
+    return ModelError(
+        f"{what}.",
+        expected="a complete ONNX graph as an exporter writes it",
+        why="Running it would fail later, or compute something else than was meant.",
+        fix="Export the model again; if the exporter wrote this, report it there.",
+    )
+
+
+def _absurd(what: str, shape: list[int]) -> ModelError:
+    return ModelError(
+        f"{what} has the shape {shape}.",
+        expected=f"dimensions from 0 to {_LARGEST_DIMENSION} and at most {_LARGEST_ELEMENT_COUNT} elements",
+        why="No memory holds such a tensor; a dimension that varies must have a name instead of a number.",
+        fix="Export the model again, with named dynamic dimensions.",
+    )
+
+
+def _damaged(path: Path, why: str, fix: str = "Download or export the file again.") -> ModelError:
+    return ModelError(
+        f"`{path}` is not an ONNX model: {why}.",
+        expected="an ONNX file (protobuf)",
+        why="Nothing can be read from it.",
+        fix=fix,
+    )
