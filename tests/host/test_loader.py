@@ -1,0 +1,169 @@
+"""Loading through real entry points: temporary distributions on sys.path, beside Edgesmith's own."""
+
+import sys
+
+import pytest
+
+from edgesmith.errors import PluginError
+from edgesmith.host.loader import load_registry
+from edgesmith.host.registry import Registry
+
+
+def names(registry: Registry) -> list[str]:
+    return [record.name for record in registry.methods()]
+
+
+def test_own_plugins_come_through_the_same_door():
+    registry = load_registry(plugins=False)
+    assert {plugin.distribution for plugin in registry.plugins} == {"edgesmith"}
+    assert "core" in [plugin.entry_point for plugin in registry.plugins]
+    assert registry.tombstones == ()
+    assert [record.name for record in registry.frontends()] == ["onnx", "torch-module", "transformers"]
+    assert [record.name for record in registry.metrics()] == ["accuracy", "cosine", "perplexity", "sqnr", "top5"]
+    assert registry.distribution_of(registry.runner("local")).startswith("edgesmith ")
+
+
+def test_an_installed_plugin_is_found_by_its_entry_point(install):
+    install("edge-prune")
+    registry = load_registry()
+    assert registry.distribution_of(registry.method("halve")) == "edge-prune 0.3"
+    assert registry.method("edge-prune:halve") is registry.method("halve")
+
+
+def test_plugins_are_loaded_sorted_by_distribution_whatever_the_path_says(install):
+    for name in ("zebra", "alpha", "middle"):
+        install(name, method=f"from-{name}")
+    loaded = [plugin.distribution for plugin in load_registry().plugins if plugin.distribution != "edgesmith"]
+    assert loaded == ["alpha", "middle", "zebra"]
+
+
+def test_no_plugins_leaves_strangers_out_and_unimported(install):
+    install("edge-prune")
+    assert "halve" not in names(load_registry(plugins=False))
+    assert "edge_prune" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["edge-prune", "Edge_Prune", "main"])
+def test_disable_takes_a_distribution_or_an_entry_point(install, name):
+    install("edge-prune")
+    assert "halve" not in names(load_registry(disable=[name]))
+
+
+def test_disabling_what_is_not_there_is_an_error_with_the_nearest_name(install):
+    install("edge-prune")
+    with pytest.raises(PluginError, match="'edge-prun' to disable") as caught:
+        load_registry(disable=["edge-prun"])
+    assert "`edge-prune`" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("requires", "fragment"),
+    [
+        ("edgesmith>=99", "works with edgesmith >=99"),
+        ("edgesmith<0.0.1", "works with edgesmith <0.0.1"),
+        ("edgesmith", "declares no version range"),
+        ([], "declares no version range"),
+        ("numpy>=1", "declares no version range"),
+        ('edgesmith>=0.1; extra == "test"', "declares no version range"),
+        ("edgesmith >>> 1", "malformed requirement"),
+    ],
+)
+def test_a_plugin_for_another_version_is_buried_without_importing_it(install, requires, fragment):
+    install("edge-prune", requires=requires)
+    registry = load_registry()
+    (tombstone,) = registry.tombstones
+    assert (tombstone.label, tombstone.stage) == ("edge-prune 0.3", "version")
+    assert fragment in tombstone.error
+    assert "edge_prune" not in sys.modules
+    assert registry.runner("local").name == "local"
+
+
+def test_the_range_is_found_among_other_requirements_and_spellings(install):
+    install("edge-prune", requires=["numpy>=1", "Edgesmith>=0.0.1,<99"])
+    assert "halve" in names(load_registry())
+
+
+def test_a_broken_distribution_does_not_stop_its_neighbours(install):
+    install("aaa-broken", source="import nothing_of_that_name")
+    install("edge-prune")
+    registry = load_registry()
+    assert "halve" in names(registry)
+    with pytest.raises(PluginError) as caught:
+        registry.method("aaa-broken:anything")
+    assert "aaa-broken 0.3 is broken: ModuleNotFoundError" in caught.value.what
+
+
+def test_interrupting_an_import_interrupts(install):
+    install("edge-prune", source="raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        load_registry()
+
+
+def test_an_entry_point_that_names_no_module_is_buried(install, tmp_path):
+    install("edge-prune")
+    (tmp_path / "edge-prune/edge_prune-0.3.dist-info/entry_points.txt").write_text(
+        "[edgesmith]\nmain = edge_prune:register_methods\n"
+    )
+    (tombstone,) = load_registry().tombstones
+    assert tombstone.stage == "api"
+    assert "function" in tombstone.error
+
+
+@pytest.mark.parametrize("declared", [1, 2])
+def test_this_plugin_contract_and_the_one_before_are_taken(install, monkeypatch, declared):
+    monkeypatch.setattr("edgesmith.host.hookspecs.API_VERSION", 2)
+    install("edge-prune", source=f"EDGESMITH_API = {declared}")
+    assert load_registry().tombstones == ()
+
+
+@pytest.mark.parametrize("declared", ["3", "0", "'1'"])
+def test_any_other_plugin_contract_is_buried(install, monkeypatch, declared):
+    monkeypatch.setattr("edgesmith.host.hookspecs.API_VERSION", 2)
+    install("edge-prune", source=f"EDGESMITH_API = {declared}")
+    (tombstone,) = load_registry().tombstones
+    assert (tombstone.distribution, tombstone.stage) == ("edge-prune", "api")
+
+
+def test_a_plugin_file_is_loaded_when_named_and_only_then(plugin_file, monkeypatch):
+    path = plugin_file("local_method", "local")
+    monkeypatch.chdir(path.parent)
+    assert "local" not in names(load_registry(plugins=False))
+    registry = load_registry(plugins=False, files=[path])
+    assert registry.distribution_of(registry.method("local")) == "file:local_method 0"
+    assert registry.method("file:local_method:local").name == "local"
+
+
+def test_a_plugin_file_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(PluginError, match="is not a plugin file"):
+        load_registry(files=[tmp_path / "absent.py"])
+
+
+def test_two_registries_share_nothing(plugin_file):
+    first = load_registry(plugins=False, files=[plugin_file("one", "first")])
+    second = load_registry(plugins=False, files=[plugin_file("two", "second")])
+    assert "second" not in names(first)
+    assert "first" not in names(second)
+    with pytest.raises(PluginError, match="not of this registry"):
+        second.distribution_of(first.method("first"))
+
+
+def test_a_duplicate_within_one_distribution_buries_the_second_entry_point(install, tmp_path):
+    install("edge-prune")
+    folder = tmp_path / "edge-prune"
+    (folder / "edge_prune_more.py").write_text((folder / "edge_prune.py").read_text())
+    (folder / "edge_prune-0.3.dist-info/entry_points.txt").write_text(
+        "[edgesmith]\nmain = edge_prune\nmore = edge_prune_more\n"
+    )
+    registry = load_registry()
+    sys.modules.pop("edge_prune_more")
+    (tombstone,) = registry.tombstones
+    assert tombstone.entry_point == "more"
+    assert "'halve' is registered twice" in tombstone.error
+    assert registry.method("halve").name == "halve"
+
+
+def test_tracing_shows_each_call_into_a_plugin(install):
+    install("edge-prune")
+    lines: list[str] = []
+    load_registry(trace=lines.append)
+    assert "edge-prune:main.register_methods() -> 1 records" in lines
