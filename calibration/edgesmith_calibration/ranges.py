@@ -137,6 +137,6 @@ def _quantile(histogram: Histogram, share: float) -> float:
 def _with_zero(low: float, high: float, symmetric: bool) -> Range:
     low, high = min(low, 0.0), max(high, 0.0)
     if symmetric:
-        high = max(-low, high)
+        high = max(high, -low)
         low = 0.0 - high
     return Range(low=low, high=high)
