@@ -229,3 +229,16 @@ def test_the_model_of_the_caller_survives_an_edit_in_place(tmp_path):
     with pytest.raises(StepError, match="ValueError: half way"):
         lower(model, edit, tmp_path)
     assert model.digest() == digest
+
+
+def test_an_output_that_is_no_tensor_is_remarked_and_not_compared(registry):
+    graph = tiny_mlp().ir
+    y = graph.graph.outputs[0]
+    node = ir.node("SequenceConstruct", [y], name="pack")
+    node.outputs[0].name = "packed"
+    node.outputs[0].type = ir.SequenceType(y.type)
+    graph.graph.append(node)
+    graph.graph.outputs.append(node.outputs[0])
+    result = run_method(registry, "scale", tiny_mlp().with_ir(graph), {"factor": 2.0})
+    assert result.relative_error == pytest.approx(1.0)
+    assert result.notes.remarks == ["Output 'packed' is no tensor, so it is not compared."]

@@ -66,5 +66,5 @@ class Frontend(ABC):
         """Return the Model read from `source`, cleaned and proven equal to it."""
 
     @abstractmethod
-    def fingerprint(self, source: object) -> str:
+    def fingerprint(self, source: object, *, example_inputs: object = None) -> str:
         """Return a hash of the content of `source`, without loading it as a model if that can be avoided."""

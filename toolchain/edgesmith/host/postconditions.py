@@ -16,9 +16,9 @@ from edgesmith.host.records import Guarantee
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
-    from edgesmith_calibration.sources import DataSource
 
     from edgesmith.model import Model
+    from edgesmith_calibration.sources import DataSource
 
     Arrays = Mapping[str, np.ndarray]
 
@@ -204,10 +204,15 @@ def _invalidity(model: "ir.Model") -> str | None:
 def _run_before(
     model: "ir.Model", samples: "Arrays", threads: int, random: bool
 ) -> tuple["Arrays | None", tuple[str, ...]]:
+    import numpy as np
+
     from edgesmith.execution.reference import ReferenceSession
 
     try:
-        return ReferenceSession(model, threads=threads).run(samples), ()
+        outputs = ReferenceSession(model, threads=threads).run(samples)
+        others = [name for name, values in outputs.items() if not isinstance(values, np.ndarray)]
+        remarks = tuple(f"Output {name!r} is no tensor, so it is not compared." for name in others)
+        return {name: values for name, values in outputs.items() if name not in others}, remarks
     except (DataError, ModelError) as error:
         if not random:
             raise
@@ -238,8 +243,8 @@ def _require_finite(
 ) -> None:
     import numpy as np
 
-    for name, values in actual.items():
-        before, after = _numbers(expected[name]), _numbers(values)
+    for name, values in expected.items():
+        before, after = _numbers(values), _numbers(actual[name])
         if before is None or after is None:
             continue
         # A graph may compute infinities on purpose (masked logits). Only new ones are this step's fault.
