@@ -26,7 +26,7 @@ class Measurement(_Record):
     `low` and `high` are absent for numbers that do not vary; `spread` says what they are.
     """
 
-    value: float
+    value: MaybeInfinite
     unit: str
     tier: Tier
     samples: int = 1
@@ -99,6 +99,7 @@ class Ledger(_Record):
     target: str
     metric: str
     """Name of the metric in the rows."""
+    metric_higher_is_better: bool = True
     rows: tuple[LedgerRow, ...]
     chosen: int
     """Index of the row that became the artifact."""

@@ -1,0 +1,147 @@
+"""The ledger as a table for the terminal: legible at 80 columns, without colour, and when piped to a file."""
+
+from typing import TYPE_CHECKING
+
+from edgesmith.ledger import Ledger, LedgerRow, Measurement
+from edgesmith.report.format import (
+    NOT_MEASURED,
+    format_bytes,
+    format_change,
+    format_factor,
+    format_number,
+    format_value,
+    shorten,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from edgesmith.measure.compare import ArtifactComparison, ComparedFigure
+
+_STAGE_LENGTH = 30
+_TIER_LETTERS = {"simulated": "S", "reference": "R", "proxy": "P", "device": "D"}
+
+
+def ledger_table(ledger: Ledger) -> "RenderableType":
+    """Return the ledger for a rich console: a table, what the letters mean, and the verdict."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    units = {row.metric.unit for row in ledger.rows if row.metric}
+    unit = units.pop() if len(units) == 1 else ""
+    table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False, collapse_padding=True)
+    table.add_column("", width=1)
+    table.add_column("stage", overflow="fold", min_width=14)
+    for title in (f"{ledger.metric or 'metric'}{f' {unit}' if unit else ''}", "latency ms", "speed", "size", "peak"):
+        table.add_column(Text(title), justify="right", no_wrap=title in ("speed", "size", "peak"))
+    table.add_column("SQNR dB", justify="right")
+    table.add_column("tier", justify="center")
+    for row in ledger.rows:
+        table.add_row(*map(Text, _cells(row, ledger, unit)), style=_style(row, ledger))
+    legend = [f"{letter} {name}" for name, letter in _TIER_LETTERS.items() if _has_tier(ledger, name)]
+    notes = f"> chosen, latency as median [quartiles], tier: {', '.join(legend) or 'nothing measured'}"
+    return Group(table, Text(notes, style="dim"), *_reasons(ledger), Text(ledger.verdict, style="bold"))
+
+
+def comparison_table(comparison: "ArtifactComparison") -> "RenderableType":
+    """Return two artifacts side by side for a rich console, with the reason where numbers are not comparable."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
+    table.add_column("figure")
+    for title in ("first", "second", "change"):
+        table.add_column(title, justify="right")
+    notes = []
+    for figure in comparison.figures:
+        cells = (figure.name, _number(figure.before), _number(figure.after), _change(figure))
+        table.add_row(*map(Text, cells))
+        if figure.refusal or figure.note:
+            notes.append(
+                Text(f"{figure.name}: {'not compared, ' if figure.refusal else ''}{figure.refusal or figure.note}")
+            )
+    names = Text(f"first   {comparison.before}\nsecond  {comparison.after}", style="dim")
+    parts: list[RenderableType] = [names, table, *notes]
+    if comparison.differences:
+        parts.append(_difference_table(comparison))
+    return Group(*parts)
+
+
+def _difference_table(comparison: "ArtifactComparison") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
+    for title in ("differs", "first", "second"):
+        table.add_column(title, overflow="fold")
+    for name, (first, second) in comparison.differences.items():
+        table.add_row(Text(name), Text(first), Text(second))
+    return table
+
+
+def _cells(row: LedgerRow, ledger: Ledger, unit: str) -> tuple[str, ...]:
+    status = "" if row.status == "ok" else f" ({row.status})"
+    metric = NOT_MEASURED
+    if row.metric:
+        metric = format_value(row.metric.value, row.metric.unit).removesuffix(f" {unit}" if unit else "")
+    against_source = [error for error in row.errors if error.against == ledger.rows[0].stage] or list(row.errors)
+    return (
+        ">" if row.index == ledger.chosen else "",
+        f"{shorten(row.stage, _STAGE_LENGTH)}{status}",
+        metric,
+        _latency(row.latency_ms),
+        format_factor(row.speedup.value) if row.speedup else NOT_MEASURED,
+        format_bytes(row.size_bytes.value) if row.size_bytes else NOT_MEASURED,
+        format_bytes(row.peak_memory_bytes.value) if row.peak_memory_bytes else NOT_MEASURED,
+        _decibels(against_source[0].sqnr_db) if against_source else NOT_MEASURED,
+        _tiers(row),
+    )
+
+
+def _latency(number: Measurement | None) -> str:
+    if number is None:
+        return NOT_MEASURED
+    if number.low is None or number.high is None:
+        return format_number(number.value)
+    return f"{format_number(number.value)} [{format_number(number.low)}..{format_number(number.high)}]"
+
+
+def _decibels(value: float) -> str:
+    return "equal" if value == float("inf") else f"{value:.1f}"
+
+
+def _tiers(row: LedgerRow) -> str:
+    numbers = (row.metric, row.latency_ms, row.speedup, row.size_bytes, row.peak_memory_bytes)
+    tiers = {str(number.tier) for number in numbers if number is not None}
+    return "".join(letter for name, letter in _TIER_LETTERS.items() if name in tiers) or NOT_MEASURED
+
+
+def _has_tier(ledger: Ledger, tier: str) -> bool:
+    return any(_TIER_LETTERS[tier] in _tiers(row) for row in ledger.rows)
+
+
+def _style(row: LedgerRow, ledger: Ledger) -> str:
+    return "bold green" if row.index == ledger.chosen else "dim" if row.status != "ok" else ""
+
+
+def _reasons(ledger: Ledger) -> "list[RenderableType]":
+    from rich.text import Text
+
+    return [Text(f"{shorten(row.stage, _STAGE_LENGTH)}: {row.reason}") for row in ledger.rows if row.reason]
+
+
+def _number(number: Measurement | None) -> str:
+    if number is None:
+        return NOT_MEASURED
+    return format_value(number.value, number.unit)
+
+
+def _change(figure: "ComparedFigure") -> str:
+    if figure.ratio is None or figure.difference is None or figure.before is None:
+        return NOT_MEASURED
+    if figure.before.unit in ("ms", "bytes"):
+        return format_factor(figure.ratio)
+    return format_change(figure.difference, figure.before.unit)
