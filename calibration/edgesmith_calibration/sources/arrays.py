@@ -7,20 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from edgesmith_calibration.errors import DataError
-from edgesmith_calibration.sources.base import (
-    Array,
-    Batch,
-    DataSource,
+from edgesmith_calibration.sources.base import Array, Batch, labels_do_not_match
+from edgesmith_calibration.sources.samples import (
     Indices,
+    SampleSource,
     chunks,
     key_of_arrays,
-    labels_do_not_match,
     missing_file,
     require_samples,
 )
 
 
-class ArraySource(DataSource):
+class ArraySource(SampleSource):
     """Arrays in memory.
 
     Args:
@@ -37,7 +35,8 @@ class ArraySource(DataSource):
     ) -> None:
         self._inputs = {name: np.asarray(array) for name, array in inputs.items()}
         self._labels = None if labels is None else np.asarray(labels)
-        self._description = description
+        self.description = description
+        self.has_labels = labels is not None
         lengths = {name: array.shape[0] if array.ndim else 0 for name, array in self._inputs.items()}
         self._length = min(lengths.values(), default=0)
         require_samples(self._length, description)
@@ -53,16 +52,6 @@ class ArraySource(DataSource):
 
     def __len__(self) -> int:
         return self._length
-
-    @property
-    def description(self) -> str:
-        """Where the arrays come from."""
-        return self._description
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether labels were given."""
-        return self._labels is not None
 
     def labels(self) -> Array | None:
         """Return the labels as they were given."""

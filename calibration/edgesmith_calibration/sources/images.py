@@ -11,13 +11,20 @@ import numpy as np
 from edgesmith_calibration.errors import DataError
 from edgesmith_calibration.image_encoder import encode_image
 from edgesmith_calibration.preprocessing import ImagePreprocessing
-from edgesmith_calibration.sources.base import Array, Batch, DataSource, Indices, chunks, missing_file, require_samples
+from edgesmith_calibration.sources.base import Array, Batch
 from edgesmith_calibration.sources.classes import class_indices
+from edgesmith_calibration.sources.samples import (
+    Indices,
+    SampleSource,
+    chunks,
+    missing_file,
+    require_samples,
+)
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-class ImageFolderSource(DataSource):
+class ImageFolderSource(SampleSource):
     """The images in a folder and its subfolders, in the order of their paths. Hidden files are left out.
 
     Labels come from `pattern` where one is given, else from the names of the direct subfolders where there are any,
@@ -39,6 +46,8 @@ class ImageFolderSource(DataSource):
     ) -> None:
         if not path.is_dir():
             raise missing_file(path, "a folder of images")
+        self.description = f"the images in {path}"
+        self.settings = preprocessing.model_dump_json()
         self._path = path
         self._preprocessing = preprocessing
         self._files = sorted(
@@ -48,24 +57,10 @@ class ImageFolderSource(DataSource):
         require_samples(len(self._files), self.description)
         names = self._names_by_pattern(pattern) if pattern else self._names_by_folder()
         self._labels = None if names is None else class_indices(names, classes, self.description)
+        self.has_labels = names is not None
 
     def __len__(self) -> int:
         return len(self._files)
-
-    @property
-    def description(self) -> str:
-        """The folder."""
-        return f"the images in {self._path}"
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether file or folder names give labels."""
-        return self._labels is not None
-
-    @property
-    def settings(self) -> str:
-        """The preprocessing."""
-        return self._preprocessing.model_dump_json()
 
     def labels(self) -> Array | None:
         """Return the class indices, int64 [images]."""

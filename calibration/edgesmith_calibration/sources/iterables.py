@@ -9,17 +9,17 @@ from typing import Any, cast
 import numpy as np
 
 from edgesmith_calibration.errors import DataError
-from edgesmith_calibration.sources.base import (
-    Array,
-    Batch,
-    DataSource,
+from edgesmith_calibration.sources.base import Array, Batch, DataSource, labels_do_not_match
+from edgesmith_calibration.sources.samples import (
     Indices,
+    SampleSource,
     key_of_arrays,
-    labels_do_not_match,
     require_samples,
 )
 
 _LABELS = ("labels", "label")
+_OWN_LABELS = "__labels__"
+_ITEMS_PER_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Layout:
     inputs: tuple[str, ...] = ()
     """Names of the graph inputs. Empty: every numeric field but the labels, which needs items that are mappings."""
     labels: str | None = None
-    """Field with the labels. None: "labels" or "label" where there is one."""
+    """Field with the labels. None: "labels" or "label" where there is one. Empty: no labels."""
     batched: bool = False
     """Whether an item is a batch, with samples along the first dimension, rather than one sample."""
 
@@ -46,7 +46,7 @@ class _Summary:
     labels: Array | None
 
 
-class CallableSource(DataSource):
+class CallableSource(SampleSource):
     """Samples from a function that returns a new iterable at every call. Only one batch is held at a time.
 
     An item is a mapping of input name to value, or, with `layout.inputs` given, a tuple of values or a single value.
@@ -63,20 +63,15 @@ class CallableSource(DataSource):
     ) -> None:
         self._function = function
         self._layout = layout or Layout()
-        self._description = description or f"the function {getattr(function, '__qualname__', repr(function))}"
+        self.description = description or f"the function {getattr(function, '__qualname__', repr(function))}"
 
     def __len__(self) -> int:
         return len(self._summary.keys)
 
-    @property
-    def description(self) -> str:
-        """Where the items come from."""
-        return self._description
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether items carry labels."""
-        return self._summary.labels is not None
+    @cached_property
+    def has_labels(self) -> bool:  # type: ignore[override]
+        """Whether the first sample carries a label."""
+        return next(self._samples(), _Sample({}, None)).label is not None
 
     def labels(self) -> Array | None:
         """Return all labels; reads every sample the first time."""
@@ -167,11 +162,6 @@ class IterableSource(CallableSource):
         require_samples(len(self._items), self.description)
         return len(self._items)
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether the first sample carries a label."""
-        return next(self._samples(), _Sample({}, None)).label is not None
-
     def read(self, indices: Indices, batch_size: int) -> Iterator[Batch]:
         """Yield the samples at `indices`; in ascending order, unless the object can be indexed."""
         if self._items is None:
@@ -181,12 +171,25 @@ class IterableSource(CallableSource):
             yield from _stacked(samples, batch_size, self.description)
 
 
+def as_samples(source: DataSource) -> SampleSource:
+    """Return a source whose samples can be selected and split, whatever kind of source it is given."""
+    if isinstance(source, SampleSource):
+        return source
+
+    def items() -> Iterator[dict[str, Array | None]]:
+        for batch in source.batches(_ITEMS_PER_BATCH):
+            yield {**batch.inputs, _OWN_LABELS: batch.labels}
+
+    layout = Layout(labels=_OWN_LABELS if source.has_labels else "", batched=True)
+    return CallableSource(items, layout, source.description)
+
+
 def _sample(item: object, layout: Layout, description: str) -> _Sample:
     """Return an item as arrays; of a batched item all samples together."""
     fields = _fields(item, layout, description)
     named = layout.labels if layout.labels is not None else next((name for name in _LABELS if name in fields), None)
     label = fields.get(named) if named else None
-    if label is None and layout.labels is not None:
+    if label is None and layout.labels:
         raise _missing(layout.labels, fields, description)
     names = layout.inputs or tuple(name for name in fields if name != named)
     arrays = {name: _array(fields[name], name, description) for name in names if name in fields}

@@ -7,9 +7,11 @@ import numpy as np
 
 from edgesmith_calibration.errors import DataError
 from edgesmith_calibration.sources.base import Array, DataSource
+from edgesmith_calibration.sources.iterables import as_samples
+from edgesmith_calibration.sources.samples import SampleSource
 
 
-def split(source: DataSource, count: int, *, seed: int = 0) -> tuple[DataSource, DataSource]:
+def split(source: DataSource, count: int, *, seed: int = 0) -> tuple[SampleSource, SampleSource]:
     """Return about `count` samples of a source, and the rest. Both keep the source's order.
 
     Equal samples stay together, so that no sample stands in both parts; a sample that occurs often may therefore make
@@ -25,6 +27,7 @@ def split(source: DataSource, count: int, *, seed: int = 0) -> tuple[DataSource,
     Raises:
         DataError: There are fewer than two different samples, or `count` leaves no sample for either part.
     """
+    source = as_samples(source)
     if not 1 <= count < len(source):
         raise _too_few(source, f"{count} of its {len(source)} samples were asked for")
     groups = _groups(source.sample_keys())
@@ -52,8 +55,8 @@ def without(source: DataSource, other: DataSource) -> DataSource:
     Raises:
         DataError: No sample is left.
     """
-    taken = set(other.sample_keys())
-    kept = [index for index, key in enumerate(source.sample_keys()) if key not in taken]
+    taken = set(as_samples(other).sample_keys())
+    kept = [index for index, key in enumerate(as_samples(source).sample_keys()) if key not in taken]
     if not kept:
         raise DataError(
             f"every sample of {source.description} is also in {other.description}",

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 from edgesmith_calibration.errors import DataError
-from edgesmith_calibration.sources.base import (
-    Array,
-    Batch,
-    DataSource,
+from edgesmith_calibration.sources.base import Array, Batch
+from edgesmith_calibration.sources.classes import class_indices
+from edgesmith_calibration.sources.samples import (
     Indices,
+    SampleSource,
     chunks,
     key_of_arrays,
     missing_file,
     require_samples,
 )
-from edgesmith_calibration.sources.classes import class_indices
 from edgesmith_calibration.text_encoder import TextEncoder
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
@@ -41,7 +40,7 @@ class TextColumns:
     """Class names in the order of the model's outputs, where labels are names."""
 
 
-class TextSource(DataSource):
+class TextSource(SampleSource):
     """One text, or pair of texts, per sample.
 
     Args:
@@ -55,7 +54,8 @@ class TextSource(DataSource):
 
     def __init__(self, path: Path, encoder: TextEncoder, columns: TextColumns | None = None) -> None:
         columns = columns or TextColumns()
-        self._path = path
+        self.description = f"the texts in {path}"
+        self.settings = encoder.settings
         self._encoder = encoder
         rows = list(_rows(path, columns.text))
         require_samples(len(rows), self.description)
@@ -64,24 +64,10 @@ class TextSource(DataSource):
         label = columns.label or next((name for name in LABEL_COLUMNS if name in rows[0]), None)
         names = _column(rows, label, self.description) if label else None
         self._labels = None if names is None else class_indices(names, columns.classes, self.description)
+        self.has_labels = names is not None
 
     def __len__(self) -> int:
         return len(self._texts)
-
-    @property
-    def description(self) -> str:
-        """The file."""
-        return f"the texts in {self._path}"
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether the file has a column of labels."""
-        return self._labels is not None
-
-    @property
-    def settings(self) -> str:
-        """The preprocessing and the tokenizer."""
-        return self._encoder.settings
 
     def labels(self) -> Array | None:
         """Return the class indices, int64 [texts]."""
@@ -103,7 +89,7 @@ class TextSource(DataSource):
             yield Batch(inputs, None if self._labels is None else self._labels[chosen])
 
 
-class TokenWindowSource(DataSource):
+class TokenWindowSource(SampleSource):
     """A text cut into windows for a model that predicts the next token. Labels are the tokens one position later.
 
     Windows follow each other without overlap; what is left at the end is dropped. No special tokens are added.
@@ -117,8 +103,12 @@ class TokenWindowSource(DataSource):
         DataError: The file is missing or damaged, or shorter than one window.
     """
 
+    has_labels = True
+    """The text itself gives the labels."""
+
     def __init__(self, path: Path, encoder: TextEncoder, column: str = "text") -> None:
-        self._path = path
+        self.description = f"windows of the text in {path}"
+        self.settings = encoder.settings
         self._encoder = encoder
         if path.suffix.lower() == ".txt":
             lines: Iterator[str] = iter(io.StringIO(_read_text(path)))
@@ -137,21 +127,6 @@ class TokenWindowSource(DataSource):
 
     def __len__(self) -> int:
         return self._length
-
-    @property
-    def description(self) -> str:
-        """The file."""
-        return f"windows of the text in {self._path}"
-
-    @property
-    def has_labels(self) -> bool:
-        """True: the text itself gives the labels."""
-        return True
-
-    @property
-    def settings(self) -> str:
-        """The preprocessing and the tokenizer."""
-        return self._encoder.settings
 
     def labels(self) -> Array:
         """Return the next tokens, int64 [windows, length]."""

@@ -1,0 +1,115 @@
+"""Holds data against the inputs that a graph declares, before anything expensive runs."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from edgesmith_calibration.errors import DataError
+from edgesmith_calibration.sources.base import Array, Batch, DataSource
+
+
+@dataclass(frozen=True, slots=True)
+class InputForm:
+    """What a graph declares of one input."""
+
+    dtype: str
+    """NumPy name, such as "float32" or "int64"."""
+    shape: tuple[int | None, ...] | None = None
+    """None for a free dimension; the first counts samples and is not compared. None altogether: of unknown rank."""
+
+
+class CheckedSource(DataSource):
+    """Another source, with every batch held against the graph's inputs.
+
+    Arrays for inputs that the graph does not have are left out. Values are converted to the declared type where that
+    keeps their kind: between floating-point types, and between integer types, where all values fit.
+
+    Args:
+        source: Where the samples come from.
+        inputs: Graph input name to its declared form.
+    """
+
+    def __init__(self, source: DataSource, inputs: Mapping[str, InputForm]) -> None:
+        self._source = source
+        self._inputs = dict(inputs)
+        self.description = source.description
+        self.has_labels = source.has_labels
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """Hash of the source's fingerprint and the declared forms."""
+        return hashlib.sha256(f"{self._source.fingerprint}{sorted(self._inputs.items())}".encode()).hexdigest()
+
+    def select(self, indices: ArrayLike) -> DataSource:
+        """Return the samples at `indices`, checked alike."""
+        return CheckedSource(self._source.select(indices), self._inputs)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield batches with exactly the inputs of the graph.
+
+        Raises:
+            DataError: An input is missing, or its type, rank or a fixed dimension is another.
+        """
+        for batch in self._source.batches(batch_size):
+            for name in self._inputs:
+                if name not in batch.inputs:
+                    raise self._missing(name, batch)
+            inputs = {name: _fit(name, batch.inputs[name], form) for name, form in self._inputs.items()}
+            yield Batch(inputs, batch.labels)
+
+    def _missing(self, name: str, batch: Batch) -> DataError:
+        return DataError(
+            f"{self.description} gives no array for the input '{name}'",
+            expected=f"arrays named {', '.join(self._inputs)}; there are {', '.join(batch.inputs) or 'none'}",
+            why="every input of the graph needs a value",
+            fix="rename the arrays like the inputs of the graph",
+        )
+
+
+def _fit(name: str, array: Array, form: InputForm) -> Array:
+    wanted = np.dtype(form.dtype)
+    converted = _converted(array, wanted)
+    if converted is None:
+        raise DataError(
+            f"input '{name}' is given as {array.dtype}",
+            expected=f"{wanted}, or values of its kind that it can hold",
+            why="a graph computes in the types it declares",
+            fix=f"store the array as {wanted}",
+        )
+    if form.shape is not None and not _is_of_shape(array, form.shape):
+        declared = ", ".join("?" if size is None else str(size) for size in form.shape)
+        raise DataError(
+            f"input '{name}' is given with shape {list(array.shape)}",
+            expected=f"[{declared}], the first being the samples",
+            why="the graph's fixed dimensions do not stretch",
+            fix="reshape, crop or pad the data, or correct the preprocessing of the model",
+        )
+    return converted
+
+
+def _is_of_shape(array: Array, shape: tuple[int | None, ...]) -> bool:
+    if array.ndim != len(shape):
+        return False
+    sizes = list(zip(shape, array.shape, strict=True))
+    return all(size is None or size == found for size, found in sizes[1:])
+
+
+def _converted(array: Array, wanted: "np.dtype[np.generic]") -> Array | None:
+    """Return the values in the wanted type, or None where that would change their kind or lose a value."""
+    if array.dtype == wanted:
+        return array
+    kinds = (array.dtype.kind, wanted.kind)
+    if kinds == ("f", "f"):
+        with np.errstate(over="ignore"):
+            converted = array.astype(wanted)
+        return converted if np.isfinite(converted).all() else None
+    if kinds[0] in "iub" and kinds[1] in "iub":
+        converted = array.astype(wanted)
+        return converted if np.array_equal(converted, array) else None
+    return None
