@@ -145,13 +145,21 @@ def full_ledger(**changes: object) -> Ledger:
 
 
 def structure() -> dict:
-    heads = {"heads": 12, "head_size": 32}
-    blocks = [
-        {"index": i, "kind": "transformer", "attention": heads, "mlp": {"width": 1536, "gated": False}, "norm": "post"}
-        for i in range(6)
-    ]
+    attention = {"heads": 12, "head_dim": 32, "kv_heads": 12, "grouped": False, "causal": False}
+    mlp = {"width": 1536, "activation": "gelu", "gated": False}
+    block = {"norm": "post", "residuals": [{"attentions": [attention], "mlps": []}, {"attentions": [], "mlps": [mlp]}]}
+    embedding = {"kind": "token", "table": "word_embeddings.weight", "rows": 30522, "size": 384, "patch": None}
+    head = {"kind": "classifier", "classes": 5, "tied": False, "output": "logits"}
     return {
-        "structure": {"family": "encoder", "hidden_size": 384, "blocks": blocks, "convolutions": []},
+        "structure": {
+            "summary": "6 blocks of width 384: post-norm, attention with 12 heads of 32, gelu MLP of 1536",
+            "streams": [{"width": 384, "blocks": [block] * 6}],
+            "convolutions": [],
+            "linears": [{}] * 37,
+            "norms": [{}] * 13,
+            "embeddings": [embedding],
+            "heads": [head],
+        },
         "cost": {"parameters": 22_713_216, "macs": 1_380_000_000, "weight_bytes": 90_852_864},
     }
 

@@ -5,6 +5,8 @@ import math
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 import report_ledgers
 from hypothesis import given, settings
@@ -18,6 +20,15 @@ from edgesmith.report import render_report
 HOSTILE = (
     "</title></style></script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\"'`{{7*7}}&\0"
 )
+HOSTILE_STRUCTURE = {
+    "structure": {
+        "summary": HOSTILE,
+        "streams": [{"width": HOSTILE, "blocks": [{"norm": HOSTILE, "residuals": [{"mlps": [{"width": HOSTILE}]}]}]}],
+        "heads": [{"kind": HOSTILE, "classes": [1], "output": {"kind": HOSTILE}}, 7, None],
+        "convolutions": {"not": "a list"},
+    },
+    "cost": {HOSTILE: 3, "macs": HOSTILE},
+}
 LIMIT_BYTES = 1_000_000
 
 
@@ -79,7 +90,7 @@ def test_full_report_says_everything(tmp_path: Path):
         "✗ missed , 3.20 MB too much",
         "Undone: static quantization is 1.3 times faster",
         "worst 24.4 dB at block 3 / mlp / output",
-        "heads 12, head size 32",
+        "0 to 5 384 post 12 heads of 32 1536, gelu",
         "Softmax has no integer kernel on this target 6 nodes",
         "Ranges come from 128 samples",
         "edgesmith compile ./minilm-news",
@@ -134,7 +145,7 @@ def test_hostile_strings_stay_text_wherever_they_stand(tmp_path: Path):
     )
     directory = report_ledgers.write(tmp_path / "artifact", ledger)
     (directory / "recipe.yaml").write_text(HOSTILE)
-    (directory / "structure.json").write_text(json.dumps({"s": {HOSTILE: HOSTILE, "b": [{HOSTILE: HOSTILE}]}}))
+    (directory / "structure.json").write_text(json.dumps(HOSTILE_STRUCTURE))
     files = {HOSTILE: {"sha256": HOSTILE, "size_bytes": 1}}
     (directory / "manifest.json").write_text(
         json.dumps({"command": HOSTILE, "files": files, "versions": {HOSTILE: HOSTILE}})
@@ -231,3 +242,18 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: str):
 def test_rendering_twice_gives_the_same_page(tmp_path: Path):
     directory = report_ledgers.write(tmp_path / "artifact", report_ledgers.full_ledger())
     assert render_report(directory).read_bytes() == render_report(directory).read_bytes()
+
+
+def test_structure_of_a_real_graph_is_shown(tmp_path: Path):
+    from edgesmith.graph.structure import find_structure
+
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", 3, 8, 8]))
+    kernel = ir.Value(name="kernel", const_value=ir.tensor(np.ones((4, 3, 3, 3), dtype=np.float32), name="kernel"))
+    node = ir.node("Conv", [x, kernel], attributes={"kernel_shape": [3, 3], "strides": [2, 2]})
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[kernel], opset_imports={"": 20})
+    data = {"structure": find_structure(ir.Model(graph, ir_version=10)).to_json(), "cost": {"parameters": 108}}
+    directory = report_ledgers.write(tmp_path / "artifact", report_ledgers.full_ledger(), bare=True)
+    (directory / "structure.json").write_text(json.dumps(data))
+    text = Page(render_report(directory)).text
+    assert "Convolutions 1" in text and "3×3 3 to 4" in text and "2×2" in text
+    assert "1 convolution" in text

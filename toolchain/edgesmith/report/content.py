@@ -229,7 +229,7 @@ def _latency_figure(source: LedgerRow, chosen: LedgerRow) -> KeyFigure | None:
         return None
     same = before is None or source is chosen
     ratio = chosen.speedup.value if chosen.speedup else before.value / after.value if before and after.value else 1.0
-    change = f"{format_factor(ratio)} faster" if ratio >= 1 else f"{format_factor(1 / ratio)} slower" if ratio else ""
+    change = _factor(ratio, "faster", "slower")
     spread = format_spread(after)
     return KeyFigure(
         name="Latency",
@@ -250,7 +250,7 @@ def _bytes_figure(
         return None
     same = before is None or before == after
     ratio = before.value / after.value if before and after.value else 1.0
-    change = f"{format_factor(ratio)} {words[0]}" if ratio >= 1 else f"{format_factor(1 / ratio)} {words[1]}"
+    change = _factor(ratio, *words)
     baseline = after.conditions.get("baseline_bytes")
     return KeyFigure(
         name=name,
@@ -262,6 +262,13 @@ def _bytes_figure(
         tier=str(after.tier),
         shares=_shares(before.value, after.value) if before and not same else None,
     )
+
+
+def _factor(ratio: float, above: str, below: str) -> str:
+    """Return a ratio in words; one that is not positive and finite says nothing."""
+    if ratio <= 0 or not math.isfinite(ratio):
+        return ""
+    return f"{format_factor(ratio)} {above}" if ratio >= 1 else f"{format_factor(1 / ratio)} {below}"
 
 
 def _tone(gain: float) -> Tone:

@@ -1,79 +1,189 @@
-"""The structure found in the graph, as facts and tables for the page."""
+"""The structure found in the graph, as facts and tables for the page.
 
-from collections.abc import Mapping, Sequence
+Reads the JSON form only, so that a report can be written from an artifact alone, and takes whatever part is missing
+or foreign as absent.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 _LARGEST_TABLE = 200
-_ACRONYMS = {"macs": "MACs", "mlp": "MLP", "mlps": "MLPs", "id": "ID"}
+_FACT_NAMES = {"macs": "MACs"}
+
+Part = Mapping[str, object]
+_Columns = Mapping[str, Callable[[Part], str]]
 
 
 @dataclass(frozen=True, slots=True)
 class StructureTable:
-    """One kind of part: blocks, attentions, MLPs, convolutions."""
+    """One kind of part: blocks, convolutions, embeddings."""
 
     title: str
+    count: int
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left_out: int
-    """Rows beyond the largest table that is shown."""
+    """Parts beyond the largest table that is shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class StructureView:
     """What the page shows of the structure."""
 
-    facts: Mapping[str, int | float | str]
+    summary: str
+    facts: Mapping[str, int | float]
     tables: tuple[StructureTable, ...]
 
 
-def read_structure(data: Mapping[str, object]) -> StructureView:
-    """Return facts (single values) and tables (lists of objects) of a structure file.
+def read_structure(data: Part) -> StructureView:
+    """Return what to show of a structure file with the keys "structure" and "cost"."""
+    structure = _part(data.get("structure"))
+    facts: dict[str, int | float] = {}
+    for name, value in _part(data.get("cost")).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            facts[_FACT_NAMES.get(str(name), str(name).replace("_", " "))] = value
+    for name in ("linears", "norms"):
+        if found := _parts(structure.get(name)):
+            facts[{"linears": "linear layers", "norms": "normalizations"}[name]] = len(found)
+    blocks = [
+        {"width": stream.get("width"), **block}
+        for stream in _parts(structure.get("streams"))
+        for block in _parts(stream.get("blocks"))
+    ]
+    tables = [_block_table(blocks)] if blocks else []
+    for title, name, columns in _TABLES:
+        if found := _parts(structure.get(name)):
+            tables.append(_table(title, found, columns))
+    return StructureView(summary=_text(structure.get("summary")), facts=facts, tables=tuple(tables))
 
-    Reads any JSON object, so that a structure with new parts needs no new report.
-    """
-    facts: dict[str, int | float | str] = {}
-    tables: list[StructureTable] = []
-    for group in data.values():
-        for name, value in group.items() if isinstance(group, Mapping) else ():
-            if isinstance(value, bool | int | float | str) and value != "":
-                facts[_words(name)] = _scalar(value)
-            elif isinstance(value, Sequence) and value and all(isinstance(one, Mapping) for one in value):
-                tables.append(_table(_words(name), value))
-    return StructureView(facts=facts, tables=tuple(table for table in tables if table.columns))
+
+def _block_table(blocks: Sequence[Part]) -> StructureTable:
+    """Return one row per run of equal blocks."""
+    described = [tuple(write(block) for write in _BLOCK.values()) for block in blocks]
+    rows: list[tuple[str, ...]] = []
+    first = 0
+    for cells, run in groupby(described):
+        length = len(list(run))
+        rows.append((str(first) if length == 1 else f"{first} to {first + length - 1}", *cells))
+        first += length
+    return _trimmed("Blocks", len(blocks), ("block", *_BLOCK), rows)
 
 
-def _table(title: str, parts: Sequence[Mapping[str, object]]) -> StructureTable:
-    names = list(dict.fromkeys(name for part in parts for name in part))
-    columns = [name for name in names if any(_cell(part.get(name)) for part in parts)]
-    rows = tuple(tuple(_cell(part.get(name)) for name in columns) for part in parts[:_LARGEST_TABLE])
+def _table(title: str, parts: Sequence[Part], columns: _Columns) -> StructureTable:
+    rows = [tuple(write(part) for write in columns.values()) for part in parts]
+    return _trimmed(title, len(parts), tuple(columns), rows)
+
+
+def _trimmed(title: str, count: int, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> StructureTable:
+    """Return a table without the columns that are empty in all rows and the rows beyond the largest table."""
+    used = [index for index in range(len(columns)) if any(cells[index] for cells in rows)]
+    shown = tuple(tuple(cells[index] for index in used) for cells in rows[:_LARGEST_TABLE])
     return StructureTable(
-        title=title,
-        columns=tuple(map(_words, columns)),
-        rows=rows,
-        left_out=max(0, len(parts) - _LARGEST_TABLE),
+        title, count, tuple(columns[index] for index in used), shown, max(0, len(rows) - _LARGEST_TABLE)
     )
 
 
-def _cell(value: object) -> str:
-    """Return a part's property in a few words; nested parts become their count or their own properties."""
-    if value is None or value == "":
-        return ""
-    if isinstance(value, bool | int | float | str):
-        return str(_scalar(value))
+def _attention(part: Part) -> str:
+    heads = f"{_text(part.get('heads'))} heads of {_text(part.get('head_dim'))}"
+    details = [heads]
+    if part.get("grouped"):
+        details.append(f"{_text(part.get('kv_heads'))} for keys and values")
+    if part.get("causal"):
+        details.append("causal")
+    return ", ".join(details)
+
+
+def _mlp(part: Part) -> str:
+    details = [_text(part.get("width")), _text(part.get("activation")), "gated" if part.get("gated") else ""]
+    return ", ".join(detail for detail in details if detail)
+
+
+def _of_residuals(name: str, write: Callable[[Part], str]) -> Callable[[Part], str]:
+    """Return a column that joins the parts called `name` of all residual branches of a block."""
+
+    def join(block: Part) -> str:
+        found = [part for residual in _parts(block.get("residuals")) for part in _parts(residual.get(name))]
+        return "; ".join(dict.fromkeys(filter(None, map(write, found))))
+
+    return join
+
+
+def _convolution(part: Part) -> str:
+    kind = next((kind for kind in ("depthwise", "pointwise", "transposed") if part.get(kind)), "")
+    return f"{kind} {_by(part.get('kernel'))}".strip()
+
+
+def _field(name: str) -> Callable[[Part], str]:
+    return lambda part: _text(part.get(name))
+
+
+_BLOCK: _Columns = {
+    "width": _field("width"),
+    "norm": _field("norm"),
+    "attention": _of_residuals("attentions", _attention),
+    "MLP": _of_residuals("mlps", _mlp),
+    "convolutions": _of_residuals("convolutions", _convolution),
+}
+
+_TABLES: tuple[tuple[str, str, _Columns], ...] = (
+    ("Attention outside blocks", "attentions", {"attention": _attention, "value": _field("context")}),
+    (
+        "Convolutions",
+        "convolutions",
+        {
+            "kernel": _convolution,
+            "channels": lambda part: f"{_text(part.get('in_channels'))} to {_text(part.get('out_channels'))}",
+            "groups": _field("groups"),
+            "stride": lambda part: _by(part.get("strides")),
+            "activation": _field("activation"),
+            "node": _field("node"),
+        },
+    ),
+    (
+        "Recurrent layers",
+        "recurrent",
+        {"kind": _field("op_type"), "hidden": _field("hidden_size"), "node": _field("node")},
+    ),
+    (
+        "Embeddings",
+        "embeddings",
+        {
+            "kind": _field("kind"),
+            "rows": _field("rows"),
+            "size": _field("size"),
+            "patch": lambda part: _by(part.get("patch")),
+            "table": _field("table"),
+        },
+    ),
+    (
+        "Heads",
+        "heads",
+        {
+            "kind": _field("kind"),
+            "classes": _field("classes"),
+            "tied": lambda part: "to the embedding" if part.get("tied") else "",
+            "output": _field("output"),
+        },
+    ),
+)
+
+
+def _part(value: object) -> Part:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _parts(value: object) -> list[Part]:
+    return [_part(one) for one in value] if isinstance(value, list) else []
+
+
+def _text(value: object) -> str:
     if isinstance(value, Mapping):
-        inner = ((name, _cell(one)) for name, one in value.items() if isinstance(one, bool | int | float | str))
-        return ", ".join(f"{_words(name)} {text}" for name, text in inner if text)
-    if isinstance(value, Sequence):
-        if all(isinstance(one, int | float | str) for one in value) and len(value) <= 4:
-            return ", ".join(map(str, value))
-        return f"{len(value)}"
-    return str(value)
+        return _text(value.get("kind") or value.get("op_type"))
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    return str(value).replace("_", " ") if isinstance(value, str) and value.isidentifier() else str(value)
 
 
-def _scalar(value: bool | int | float | str) -> int | float | str:
-    return ("yes" if value else "no") if isinstance(value, bool) else value
-
-
-def _words(name: object) -> str:
-    words = str(name).replace("_", " ").split(" ")
-    return " ".join(_ACRONYMS.get(word, word) for word in words)
+def _by(value: object) -> str:
+    return "×".join(map(_text, value)) if isinstance(value, list) else _text(value)
