@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from edgesmith.graph.couplings.emitter import site_of
 from edgesmith.graph.couplings.relations import Axis
 from edgesmith.graph.couplings.sizes import Sizes, constant_integers
+from edgesmith.graph.couplings.targets import replace_constant
 from edgesmith.graph.edit import GraphEditor
 
 Mask = NDArray[np.bool_]
@@ -50,11 +51,8 @@ class NodeEdit:
     def set_integers(self, port: int, numbers: list[int], *, scalar: bool = False) -> None:
         """Give the node a constant of its own as an input."""
         old = self.node.inputs[port] if port < len(self.node.inputs) else None
-        array = np.asarray(numbers[0] if scalar else numbers, np.int64 if old is None else _numpy_type(old))
-        value = self.editor.add_initializer(f"{old.name if old else self.node.outputs[0].name}_kept", array)
-        if port >= len(self.node.inputs):
-            self.node.resize_inputs(port + 1)
-        self.node.replace_input_with(port, value)
+        dtype = np.dtype(np.int64) if old is None or old.dtype is None else np.dtype(old.dtype.numpy())
+        replace_constant(self.editor, self.node, port, np.asarray(numbers[0] if scalar else numbers, dtype))
 
     def rank(self, index: int) -> int:
         """Return the rank of an input."""
@@ -73,10 +71,6 @@ class NodeEdit:
             return mask if mask is not None else np.ones(0, np.bool_)
         dim = (self._sizes.dims(value) or [0] * (axis + 1))[axis]
         return np.ones(dim if isinstance(dim, int) else 0, np.bool_)
-
-
-def _numpy_type(value: ir.Value) -> np.dtype[np.generic]:
-    return np.dtype(value.dtype.numpy()) if value.dtype is not None else np.dtype(np.int64)
 
 
 def _convolution(edit: NodeEdit) -> None:

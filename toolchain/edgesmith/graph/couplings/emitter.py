@@ -80,9 +80,11 @@ class Emitter:
         """Return all inputs that are there."""
         return [self.input(index) for index, value in enumerate(self.node.inputs) if value is not None]
 
-    def output(self, index: int = 0) -> Port:
-        """Return an output."""
+    def output(self, index: int = 0, *, rank: int | None = None) -> Port:
+        """Return an output, with the rank that follows from the inputs should no inference have told it."""
         value = self.node.outputs[index]
+        if rank is not None:
+            self.sizes.adopt(value, rank)
         return self._port(value, value.name or "")
 
     def _port(self, value: ir.Value, site: Site) -> Port:

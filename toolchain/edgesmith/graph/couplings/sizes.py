@@ -73,6 +73,12 @@ class Sizes:
             ]
         return self._dims[name]
 
+    def adopt(self, value: ir.Value, rank: int) -> None:
+        """Note the rank of a value if nothing was known about it."""
+        name = value.name or ""
+        if self.dims(value) is None:
+            self._dims[name] = [f"{_UNKNOWN}{name}.{index}" for index in range(rank)]
+
     def learn(self, value: ir.Value, index: int, dim: Dim) -> None:
         """Note the length of an axis if nothing was known about it."""
         dims = self.dims(value)

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgesmith.graph.couplings.sizes import Element, Sizes
-from edgesmith.graph.edit import GraphEditor
+from edgesmith.graph.edit import GraphEditor, set_initializer
 
 SHAPE_PORTS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
 """Which input of an operator is the shape of its result."""
@@ -57,6 +58,21 @@ def _follows(
     return element.dim in (INFER, length)
 
 
+def replace_constant(editor: GraphEditor, node: ir.Node, port: int, array: NDArray[np.generic]) -> None:
+    """Let one input of a node be a constant, without touching what other readers of the old one see."""
+    old = node.inputs[port] if port < len(node.inputs) else None
+    if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
+        set_initializer(old, array)
+        return
+    name = old.name if old is not None and old.name else f"{node.outputs[0].name}_constant"
+    if port >= len(node.inputs):
+        node.resize_inputs(port + 1)
+    node.replace_input_with(port, editor.add_initializer(name, array))
+    producer = None if old is None else old.producer()
+    if producer is not None:
+        editor.remove_unused([producer])
+
+
 def rewrite_target(editor: GraphEditor, node: ir.Node, changed: Mapping[int, int], sizes: Sizes) -> None:
     """Give a node a target shape with some numbers replaced.
 
@@ -72,7 +88,7 @@ def rewrite_target(editor: GraphEditor, node: ir.Node, changed: Mapping[int, int
     numbers = [element.dim for element in elements or ()]
     if numbers and all(isinstance(number, int) for number in numbers) and not any(e.sources for e in elements or ()):
         updated = [changed.get(axis, number) for axis, number in enumerate(numbers)]
-        node.replace_input_with(port, editor.add_initializer(name, np.asarray(updated, np.int64)))
+        replace_constant(editor, node, port, np.asarray(updated, np.int64))
         return
     producer = target.producer()
     if producer is not None and producer.op_type == "Concat" and len(producer.inputs) == rank:

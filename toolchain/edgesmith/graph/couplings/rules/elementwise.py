@@ -20,14 +20,16 @@ BROADCASTING = (
 def unary(e: Emitter) -> None:
     """One tensor in, one of the same shape out (bounds and ratios are scalars)."""
     source = e.input(0)
-    for output in (e.output(index) for index, value in enumerate(e.node.outputs) if value.name):
+    for output in (e.output(index, rank=source.rank) for index, value in enumerate(e.node.outputs) if value.name):
         for axis in range(source.rank):
             e.same(source, axis, output, axis)
 
 
 def broadcasting(e: Emitter) -> None:
     """Axes align from the right; an axis of length one carries nothing."""
-    align(e, e.inputs(), e.output(), e.output().rank)
+    inputs = e.inputs()
+    output = e.output(rank=max(port.rank for port in inputs))
+    align(e, inputs, output, output.rank)
 
 
 def align(e: Emitter, inputs: Sequence[Port], output: Port, count: int, skipped: int = 0) -> None:

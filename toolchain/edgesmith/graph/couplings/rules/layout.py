@@ -12,7 +12,8 @@ from edgesmith.graph.couplings.sizes import Dim, constant_array, constant_intege
 
 def transpose(e: Emitter) -> None:
     """Axes change places."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
+    output = e.output(rank=source.rank)
     order = e.node.attributes.get_ints("perm", tuple(reversed(range(source.rank))))
     for target, axis in enumerate(order):
         e.same(source, axis, output, target)
@@ -20,15 +21,17 @@ def transpose(e: Emitter) -> None:
 
 def squeeze(e: Emitter) -> None:
     """Axes of length one vanish; the others keep their order."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
     axes = constant_integers(e.node.inputs[1]) if e.optional(1) else _ones(source)
+    output = e.output(rank=None if axes is None else source.rank - len(axes))
     _keep_order(e, source, output, axes)
 
 
 def unsqueeze(e: Emitter) -> None:
     """Axes of length one appear; the others keep their order."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
     axes = constant_integers(e.node.inputs[1])
+    output = e.output(rank=None if axes is None else source.rank + len(axes))
     _keep_order(e, output, source, axes, swap=True)
 
 
@@ -53,7 +56,9 @@ def _keep_order(e: Emitter, longer: Port, shorter: Port, axes: list[int] | None,
 
 def reshape(e: Emitter) -> None:
     """Neighbouring axes merge and split. A head is one place on the axis that a split makes."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
+    target = e.sizes.elements(e.node.inputs[1])
+    output = e.output(rank=None if target is None else len(target))
     _learn_target(e, source, output)
     _regroup(e, source, output)
     _check_computed_target(e, output)
@@ -61,7 +66,8 @@ def reshape(e: Emitter) -> None:
 
 def flatten(e: Emitter) -> None:
     """A Reshape to two axes."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
+    output = e.output(rank=2)
     axis = e.node.attributes.get_int("axis", 1) % (source.rank + 1)
     for target, dims in enumerate((source.dims[:axis], source.dims[axis:])):
         static = [dim for dim in dims if isinstance(dim, int)]
@@ -153,8 +159,9 @@ def _check_computed_target(e: Emitter, output: Port) -> None:
 
 def expand(e: Emitter) -> None:
     """Axes of length one are repeated; the others stay."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
     elements = e.sizes.elements(e.node.inputs[1])
+    output = e.output(rank=None if elements is None else max(len(elements), source.rank))
     offset = output.rank - source.rank
     for axis in range(output.rank):
         dim = source.dims[axis - offset] if axis >= offset else 1
@@ -170,15 +177,17 @@ def expand(e: Emitter) -> None:
 
 def constant_of_shape(e: Emitter) -> None:
     """A constant has whatever length its shape says."""
-    output = e.output()
-    for axis, element in enumerate(e.sizes.elements(e.node.inputs[0]) or ()):
+    elements = e.sizes.elements(e.node.inputs[0])
+    output = e.output(rank=None if elements is None else len(elements))
+    for axis, element in enumerate(elements or ()):
         e.sizes.learn(output.value, axis, element.dim)
     e.output()
 
 
 def concat(e: Emitter) -> None:
     """Channels of several values stand behind each other."""
-    inputs, output = e.inputs(), e.output()
+    inputs = e.inputs()
+    output = e.output(rank=inputs[0].rank)
     axis = e.node.attributes["axis"].as_int() % output.rank
     for port in inputs:
         for other in set(range(output.rank)) - {axis}:
@@ -201,7 +210,7 @@ def concat(e: Emitter) -> None:
 def split(e: Emitter) -> None:
     """Channels are dealt out in contiguous parts."""
     source = e.input(0)
-    outputs = [e.output(index) for index in range(len(e.node.outputs))]
+    outputs = [e.output(index, rank=source.rank) for index in range(len(e.node.outputs))]
     axis = e.node.attributes.get_int("axis", 0) % source.rank
     for port in outputs:
         for other in set(range(source.rank)) - {axis}:
@@ -228,7 +237,8 @@ def _even_parts(length: int | None, count: int) -> list[int] | None:
 
 def slice_(e: Emitter) -> None:
     """Some positions go on, the others end here."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
+    output = e.output(rank=source.rank)
     given = [constant_integers(value) if value else None for value in (*e.node.inputs[1:5], None, None)[:4]]
     starts, ends, axes, steps = given
     if starts is not None or ends is not None:
@@ -265,7 +275,8 @@ def _cut(e: Emitter, ports: tuple[Port, Port], axis: int, cut: slice) -> None:
 
 def gather(e: Emitter) -> None:
     """A constant list of indices picks positions; indices from data could pick any."""
-    source, indices, output = e.input(0), e.input(1), e.output()
+    source, indices = e.input(0), e.input(1)
+    output = e.output(rank=source.rank + indices.rank - 1)
     axis = e.node.attributes.get_int("axis", 0) % source.rank
     for other in range(source.rank):
         if other != axis:
@@ -287,7 +298,8 @@ def gather(e: Emitter) -> None:
 
 def tile(e: Emitter) -> None:
     """The whole axis is repeated."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
+    output = e.output(rank=source.rank)
     repeats = constant_integers(e.node.inputs[1])
     if repeats is None:
         e.fix_all("its repeats are not constant")
@@ -309,7 +321,8 @@ def tile(e: Emitter) -> None:
 
 def pad(e: Emitter) -> None:
     """Constant positions are added at the ends of some axes."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
+    output = e.output(rank=source.rank)
     pads = constant_integers(e.node.inputs[1])
     axes = constant_integers(e.node.inputs[3]) if e.optional(3) else list(range(source.rank))
     if pads is None or axes is None:
@@ -333,14 +346,16 @@ def pad(e: Emitter) -> None:
 
 def depth_to_space(e: Emitter) -> None:
     """Channels are [blocks, channels] (DCR) or [channels, blocks] (CRD)."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
+    output = e.output(rank=source.rank)
     channels_last = e.node.attributes.get_string("mode", "DCR") == "DCR"
     _blocks(e, (source, output), (source, output), channels_last=channels_last)
 
 
 def space_to_depth(e: Emitter) -> None:
     """The result's channels are [blocks, channels]."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
+    output = e.output(rank=source.rank)
     _blocks(e, (source, output), (output, source), channels_last=True)
 
 
@@ -358,7 +373,8 @@ def _blocks(e: Emitter, ports: tuple[Port, Port], deep_and_flat: tuple[Port, Por
 
 def resize(e: Emitter) -> None:
     """Axes that keep their length keep their channels."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
+    output = e.output(rank=source.rank)
     scales = constant_array(e.node.inputs[2]) if e.optional(2) else None
     axes = e.node.attributes.get_ints("axes", tuple(range(source.rank)))
     kept = {axis % source.rank for place, axis in enumerate(axes) if scales is not None and scales[place] == 1}

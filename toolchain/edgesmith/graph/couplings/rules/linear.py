@@ -6,7 +6,9 @@ from edgesmith.graph.couplings.rules.elementwise import align
 
 def matmul(e: Emitter) -> None:
     """[.., M, K] by [.., K, N]: K is shared and vanishes, M and N go on, leading axes broadcast."""
-    left, right, output = e.input(0), e.input(1), e.output()
+    left, right = e.input(0), e.input(1)
+    lost = (left.rank == 1) + (right.rank == 1)
+    output = e.output(rank=max(left.rank, right.rank, 2) - lost)
     shared = -2 if right.rank > 1 else 0
     e.same(left, -1, right, shared)
     e.role(left.axis(-1), "consumes")
@@ -23,7 +25,7 @@ def matmul(e: Emitter) -> None:
 
 def gemm(e: Emitter) -> None:
     """A (or its transpose) by B (or its transpose), plus a broadcast C."""
-    left, right, output = e.input(0), e.input(1), e.output()
+    left, right, output = e.input(0), e.input(1), e.output(rank=2)
     rows, inner = (1, 0) if e.node.attributes.get_int("transA", 0) else (0, 1)
     shared, columns = (1, 0) if e.node.attributes.get_int("transB", 0) else (0, 1)
     e.same(left, inner, right, shared)
@@ -41,7 +43,8 @@ def gemm(e: Emitter) -> None:
 
 def convolution(e: Emitter) -> None:
     """Weights [out, in / groups, *kernel]: whole groups, or the same place in each group, can go."""
-    source, weight, output, groups = e.input(0), e.input(1), e.output(), e.node.attributes.get_int("group", 1)
+    source, weight = e.input(0), e.input(1)
+    output, groups = e.output(rank=source.rank), e.node.attributes.get_int("group", 1)
     _batch_and_space(e, source, weight, output)
     e.same(weight, 0, output, 1)
     if groups == 1:
@@ -58,7 +61,8 @@ def convolution(e: Emitter) -> None:
 
 def transposed_convolution(e: Emitter) -> None:
     """Weights [in, out / groups, *kernel]."""
-    source, weight, output, groups = e.input(0), e.input(1), e.output(), e.node.attributes.get_int("group", 1)
+    source, weight = e.input(0), e.input(1)
+    output, groups = e.output(rank=source.rank), e.node.attributes.get_int("group", 1)
     _batch_and_space(e, source, weight, output)
     e.same(source, 1, weight, 0)
     if groups == 1:
@@ -80,9 +84,10 @@ def einsum(e: Emitter) -> None:
         e.fix_all("an einsum with an ellipsis has no channel rule")
         return
     left, _, right = equation.partition("->")
-    terms, output = left.split(","), e.output()
+    terms = left.split(",")
     if not right and "->" not in equation:
         right = "".join(sorted(letter for letter in set(left) - {","} if left.count(letter) == 1))
+    output = e.output(rank=len(right))
     first: dict[str, tuple[Port, int]] = {}
     for term, port in zip(terms, e.inputs(), strict=True):
         for axis, letter in enumerate(term):

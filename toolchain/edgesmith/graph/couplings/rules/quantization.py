@@ -5,7 +5,8 @@ from edgesmith.graph.couplings.emitter import Emitter, Port
 
 def scaling(e: Emitter) -> None:
     """Per tensor, per axis, or per block of an axis."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
+    output = e.output(rank=source.rank)
     for axis in range(source.rank):
         e.same(source, axis, output, axis)
     axis = e.node.attributes.get_int("axis", 1)

@@ -13,27 +13,24 @@ OTHER_REDUCTIONS = ("ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean"
 
 def batch_normalization(e: Emitter) -> None:
     """Scale, bias, mean and variance belong to one channel each."""
-    source, output = e.input(0), e.output()
     if e.node.attributes.get_int("training_mode", 0) or sum(bool(value.name) for value in e.node.outputs) > 1:
         e.fix_all("a normalisation in training mode has no channel rule")
         return
-    _pass_through(e, source, output)
+    _, output = _pass_through(e)
     for parameter in e.inputs()[1:]:
         e.same(parameter, 0, output, 1)
 
 
 def instance_normalization(e: Emitter) -> None:
     """Each channel is normalised over space on its own."""
-    source, output = e.input(0), e.output()
-    _pass_through(e, source, output)
+    _, output = _pass_through(e)
     for parameter in e.inputs()[1:]:
         e.same(parameter, 0, output, 1)
 
 
 def group_normalization(e: Emitter) -> None:
     """Whole groups can go; a part of each group takes its share of the statistics with it."""
-    source, output = e.input(0), e.output()
-    _pass_through(e, source, output)
+    source, output = _pass_through(e)
     groups = e.node.attributes["num_groups"].as_int()
     group, inner = e.helper(groups), e.helper((source.static(1) or 1) // groups)
     e.product(source.axis(1), [group, inner])
@@ -41,15 +38,14 @@ def group_normalization(e: Emitter) -> None:
     for parameter in e.inputs()[1:]:
         if parameter.dims[0] == source.dims[1]:
             e.same(parameter, 0, output, 1)
-        elif groups > 1:
-            e.product(parameter.axis(0), [group])
+        else:
+            e.fix(source.axis(1), "has a scale for each group, a form that later opsets gave up")
 
 
 def layer_normalization(e: Emitter) -> None:
     """LayerNormalization, RMSNormalization and kin: the normalised axes hang together through their statistics."""
-    source, output = e.input(0), e.output()
+    source, output = _pass_through(e)
     first = e.node.attributes.get_int("axis", -1) % source.rank
-    _pass_through(e, source, output)
     for parameter in e.inputs()[1:]:
         align(e, [parameter], output, parameter.rank)
     for axis in range(first, source.rank):
@@ -59,29 +55,26 @@ def layer_normalization(e: Emitter) -> None:
 
 def mean_variance_normalization(e: Emitter) -> None:
     """As LayerNormalization, with axes given one by one."""
-    source, output = e.input(0), e.output()
-    _pass_through(e, source, output)
+    source, _ = _pass_through(e)
     for axis in e.node.attributes.get_ints("axes", (0, 2, 3)):
         e.inexact(source.axis(axis), "is normalised: its mean and variance count all channels")
 
 
 def norm_division(e: Emitter) -> None:
     """LpNormalization: a zero channel does not change a norm."""
-    _pass_through(e, e.input(0), e.output())
+    _pass_through(e)
 
 
 def softmax(e: Emitter) -> None:
     """Shares of one axis sum to one, so each channel changes the others."""
-    source, output = e.input(0), e.output()
-    _pass_through(e, source, output)
+    source, _ = _pass_through(e)
     axis = e.node.attributes.get_int("axis", -1)
     e.inexact(source.axis(axis), "is turned into shares that sum to one")
 
 
 def running_sum(e: Emitter) -> None:
     """CumSum: each position holds all before it."""
-    source, output = e.input(0), e.output()
-    _pass_through(e, source, output)
+    source, _ = _pass_through(e)
     axes = constant_integers(e.node.inputs[1])
     for axis in range(source.rank) if axes is None else axes:
         e.inexact(source.axis(axis), "is summed up position by position")
@@ -89,12 +82,13 @@ def running_sum(e: Emitter) -> None:
 
 def reduction(e: Emitter) -> None:
     """Reduced axes end here."""
-    source, output = e.input(0), e.output()
+    source = e.input(0)
     axes = _reduced(e, source)
     if axes is None:
         e.fix_all("the axes it reduces are not constant")
         return
     keep = e.node.attributes.get_int("keepdims", 1) == 1
+    output = e.output(rank=source.rank if keep else source.rank - len(axes))
     target = 0
     for axis in range(source.rank):
         if axis not in axes:
@@ -125,7 +119,8 @@ def selection(e: Emitter) -> None:
     axis = e.node.attributes.get_int("axis", -1 if e.node.op_type == "TopK" else 0) % source.rank
     keep = e.node.op_type == "TopK" or e.node.attributes.get_int("keepdims", 1) == 1
     e.fix(source.axis(axis), "has positions that are named by number in the result")
-    for output in (e.output(index) for index, value in enumerate(e.node.outputs) if value.name):
+    rank = source.rank if keep else source.rank - 1
+    for output in (e.output(index, rank=rank) for index, value in enumerate(e.node.outputs) if value.name):
         for other in set(range(source.rank)) - {axis}:
             e.same(source, other, output, other if keep or other < axis else other - 1)
 
@@ -133,9 +128,13 @@ def selection(e: Emitter) -> None:
 def pooling(e: Emitter) -> None:
     """Each channel is pooled on its own."""
     source = e.input(0)
-    for output in (e.output(index) for index, value in enumerate(e.node.outputs) if value.name):
+    rank = source.rank
+    for output in (e.output(index, rank=rank) for index, value in enumerate(e.node.outputs) if value.name):
         e.same(source, 0, output, 0)
         e.same(source, 1, output, 1)
+        for axis in range(2, source.rank):
+            if e.node.op_type.startswith("Global"):
+                e.sizes.learn(output.value, axis, 1)
         for port in (source, output):
             for axis in range(2, port.rank):
                 e.fix(port.axis(axis), "is a spatial axis of a pooling")
@@ -145,11 +144,13 @@ def pooling(e: Emitter) -> None:
 
 def local_response(e: Emitter) -> None:
     """LRN: neighbours on the channel axis are summed."""
-    source, output = e.input(0), e.output()
-    _pass_through(e, source, output)
+    source, _ = _pass_through(e)
     e.inexact(source.axis(1), "is normalised over neighbouring channels")
 
 
-def _pass_through(e: Emitter, source: Port, output: Port) -> None:
+def _pass_through(e: Emitter) -> tuple[Port, Port]:
+    source = e.input(0)
+    output = e.output(rank=source.rank)
     for axis in range(source.rank):
         e.same(source, axis, output, axis)
+    return source, output
