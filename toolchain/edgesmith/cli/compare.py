@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgesmith.cli.output import write_json, write_table, write_text
+from edgesmith.cli.output import write_json, write_renderable
 
 if TYPE_CHECKING:
-    from edgesmith.ledger import Measurement
-    from edgesmith.measure.compare import ArtifactComparison, ComparedFigure
+    from edgesmith.measure.compare import ArtifactComparison
 
 EXAMPLE = "edgesmith compare artifact-fp32 artifact-int8"
 
@@ -26,16 +25,9 @@ def command(
     if as_json:
         write_json(_as_json(comparison))
         return
-    rows = [
-        (figure.name, _number(figure.before), _number(figure.after), _change(figure), figure.refusal or figure.note)
-        for figure in comparison.figures
-    ]
-    write_table(("figure", comparison.before, comparison.after, "change", "remark"), rows)
-    if comparison.differences:
-        differences = [(name, first, second) for name, (first, second) in comparison.differences.items()]
-        write_table(("differs in", comparison.before, comparison.after), differences)
-    else:
-        write_text("Source, target, data and versions are the same.")
+    from edgesmith.report.terminal import comparison_table
+
+    write_renderable(comparison_table(comparison))
 
 
 def _as_json(comparison: "ArtifactComparison") -> dict[str, object]:
@@ -57,21 +49,3 @@ def _as_json(comparison: "ArtifactComparison") -> dict[str, object]:
         "figures": figures,
         "differences": {name: list(pair) for name, pair in comparison.differences.items()},
     }
-
-
-def _number(measurement: "Measurement | None") -> str:
-    """Return value, unit and tier, in the units that people read."""
-    if measurement is None:
-        return "-"
-    value, unit = measurement.value, measurement.unit
-    if unit == "bytes":
-        value, unit = value / 1e6, "MB"
-    return f"{value:,.2f} {unit} ({measurement.tier})".replace("  ", " ")
-
-
-def _change(figure: "ComparedFigure") -> str:
-    if figure.ratio is None or figure.difference is None:
-        return "not comparable"
-    if figure.before is not None and figure.before.unit == "%":
-        return f"{figure.difference:+.2f} points"
-    return f"x {figure.ratio:.3f}"

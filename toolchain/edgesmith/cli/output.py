@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from edgesmith.errors import EdgesmithError
 
 
@@ -22,7 +24,6 @@ def write_text(text: str) -> None:
 def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     """Write a table on standard output. Cells are plain text and are wrapped, never cut."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -31,7 +32,14 @@ def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(file=sys.stdout).print(table)
+    write_renderable(table)
+
+
+def write_renderable(renderable: "RenderableType") -> None:
+    """Write anything that rich can draw on standard output."""
+    from rich.console import Console
+
+    Console(file=sys.stdout).print(renderable)
 
 
 def show_line(text: str) -> None:

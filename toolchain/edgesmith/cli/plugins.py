@@ -29,12 +29,12 @@ def command(
             }
         )
         return
-    rows = [(plugin.label, plugin.entry_point, "ok", _summary(plugin)) for plugin in registry.plugins]
+    rows = [(f"{plugin.label} [{plugin.entry_point}]", "ok", _summary(plugin)) for plugin in registry.plugins]
     rows += [
-        (tombstone.label, tombstone.entry_point, "broken", f"{tombstone.stage}: {tombstone.error}")
+        (f"{tombstone.label} [{tombstone.entry_point}]", "broken", f"{tombstone.stage}: {tombstone.error}")
         for tombstone in registry.tombstones
     ]
-    write_table(("plugin", "entry point", "status", "brings"), rows)
+    write_table(("plugin", "status", "brings"), rows)
 
 
 def _describe(plugin: "Plugin") -> dict[str, object]:

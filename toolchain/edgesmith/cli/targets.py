@@ -22,7 +22,11 @@ def command(
         write_json([{**asdict(target), "distribution": registry.distribution_of(target)} for target in targets])
         return
     rows = [
-        (target.name, target.runner, str(target.tier), target.summary, registry.distribution_of(target))
+        (
+            target.name,
+            f"{target.summary}\nmeasured by {target.runner}, tier {target.tier}, "
+            f"from {registry.distribution_of(target)}",
+        )
         for target in targets
     ]
-    write_table(("target", "runner", "tier", "what it is", "from"), rows)
+    write_table(("target", "what it is"), rows)
