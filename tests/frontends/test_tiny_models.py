@@ -1,4 +1,4 @@
-"""The fixtures are what their descriptions say: they run, at other sizes than they were exported with, and are normal."""
+"""The fixtures are what their descriptions say: they run at other sizes than the exported ones, and are normal."""
 
 import numpy as np
 import pytest

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
+from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 from onnxscript import rewriter, version_converter
 from onnxscript.optimizer import FOLDED_FROM_KEY, fold_constants
 from onnxscript.rewriter.rules import common as rules
@@ -36,6 +37,9 @@ _FOLDED_ELEMENTS = 1 << 18
 """A folded constant may hold this many elements, or as many as the constants it is computed from."""
 _GROWTH_BYTES = 1 << 20
 """Folding may add this much to the weights in all."""
+
+_SKELETON_BYTES = 1024
+"""Constants up to this size may be shapes, so shape inference sees their values."""
 
 _RANDOM = frozenset(
     ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
@@ -76,7 +80,6 @@ _SIMPLIFICATIONS = (
     rules.no_op_transpose_rule,
     rules.one_reshape_matmul_reshape_rule,
     rules.reshape_reshape_rule,
-    rules.slice_split_rule,
     rules.squeeze_reshape_1d_rule,
     rules.sub_0_rule,
     rules.successive_clip_relu_rule,
@@ -101,6 +104,8 @@ class Normalized:
 class _Rewrite:
     name: str
     apply: Callable[[ir.Model], None]
+    optional: bool = False
+    """Whether doing without it is not worth a remark."""
 
 
 def normalize(model: ir.Model) -> ir.Model:
@@ -175,10 +180,12 @@ def _sizes(model: ir.Model, batch: int, length: int | None) -> dict[str, int]:
     """Return sizes of the symbolic dimensions: `batch` in front, `length` elsewhere, or what the sampler takes."""
     sizes: dict[str, int] = {}
     for value in model.graph.inputs:
+        rank = len(value.shape or ())
         for axis, dimension in enumerate(value.shape or ()):
             if isinstance(dimension, ir.SymbolicDim):
                 name = dimension.value or f"{value.name}:{axis}"
-                if axis == 0 and len(value.shape or ()) > 1:
+                # Recurrent states put the batch second, without a name in older exports.
+                if rank > 1 and (axis == 0 or (axis == 1 and not dimension.value and rank == 3)):
                     sizes.setdefault(name, batch)
                 elif length is not None:
                     sizes.setdefault(name, length)
@@ -203,20 +210,21 @@ def _apply(model: ir.Model, proof: _Proof | None) -> tuple[ir.Model, list[str]]:
             reason = error.what if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
         if reason:
             undone.add(rewrite.name)
-            remarks.append(f"Undone while cleaning: {rewrite.name} ({' '.join(reason.split())[:300]}).")
+            if not rewrite.optional:
+                remarks.append(f"Undone while cleaning: {rewrite.name} ({' '.join(reason.split())[:300]}).")
         else:
             current = candidate
 
     for rewrite in _ONCE:
         attempt(rewrite)
-    before = ""
-    for _ in range(_ROUNDS):
-        for rewrite in _REPEATED:
+    # A rewrite has nothing to do on the graph that it left behind, so the rounds end when every one has seen that.
+    digest = digest_graph(current)
+    left_behind: dict[str, str] = {}
+    for rewrite in _REPEATED * _ROUNDS:
+        if left_behind.get(rewrite.name) != digest:
             attempt(rewrite)
-        after = digest_graph(current)
-        if after == before:
-            break
-        before = after
+            digest = digest_graph(current)
+            left_behind[rewrite.name] = digest
     return current, remarks
 
 
@@ -239,6 +247,30 @@ def _upgrade(target: int) -> Callable[[ir.Model], None]:
             raise _cannot("an operator has no equal form there")
 
     return upgrade
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Give values the shapes that follow from the inputs, with dimension names carried through.
+
+    ONNX's own inference loses a named dimension at the first Reshape. With the names, most shape arithmetic that
+    exporters write becomes constant.
+    """
+    skeleton = model.clone()
+    for value in list(skeleton.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > _SKELETON_BYTES and tensor.dtype != ir.DataType.STRING:
+            # Inference needs the shape of a weight, and the value of small ones only.
+            value.shape, value.dtype, value.const_value = ir.Shape(tensor.shape.numpy()), tensor.dtype, None
+            del skeleton.graph.initializers[str(value.name)]
+            skeleton.graph.inputs.append(value)
+    proto = SymbolicShapeInference.infer_shapes(ir.to_proto(skeleton), int_max=2**31 - 1, auto_merge=False)
+    for graph, inferred in zip(model.graphs(), ir.from_proto(proto).graphs(), strict=True):
+        known = {value.name: value for value in _values(inferred)}
+        for node in graph:
+            for value in node.outputs:
+                found = known.get(value.name)
+                if found is not None and found.shape is not None:
+                    value.shape, value.dtype = found.shape, found.dtype or value.dtype
 
 
 def _fold(model: ir.Model) -> None:
@@ -298,7 +330,6 @@ def _simplify(model: ir.Model) -> None:
 def _tidy(model: ir.Model) -> None:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.LiftSubgraphInitializersToMainGraphPass()(model)
-    passes.IdentityEliminationPass()(model)
     _merge_equal_constants(model)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
@@ -355,6 +386,7 @@ _ONCE = (
     _Rewrite(f"upgrading operators to opset {TARGET_OPSET}", _upgrade(TARGET_OPSET)),
 )
 _REPEATED = (
+    _Rewrite("inferring shapes", _infer_shapes, optional=True),
     _Rewrite("folding constants", _fold),
     _Rewrite("simplifying patterns", _simplify),
     _Rewrite("removing duplicates and unused parts", _tidy),

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
 from edgesmith.errors import ModelError, UnsupportedOperatorError
 from edgesmith.execution.reference import ReferenceSession
@@ -76,7 +77,7 @@ class TorchModuleFrontend(Frontend):
             _copy_weights(graph)
             check_weights(graph, what)
             normalized = normalize_with_remarks(graph)
-            prove_export(source, signature, normalized.model, what)
+            prove_export(source, signature, _cases(signature), normalized.model, what)
         digest = self.fingerprint(source, example_inputs=example_inputs)
         provenance = Provenance(
             f"{type(source).__module__}.{type(source).__qualname__}",
@@ -106,18 +107,19 @@ class TorchModuleFrontend(Frontend):
         return total.hexdigest()
 
 
-def prove_export(module: "torch.nn.Module", signature: Signature, graph: Any, what: str) -> None:
-    """Check that `graph` gives the module's outputs for the example, and for another batch size if that is dynamic.
+def prove_export(
+    module: "torch.nn.Module",
+    signature: Signature,
+    cases: Sequence[Mapping[str, "torch.Tensor"]],
+    graph: ir.Model,
+    what: str,
+) -> None:
+    """Check that `graph` gives the outputs of `module` for every set of inputs in `cases`.
 
     Raises:
         ModelError: It does not.
     """
     session = ReferenceSession(graph)
-    cases = [dict(signature.inputs)]
-    if signature.dynamic_axes:
-        cases.append(
-            {name: _rebatch(tensor, signature.dynamic_axes.get(name, {})) for name, tensor in cases[0].items()}
-        )
     for inputs in cases:
         results = name_outputs(call_module(module, signature, inputs)).values()
         expected = dict(zip(session.output_names, map(to_numpy, results), strict=True))
@@ -130,6 +132,14 @@ def prove_export(module: "torch.nn.Module", signature: Signature, graph: Any, wh
                 why="Everything measured on the graph would be about another network.",
                 fix="Look for randomness (functional dropout) or for sizes fixed while tracing, or fix the batch size.",
             )
+
+
+def _cases(signature: Signature) -> list[dict[str, "torch.Tensor"]]:
+    """Return the example inputs and, when the batch size is dynamic, the same at another batch size."""
+    cases = [dict(signature.inputs)]
+    if any("batch" in axes.values() for axes in signature.dynamic_axes.values()):
+        cases.append({n: _rebatch(t, signature.dynamic_axes.get(n, {})) for n, t in signature.inputs.items()})
+    return cases
 
 
 def _rebatch(tensor: "torch.Tensor", axes: Mapping[int, str]) -> "torch.Tensor":
@@ -217,12 +227,11 @@ def _evaluating(module: "torch.nn.Module") -> Iterator[None]:
             child.training = True
 
 
-def _copy_weights(graph: Any) -> None:
-    import onnx_ir as ir
-
+def _copy_weights(graph: ir.Model) -> None:
     for value in graph.graph.initializers.values():
         tensor = value.const_value
-        value.const_value = ir.Tensor(tensor.numpy().copy(), tensor.dtype, name=value.name)
+        if tensor is not None:
+            value.const_value = ir.Tensor(tensor.numpy().copy(), tensor.dtype, name=value.name)
 
 
 def _source_code(kind: type) -> str:

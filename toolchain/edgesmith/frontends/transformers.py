@@ -83,9 +83,8 @@ class TransformersFrontend(Frontend):
         graph = export_module(module, signature, list(_outputs(module, signature, name)), name)
         check_weights(graph, name)
         normalized = normalize_with_remarks(graph)
-        for rows, length in ((2, 8), (3, 5), (1, 3)):
-            other = Signature(_example_inputs(module, name, rows, length), positional=False, dynamic_axes={})
-            prove_export(module, other, normalized.model, name)
+        cases = [_example_inputs(module, name, rows, length) for rows, length in ((2, 8), (3, 5), (1, 3))]
+        prove_export(module, signature, cases, normalized.model, name)
         task, assets = _describe(directory, module.config, family, tuple(inputs))
         if task.preprocessing is None:
             remarks += ("No preprocessing was found beside the model, so data must hold the graph's own inputs.",)
