@@ -138,3 +138,15 @@ def test_scores_of_different_samples_are_refused():
         paired_difference(np.ones(3), np.ones(4))
     with pytest.raises(MeasurementError, match="cannot be paired"):
         paired_difference(np.ones(0), np.ones(0))
+
+
+def test_bundled_metrics_and_sources_fit(small: Path, tmp_path: Path, data: ArrayData):
+    from edgesmith_calibration.metrics import Accuracy, Sqnr
+    from edgesmith_calibration.sources import ArraySource
+
+    source = ArraySource({"x": data.x}, labels=data.labels)
+    runner = LocalRunner()
+    assert evaluate(runner, small, source, Accuracy).value == evaluate(runner, small, data, PercentRight).value
+    near, far = (dense_model(tmp_path / f"{noise}.onnx", noise=noise) for noise in (1e-3, 1e-1))
+    decibels = [evaluate(runner, model, source, Sqnr, reference=small).value for model in (near, far)]
+    assert decibels[0] > decibels[1] + 20
