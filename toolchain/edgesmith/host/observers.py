@@ -1,10 +1,10 @@
 """Calls the observing hooks, one plugin at a time. An observer may never fail a run."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from edgesmith.host.plugin import Plugin
+from edgesmith.host.plugin import Plugin, Trace
 from edgesmith.host.records import ReportSection, StepEvent
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Observers:
         trace: Receives one line for each call.
     """
 
-    def __init__(self, plugins: Sequence[Plugin], *, trace: Callable[[str], None] | None = None) -> None:
+    def __init__(self, plugins: Sequence[Plugin], *, trace: Trace | None = None) -> None:
         self._plugins = tuple(plugins)
         self._trace = trace
         self._reported: set[tuple[str, str, str]] = set()

@@ -1,11 +1,15 @@
 """What the loader makes of one plugin: either a working `Plugin` or a `Tombstone` that says what is wrong with it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 
 import pluggy
 
 from edgesmith.host.records import Record
+
+Trace = Callable[[str], None]
+"""Receives one line for each call into a plugin."""
 
 
 @dataclass(frozen=True, slots=True)

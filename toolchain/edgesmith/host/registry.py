@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from edgesmith.errors import PluginError
 from edgesmith.host.names import suggest
 from edgesmith.host.observers import Observers
-from edgesmith.host.plugin import Plugin, Tombstone
+from edgesmith.host.plugin import Plugin, Tombstone, Trace
 from edgesmith.host.records import (
     FrontendRecord,
     LintRecord,
@@ -20,13 +20,12 @@ from edgesmith.host.records import (
 )
 
 if TYPE_CHECKING:
-    from edgesmith_calibration.metrics import Metric
     from pydantic import BaseModel
 
     from edgesmith.host.interfaces import Frontend, Method, Target
     from edgesmith.measure.runner import Runner
+    from edgesmith_calibration.metrics import Metric
 
-Trace = Callable[[str], None]
 RecordT = TypeVar("RecordT", MethodRecord, TargetRecord, FrontendRecord, RunnerRecord, MetricRecord, LintRecord)
 
 WORDS: Mapping[type[Record], str] = {

@@ -6,18 +6,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from edgesmith.host.candidate import REGISTER_HOOKS, Candidate
 from edgesmith.host.context import Context
 from edgesmith.host.dialect import Dialect, TensorFormat
 from edgesmith.host.hookspecs import hookimpl
-from edgesmith.host.loader import REGISTER_HOOKS, Candidate, file_candidate
+from edgesmith.host.loader import file_candidate
+from edgesmith.host.plugin import Trace
 from edgesmith.host.records import Record
 from edgesmith.host.registry import Registry
 
 if TYPE_CHECKING:
-    from edgesmith_calibration.sources import DataSource
-
     from edgesmith.host.step import StepResult
     from edgesmith.model import Model
+    from edgesmith_calibration.sources import DataSource
 
 
 def isolated_registry(
@@ -25,7 +26,7 @@ def isolated_registry(
     records: Sequence[Record] = (),
     distribution: str = "test-plugin",
     version: str = "1.0",
-    trace: Callable[[str], None] | None = None,
+    trace: Trace | None = None,
 ) -> Registry:
     """Return a registry of the named plugins alone, loaded as the host loads them.
 
