@@ -1,7 +1,7 @@
 """Looking things up, loading classes, and validating options."""
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import ModuleType
 
 import pytest
@@ -282,3 +282,27 @@ def test_schema_makes_options_required_where_one_of_them_is():
     registry = registry_of(replace(RECORD, options=f"{HERE}:RequiredOption"))
     (choice,) = registry.schema()["$defs"]["Step"]["oneOf"]
     assert set(choice["required"]) == {"method", "options"}
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.tuples(st.text(max_size=4))
+
+
+@given(st.dictionaries(st.sampled_from([field.name for field in fields(MethodRecord)]), VALUES, min_size=1))
+def test_a_record_of_any_values_is_taken_or_refused_in_words(changes):
+    try:
+        check_record(replace(RECORD, **changes), MethodRecord)
+    except PluginError as error:
+        assert error.expected
+    else:
+        assert all(type(value) is type(getattr(RECORD, name)) or name == "tolerance" for name, value in changes.items())
+
+
+@given(st.text(max_size=12) | st.sampled_from(["channel-prune", "edge-prune:channel-prune", ":channel-prune"]))
+def test_any_name_gives_a_record_or_a_plugin_error(name):
+    registry = registry_of(RECORD)
+    try:
+        assert registry.method(name) is registry.methods()[0]
+    except PluginError as error:
+        assert "there is no method" in error.what
+    else:
+        assert name in ("channel-prune", "edge-prune:channel-prune")

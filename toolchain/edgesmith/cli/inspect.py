@@ -75,7 +75,10 @@ def describe(model: "Model") -> dict[str, object]:
 
 
 def applicability(registry: "Registry", model: "Model", dialect: "Dialect") -> list[dict[str, object]]:
-    """Return for each installed method whether it applies with its default options, and why not."""
+    """Return for each installed method whether it applies with its default options, and why not.
+
+    The methods are told that there is calibration data: the question is whether the model suits them.
+    """
     rows: list[dict[str, object]] = []
     for record in registry.methods():
         verdict = _ask(registry, record, model, dialect)
@@ -92,6 +95,7 @@ def applicability(registry: "Registry", model: "Model", dialect: "Dialect") -> l
 
 
 def _ask(registry: "Registry", record: "MethodRecord", model: "Model", dialect: "Dialect") -> "Verdict":
+    from edgesmith.data import RandomInputs
     from edgesmith.errors import PluginError, RecipeError
     from edgesmith.host.context import Context
     from edgesmith.host.needs import check_needs
@@ -99,11 +103,11 @@ def _ask(registry: "Registry", record: "MethodRecord", model: "Model", dialect: 
     from edgesmith.host.verdict import Verdict
 
     try:
-        # Whether data will be there is not known yet; a method that needs some says so in `edgesmith methods`.
         check_needs(record)
         options = registry.validate_options(record, {})
         with tempfile.TemporaryDirectory(prefix="edgesmith-") as scratch:
-            return check_method(registry, record, model, Context(options, dialect, Path(scratch)))
+            context = Context(options, dialect, Path(scratch), calibration=RandomInputs(model))
+            return check_method(registry, record, model, context)
     except (PluginError, RecipeError) as error:
         return Verdict.refuse(error.what)
 
@@ -132,11 +136,16 @@ def _show(source: str, report: dict[str, object]) -> None:
         if left_out:
             write_text(f"  and {left_out} more; --json lists them all")
     rows = [
-        (str(row["method"]), str(row["verdict"]), str(row["reason"]), str(row["distribution"]))
+        (str(row["method"]), str(row["verdict"]), _why(row), str(row["distribution"]))
         for row in _items(report["methods"])
         if isinstance(row, dict)
     ]
     write_table(("method", "verdict", "why", "from"), rows, title="methods")
+
+
+def _why(row: dict[str, object]) -> str:
+    nodes = len(_items(row["nodes"]))
+    return str(row["reason"]) or (f"{nodes} nodes" if nodes else "")
 
 
 def _items(value: object) -> list[object]:

@@ -224,11 +224,11 @@ class Registry:
                     yield plugin, record
 
     def _find(self, kind: type[RecordT], name: str) -> RecordT:
-        distribution, _, bare = name.rpartition(":")
+        distribution, qualified, bare = name.rpartition(":")
         found = [
             (plugin, record)
             for plugin, record in self._of(kind)
-            if record.name == bare and distribution in ("", plugin.distribution)
+            if record.name == bare and (not qualified or plugin.distribution == distribution)
         ]
         if len(found) == 1:
             return found[0][1]
