@@ -167,3 +167,9 @@ def test_tracing_shows_each_call_into_a_plugin(install):
     lines: list[str] = []
     load_registry(trace=lines.append)
     assert "edge-prune:main.register_methods() -> 1 records" in lines
+
+
+def test_a_source_tree_that_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
+    with pytest.raises(PluginError, match="own entry points are not installed"):
+        load_registry()

@@ -40,7 +40,8 @@ def load_registry(
         trace: Receives one line for each call into a plugin.
 
     Raises:
-        PluginError: A name in `disable` is not installed, or a file in `files` does not exist.
+        PluginError: A name in `disable` is not installed, a file in `files` does not exist, or Edgesmith itself is
+            not an installed distribution.
     """
     candidates = [*_installed(), *map(file_candidate, files)]
     _check_disabled_names(disable, candidates)
@@ -61,6 +62,13 @@ def _installed() -> list[Candidate]:
         for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
         if entry.dist is not None
     ]
+    if not any(candidate.distribution == OWN_DISTRIBUTION for candidate in found):
+        raise PluginError(
+            "Edgesmith's own entry points are not installed",
+            expected="an installed distribution called edgesmith",
+            why="Even its own methods and targets are found through entry points.",
+            fix="Install it: pip install edgesmith, or pip install -e . in a clone.",
+        )
     return sorted(found, key=lambda candidate: (candidate.distribution, candidate.entry_point))
 
 
