@@ -121,7 +121,7 @@ class LatencyComparison:
             return ()
         return (
             f"The machine was busy: the timed thread had a processor for {self.processor_share:.0%} of the time. "
-            "Ratios are still fair, absolute times are too long.",
+            "Absolute times are too long, and ratios less exact than on an idle machine.",
         )
 
 
