@@ -59,7 +59,8 @@ def quantization_parameters(low: ArrayLike, high: ArrayLike, dtype: str, symmetr
     else:
         scale = normal_scale((top - bottom) / (largest - smallest))
         codes = np.clip(np.rint(smallest - bottom / scale.astype(np.float64)), smallest, largest)
-    return QuantizationParameters(scale, codes.astype(_STORAGE.get(dtype, dtype)))
+    # NumPy turns arrays without dimensions into scalars, which runtimes do not take.
+    return QuantizationParameters(scale, np.asarray(codes, _STORAGE.get(dtype, dtype)))
 
 
 def integer_limits(dtype: str) -> tuple[int, int]:

@@ -106,13 +106,11 @@ class DataSpec(BaseModel):
         if first is None or second is None or _origin(first) != _origin(second):
             return self
         if first.part == second.part == "all":
-            # Both parts must come from one cut, so the calibration seed decides for both.
-            return self.model_copy(
-                update={
-                    "calibration": first.model_copy(update={"part": "calibration"}),
-                    "evaluation": second.model_copy(update={"part": "evaluation", "seed": first.seed}),
-                }
-            )
+            # Both parts must come from one cut, so the calibration seed decides for both. The record is still being
+            # made here, and pydantic offers no other way to derive one field of a frozen record from another.
+            object.__setattr__(self, "calibration", first.model_copy(update={"part": "calibration"}))
+            object.__setattr__(self, "evaluation", second.model_copy(update={"part": "evaluation", "seed": first.seed}))
+            return self
         if {first.part, second.part} != {"calibration", "evaluation"} or first.seed != second.seed:
             raise ValueError(
                 "calibration and evaluation name the same data with parts that overlap; leave `part` out of both, or "
