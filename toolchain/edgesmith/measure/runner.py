@@ -13,6 +13,7 @@ from edgesmith.ledger import Measurement
 
 if TYPE_CHECKING:
     import numpy as np
+
     from edgesmith_calibration.sources import Batch
 
 BUSY_SHARE = 0.9
