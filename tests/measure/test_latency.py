@@ -4,7 +4,7 @@ import pytest
 
 from edgesmith.errors import MeasurementError
 from edgesmith.host.records import Tier
-from edgesmith.measure.latency import interleave
+from edgesmith.measure.latency import interleave, seconds_waited
 from edgesmith.measure.runner import Conditions, LatencyComparison, LatencyPlan, quartiles
 
 CONDITIONS = Conditions(
@@ -27,8 +27,8 @@ class Machine:
 
     def compare(self, plan: LatencyPlan, **seconds: float) -> LatencyComparison:
         stages = {name: self.stage(name, value) for name, value in seconds.items()}
-        timing = interleave(stages, plan, clock=lambda: self.now, thread_clock=lambda: self.now)
-        return LatencyComparison(timing.runs, timing.rounds, Tier.REFERENCE, CONDITIONS, timing.processor_share)
+        timing = interleave(stages, plan, clock=lambda: self.now, waiting_clock=lambda: 0.0)
+        return LatencyComparison(timing.runs, timing.rounds, Tier.REFERENCE, CONDITIONS, timing.waiting_share)
 
 
 def test_times_and_ratio_are_those_of_the_stages():
@@ -94,7 +94,7 @@ def test_slow_first_runs_are_not_timed():
     def run() -> None:
         machine.now += pending.pop(0) if pending else 0.01
 
-    timing = interleave({"a": run}, LatencyPlan(), clock=lambda: machine.now, thread_clock=lambda: machine.now)
+    timing = interleave({"a": run}, LatencyPlan(), clock=lambda: machine.now)
     assert max(timing.runs["a"]) == pytest.approx(10)
 
 
@@ -104,10 +104,10 @@ def test_busy_machine_is_reported():
         {"a": machine.stage("a", 0.01)},
         LatencyPlan(),
         clock=lambda: machine.now,
-        thread_clock=lambda: machine.now / 2,
+        waiting_clock=lambda: machine.now / 2,
     )
-    busy = LatencyComparison(timing.runs, timing.rounds, Tier.REFERENCE, CONDITIONS, timing.processor_share)
-    assert timing.processor_share == pytest.approx(0.5)
+    busy = LatencyComparison(timing.runs, timing.rounds, Tier.REFERENCE, CONDITIONS, timing.waiting_share)
+    assert timing.waiting_share == pytest.approx(0.5)
     assert "50%" in busy.remarks[0]
     assert Machine().compare(LatencyPlan(), a=0.01).remarks == ()
 
@@ -126,3 +126,9 @@ def test_impossible_plans_are_refused(wrong: dict):
 def test_quartiles_of_one_and_of_several():
     assert quartiles([3.0]) == (3.0, 3.0, 3.0)
     assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
+
+
+def test_waiting_time_of_this_thread_grows_only():
+    before = seconds_waited()
+    sum(range(100_000))
+    assert 0 <= before <= seconds_waited()

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgesmith.errors import MeasurementError
 from edgesmith.measure.runner import LatencyPlan, quartiles
@@ -14,6 +15,7 @@ Run = Callable[[], object]
 _STABLE_WINDOW = 3
 _STABLE_TOLERANCE = 0.05
 _NOTCH = 1.57
+_SCHEDULER = Path("/proc/thread-self/schedstat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Timing:
 
     runs: Mapping[str, Sequence[float]]
     rounds: Mapping[str, Sequence[float]]
-    processor_share: float
+    waiting_share: float
 
 
 def interleave(
@@ -30,7 +32,7 @@ def interleave(
     plan: LatencyPlan,
     *,
     clock: Callable[[], float] = time.perf_counter,
-    thread_clock: Callable[[], float] = time.thread_time,
+    waiting_clock: Callable[[], float] | None = None,
 ) -> Timing:
     """Time all `stages` in rounds; each round visits every stage once, in a shuffled order.
 
@@ -53,7 +55,8 @@ def interleave(
     shuffler = random.Random(plan.seed)
     runs: dict[str, list[float]] = {label: [] for label in stages}
     rounds: dict[str, list[float]] = {label: [] for label in stages}
-    started, worked = clock(), thread_clock()
+    waiting_clock = waiting_clock or seconds_waited
+    started, waited = clock(), waiting_clock()
     for done in range(1, plan.max_rounds + 1):
         shuffler.shuffle(order)
         for label in order:
@@ -63,8 +66,16 @@ def interleave(
         if done >= plan.min_rounds and (clock() - started >= plan.max_seconds or _precise(rounds, plan.precision)):
             break
     elapsed = clock() - started
-    share = (thread_clock() - worked) / elapsed if elapsed > 0 else 1.0
-    return Timing(runs=runs, rounds=rounds, processor_share=min(1.0, share))
+    share = (waiting_clock() - waited) / elapsed if elapsed > 0 else 0.0
+    return Timing(runs=runs, rounds=rounds, waiting_share=share)
+
+
+def seconds_waited() -> float:
+    """Return how long this thread has been ready to run while no processor was free; 0 where the system hides it."""
+    try:
+        return int(_SCHEDULER.read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _visit(run: Run, timed_runs: int, *, refill: bool, clock: Callable[[], float]) -> list[float]:

@@ -21,6 +21,7 @@ from edgesmith.measure.runner import (
 
 if TYPE_CHECKING:
     import numpy as np
+
     from edgesmith_calibration.sources import Batch
 
 PROVIDER = "CPUExecutionProvider"
@@ -60,7 +61,7 @@ class LocalRunner(Runner):
             rounds=timing.rounds,
             tier=self.tier,
             conditions=self.conditions(inputs),
-            processor_share=timing.processor_share,
+            waiting_share=timing.waiting_share,
         )
 
     def peak_memory(self, entry: Path, inputs: "Mapping[str, np.ndarray]", plan: MemoryPlan | None = None) -> MemoryUse:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from edgesmith_calibration.sources import Batch
 
-BUSY_SHARE = 0.9
-"""Below this share of processor time the timed thread was kept waiting, and absolute times are too long."""
+BUSY_SHARE = 0.05
+"""Above this share of time spent waiting for a processor, absolute times are too long to be taken as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,8 @@ class LatencyComparison:
     rounds: Mapping[str, Sequence[float]]
     tier: Tier
     conditions: Conditions
-    processor_share: float = 1.0
-    """Processor time over wall time of the timed thread. Well below 1 means that the machine was busy."""
+    waiting_share: float = 0.0
+    """Share of the time in which the timed thread could have run but had no processor: other work on the machine."""
 
     def latency_ms(self, label: str) -> Measurement:
         """Return the median time of one run of `label` in milliseconds, with quartiles."""
@@ -118,10 +118,10 @@ class LatencyComparison:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the times must know."""
-        if self.processor_share >= BUSY_SHARE:
+        if self.waiting_share <= BUSY_SHARE:
             return ()
         return (
-            f"The machine was busy: the timed thread had a processor for {self.processor_share:.0%} of the time. "
+            f"The machine was busy: the timed thread waited for a processor {self.waiting_share:.0%} of the time. "
             "Absolute times are too long, and ratios less exact than on an idle machine.",
         )
 
