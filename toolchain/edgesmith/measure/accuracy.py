@@ -16,6 +16,7 @@ from edgesmith.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     import numpy as np
+
     from edgesmith_calibration.metrics import Metric
     from edgesmith_calibration.sources import DataSource
 

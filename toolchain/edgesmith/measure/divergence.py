@@ -14,6 +14,7 @@ from edgesmith.progress import Progress, SilentProgress
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
+
     from edgesmith_calibration.sources import DataSource
 
 LOWEST_DB = -300.0
