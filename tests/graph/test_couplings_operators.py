@@ -121,6 +121,27 @@ def test_expanded_axes_and_constants_of_a_shape_follow():
     assert [coupling.size for coupling in assert_removal_is_zeroing(model, SEQUENCES)] == [8]
 
 
+def test_short_targets_and_sizes_of_some_axes_follow():
+    builder = GraphBuilder(x=("n", 3, 4, 4))
+    inner = builder.conv("x", "in", 3, 6)
+    spread = builder.add("Expand", inner, builder.integers(6, 4, 4))
+    larger = builder.add("Resize", spread, "", "", builder.integers(8, 8), axes=[2, 3], mode="nearest")
+    whole = builder.add("Resize", larger, "", "", builder.integers(1, 6, 4, 4), mode="nearest")
+    model = builder.finish(builder.conv(whole, "out", 6, 2))
+    assert [coupling.size for coupling in assert_removal_is_zeroing(model, samples((1, 3, 4, 4)))] == [6]
+
+
+def test_a_repetition_count_computed_from_channels_holds_them():
+    builder = GraphBuilder(x=ROW)
+    inner = builder.linear("x", "in", 6, 8)
+    double = builder.add("Mul", builder.add("Shape", inner, start=1), builder.integers(2))
+    copies = builder.add("Expand", builder.add("Unsqueeze", inner, builder.integers(0)), builder.add(
+        "Concat", double, builder.integers(1, 1), axis=0
+    ))  # fmt: skip
+    model = builder.finish(builder.linear(builder.add("ReduceSum", copies, builder.integers(0)), "out", 8, 3))
+    assert not hidden(find_couplings(model)).sliceable
+
+
 # -- statistics ----------------------------------------------------------------------------------------------------
 
 

@@ -65,7 +65,7 @@ def test_removal_equals_zeroing(name: str, request: pytest.FixtureRequest):
     model: Model = request.getfixturevalue(name)
     inputs = both_sizes(model.ir) if name != "tiny_cnn" else samples((1, 3, 16, 16), (2, 3, 16, 16), name="image")
     loud = with_random_weights(model.ir)
-    assert len(assert_removal_is_zeroing(loud, inputs)) >= 3
+    assert len(assert_removal_is_zeroing(loud, inputs, trials=1)) >= 3
 
 
 @pytest.mark.parametrize("name", ["tiny_bert", "tiny_vit", "tiny_gpt2"])

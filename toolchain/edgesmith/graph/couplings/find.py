@@ -12,11 +12,9 @@ from edgesmith.graph.couplings.propagation import NONE, Labels, Propagation, Spl
 from edgesmith.graph.couplings.records import Coupling, Obstacle, Slot
 from edgesmith.graph.couplings.relations import Axis, Relations
 from edgesmith.graph.couplings.rules import RULES
-from edgesmith.graph.couplings.sizes import Sizes
+from edgesmith.graph.couplings.sizes import SHAPE_PORTS, Sizes
 
 _OLDEST_OPSET = 13
-_SHAPE_INPUTS = {"Reshape": (1,), "Expand": (1,), "ConstantOfShape": (0,), "Resize": (3,)}
-"""Inputs that may hold the length of a channel axis, because removal rewrites them."""
 _CONSTANT_KEEPERS = {"Transpose", "Reshape", "Flatten", "Cast", "Identity", "Unsqueeze", "Squeeze"} | {
     "DequantizeLinear",
     "QuantizeLinear",
@@ -120,9 +118,11 @@ def _hold(value: ir.Value, sizes: Sizes, relations: Relations, reason: str) -> N
 def _hold_counted_axes(node: ir.Node, sizes: Sizes, relations: Relations) -> None:
     """Hold axes whose length a node reads as a number, other than as a target shape."""
     for index, value in enumerate(node.inputs):
-        if index in _SHAPE_INPUTS.get(node.op_type, ()):
-            continue
+        target = SHAPE_PORTS.get(node.op_type) == index
         for element in sizes.elements(value) or ():
+            # The rule of Reshape looks at computed lengths itself: it can leave one of them to be inferred.
+            if target and (node.op_type == "Reshape" or not element.computed):
+                continue
             for name, axis in element.sources:
                 obstacle = Obstacle(describe(node), node.op_type, "computes with the length of the axis", "structure")
                 relations.obstruct(Axis(name, axis), obstacle)
@@ -135,10 +135,10 @@ def _hold_captured(node: ir.Node, sizes: Sizes, relations: Relations) -> None:
             continue
         graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
         for graph in graphs:
-            for inner in graph.all_nodes():
-                for value in inner.inputs:
-                    if value is not None and value.name:
-                        _hold(value, sizes, relations, f"is read inside a subgraph of {describe(node)}")
+            read = [value for inner in graph.all_nodes() for value in inner.inputs] + list(graph.outputs)
+            for value in read:
+                if value is not None and value.name:
+                    _hold(value, sizes, relations, f"is read inside a subgraph of {describe(node)}")
 
 
 def _send_roles_back(graph: ir.Graph, relations: Relations) -> None:

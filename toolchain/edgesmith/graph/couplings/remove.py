@@ -12,8 +12,8 @@ from edgesmith.graph.couplings.emitter import site_of
 from edgesmith.graph.couplings.find import study
 from edgesmith.graph.couplings.records import Coupling, Slot
 from edgesmith.graph.couplings.relations import Axis
-from edgesmith.graph.couplings.sizes import Sizes
-from edgesmith.graph.couplings.targets import SHAPE_PORTS, overrides, rewrite_target
+from edgesmith.graph.couplings.sizes import SHAPE_PORTS, Sizes
+from edgesmith.graph.couplings.targets import overrides, rewrite_target
 from edgesmith.graph.edit import GraphEditor, set_initializer
 
 

@@ -16,6 +16,9 @@ from edgesmith.graph.edit import constant_tensor
 Dim = int | str
 """A static length, or the identity of a dynamic one: equal strings are equal lengths at run time."""
 
+SHAPE_PORTS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
+"""Which input of an operator is the shape of its result. It may hold lengths of channel axes: removal rewrites it."""
+
 _UNKNOWN = "?"
 _LIMIT = 65536
 _CONVEYORS = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape"}

@@ -6,11 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgesmith.graph.couplings.sizes import Element, Sizes
+from edgesmith.graph.couplings.sizes import SHAPE_PORTS, Element, Sizes
 from edgesmith.graph.edit import GraphEditor, set_initializer
-
-SHAPE_PORTS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
-"""Which input of an operator is the shape of its result."""
 
 INFER = -1
 
@@ -18,7 +15,7 @@ INFER = -1
 def overrides(
     node: ir.Node, sizes: Sizes, lengths: Mapping[tuple[str, int], int], shrunk: frozenset[tuple[str, int]]
 ) -> dict[int, int]:
-    """Return the numbers of a node's target shape that must change, by axis.
+    """Return the numbers of a node's target shape that must change, by place in the target.
 
     Args:
         node: One of the operators of `SHAPE_PORTS`.
@@ -30,16 +27,25 @@ def overrides(
     dims = sizes.dims(output) or []
     elements = sizes.elements(node.inputs[SHAPE_PORTS[node.op_type]])
     changed = {}
-    for axis, dim in enumerate(dims):
-        place = (output.name or "", axis)
-        element = elements[axis] if elements is not None and len(elements) == len(dims) else None
+    for place, axis in enumerate(_axes_of(node, sizes)):
+        dim, element = dims[axis], None if elements is None else elements[place]
         if isinstance(dim, int):
-            length = lengths.get(place, dim)
+            length = lengths.get((output.name or "", axis), dim)
             if not _follows(node, element, axis, length, dim, lengths):
-                changed[axis] = length
-        elif place in shrunk and (element is None or element.computed):
-            changed[axis] = INFER
+                changed[place] = length
+        elif (output.name or "", axis) in shrunk and (element is None or element.computed):
+            changed[place] = INFER
     return changed
+
+
+def _axes_of(node: ir.Node, sizes: Sizes) -> list[int]:
+    """Return which axis of the result each number of the target shape is about."""
+    rank = len(sizes.dims(node.outputs[0]) or ())
+    target = node.inputs[SHAPE_PORTS[node.op_type]]
+    count = None if target is None else next(iter(sizes.dims(target) or ()), None)
+    if node.op_type == "Resize":
+        return [axis % rank for axis in node.attributes.get_ints("axes", tuple(range(rank)))]
+    return list(range(rank))[-count:] if isinstance(count, int) and count else list(range(rank))
 
 
 def _follows(
@@ -81,7 +87,7 @@ def rewrite_target(editor: GraphEditor, node: ir.Node, changed: Mapping[int, int
     port = SHAPE_PORTS[node.op_type]
     target = node.inputs[port]
     elements = sizes.elements(target)
-    rank = len(sizes.dims(node.outputs[0]) or ())
+    rank = len(_axes_of(node, sizes))
     if target is None or not changed:
         return
     name = target.name or "shape"
