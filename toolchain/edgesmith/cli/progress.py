@@ -1,16 +1,43 @@
-"""Progress bars on standard error, with an estimate of the time left. Silent where nobody watches."""
+"""Progress bars on standard error, with an estimate of the time left. Silent where nobody watches.
+
+Commands import this module when they run, so that listings do not pay for the bars.
+"""
 
 import sys
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.text import Text
 
 from edgesmith.progress import Progress, SilentProgress
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-
 T = TypeVar("T")
+
+
+class _Count(MofNCompleteColumn):
+    """Shows "3/12", and nothing for work of unknown length."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
+class _Left(TimeRemainingColumn):
+    """Shows "0:01:20 left", and nothing for work of unknown length."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task).append(" left")
 
 
 class RichProgress:
@@ -20,7 +47,7 @@ class RichProgress:
         bars: The running rich display to draw on.
     """
 
-    def __init__(self, bars: "Bars") -> None:
+    def __init__(self, bars: Bars) -> None:
         self._bars = bars
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -55,25 +82,7 @@ def make_progress(*, silent: bool = False) -> Iterator[Progress]:
     if silent or not sys.stderr.isatty():
         yield SilentProgress()
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bars
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    description = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), description, BarColumn(), _Count(), TimeElapsedColumn(), _Left())
     with Bars(*columns, console=Console(file=sys.stderr), transient=True) as bars:
         yield RichProgress(bars)
