@@ -1,6 +1,7 @@
 """Samples that are arrays already: in memory or in an .npz file."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from edgesmith_calibration.sources.samples import (
     missing_file,
     require_samples,
 )
+
+_DAMAGED = (ValueError, OSError, EOFError, KeyError, MemoryError, OverflowError, NotImplementedError)
+"""What NumPy and zipfile raise for damaged or hostile files, besides errors of their own."""
 
 
 class ArraySource(SampleSource):
@@ -85,11 +89,12 @@ class NpzSource(ArraySource):
         if not path.is_file():
             raise missing_file(path, "an .npz file")
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                if not isinstance(archive, np.lib.npyio.NpzFile):
-                    raise ValueError("it holds a single array")
+            archive = np.load(path, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            with archive:
                 arrays = {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        except (*_DAMAGED, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"{path} cannot be read: {error}",
                 expected="an .npz file of numeric arrays named like the inputs of the graph",
