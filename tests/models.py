@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import edgesmith.frontends
-from edgesmith.files import hash_directory
 from edgesmith.model import Model
 
 CACHE = Path(os.environ.get("EDGESMITH_TEST_CACHE", Path(__file__).parent.parent / "build" / "test-models"))
@@ -26,8 +25,10 @@ def cached_model(name: str, build: Callable[[], Model]) -> Model:
 
     Processes that ask at the same time wait for one of them.
     """
-    sources = [hash_directory(Path(edgesmith.frontends.__path__[0])), Path(__file__).read_text()]
-    key = hashlib.sha256("\n".join([*sources, *(version(library) for library in _LIBRARIES)]).encode()).hexdigest()
+    frontends = Path(edgesmith.frontends.__path__[0])
+    sources = [*sorted(frontends.glob("*.py")), frontends.parent / "serialization.py", Path(__file__)]
+    parts = [file.read_text() for file in sources] + [version(library) for library in _LIBRARIES]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     directory = CACHE / f"{name}-{key[:16]}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / f"{name}.lock").open("w") as lock:

@@ -32,7 +32,7 @@ _NATIVE_OPSET = 18
 """From here on the onnxscript converter, which edits the graph in place, knows every operator."""
 _TARGET_IR_VERSION = 10
 
-_ROUNDS = 6
+_ROUNDS = 8
 _FOLDED_ELEMENTS = 1 << 18
 """A folded constant may hold this many elements, or as many as the constants it is computed from."""
 _GROWTH_BYTES = 1 << 20
@@ -194,38 +194,33 @@ def _sizes(model: ir.Model, batch: int, length: int | None) -> dict[str, int]:
 
 def _apply(model: ir.Model, proof: _Proof | None) -> tuple[ir.Model, list[str]]:
     """Return `model` after all rewrites, and remarks on those undone. With a proof, each is checked by itself."""
-    current, remarks = model, []
-    undone: set[str] = set()
+    current, digest = model, digest_graph(model)
+    undone: dict[str, str] = {}
+    settled: dict[str, str] = {}
+    # The rounds end when no rewrite changes the graph any more, which makes normalization idempotent.
+    for rewrite in _ONCE + _REPEATED * _ROUNDS:
+        if settled.get(rewrite.name) == digest:
+            continue
+        current, reason = _attempt(rewrite, current, proof)
+        before, digest = digest, digest_graph(current)
+        if digest == before:
+            settled[rewrite.name] = digest
+        undone.pop(rewrite.name, None)
+        if reason and not rewrite.optional:
+            undone[rewrite.name] = reason
+    return current, [f"Undone while cleaning: {name} ({reason})." for name, reason in undone.items()]
 
-    def attempt(rewrite: _Rewrite) -> None:
-        nonlocal current
-        if rewrite.name in undone:
-            return
-        candidate = current.clone()
-        try:
-            rewrite.apply(candidate)
-            reason = proof.difference(candidate) if proof else ""
-        # The passes are other people's code and raise whatever they trip over; the graph before is intact.
-        except Exception as error:  # noqa: BLE001
-            reason = error.what if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
-        if reason:
-            undone.add(rewrite.name)
-            if not rewrite.optional:
-                remarks.append(f"Undone while cleaning: {rewrite.name} ({' '.join(reason.split())[:300]}).")
-        else:
-            current = candidate
 
-    for rewrite in _ONCE:
-        attempt(rewrite)
-    # A rewrite has nothing to do on the graph that it left behind, so the rounds end when every one has seen that.
-    digest = digest_graph(current)
-    left_behind: dict[str, str] = {}
-    for rewrite in _REPEATED * _ROUNDS:
-        if left_behind.get(rewrite.name) != digest:
-            attempt(rewrite)
-            digest = digest_graph(current)
-            left_behind[rewrite.name] = digest
-    return current, remarks
+def _attempt(rewrite: _Rewrite, model: ir.Model, proof: _Proof | None) -> tuple[ir.Model, str]:
+    """Return the graph after `rewrite`, or `model` itself and the reason why it was undone."""
+    candidate = model.clone()
+    try:
+        rewrite.apply(candidate)
+        reason = proof.difference(candidate) if proof else ""
+    # The passes are other people's code and raise whatever they trip over; the graph before is intact.
+    except Exception as error:  # noqa: BLE001
+        reason = error.what if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
+    return (model, " ".join(reason.split())[:300]) if reason else (candidate, "")
 
 
 def _prepare(model: ir.Model) -> None:
@@ -260,7 +255,8 @@ def _infer_shapes(model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is not None and tensor.nbytes > _SKELETON_BYTES and tensor.dtype != ir.DataType.STRING:
             # Inference needs the shape of a weight, and the value of small ones only.
-            value.shape, value.dtype, value.const_value = ir.Shape(tensor.shape.numpy()), tensor.dtype, None
+            value.shape, value.const_value = ir.Shape(tensor.shape.numpy()), None
+            value.type = ir.TensorType(tensor.dtype)
             del skeleton.graph.initializers[str(value.name)]
             skeleton.graph.inputs.append(value)
     proto = SymbolicShapeInference.infer_shapes(ir.to_proto(skeleton), int_max=2**31 - 1, auto_merge=False)
@@ -270,7 +266,8 @@ def _infer_shapes(model: ir.Model) -> None:
             for value in node.outputs:
                 found = known.get(value.name)
                 if found is not None and found.shape is not None:
-                    value.shape, value.dtype = found.shape, found.dtype or value.dtype
+                    value.shape = found.shape
+                    value.type = found.type or value.type
 
 
 def _fold(model: ir.Model) -> None:
