@@ -273,7 +273,9 @@ def _flat_pairs(outputs: Outputs, reference: Outputs | None) -> tuple[NDArray[np
 
 
 def _flatten(outputs: Outputs, names: list[str], samples: int) -> NDArray[np.float64]:
-    return np.concatenate([outputs[name].reshape(samples, -1) for name in names], axis=1, dtype=np.float64)
+    # A width of -1 would be ambiguous for empty arrays.
+    rows = [outputs[name].reshape(samples, outputs[name].size // max(samples, 1)) for name in names]
+    return np.concatenate(rows, axis=1, dtype=np.float64)
 
 
 def _not_finite(name: str) -> DataError:
