@@ -6,14 +6,13 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from edgesmith.graph.edit import constant_tensor
+from edgesmith.graph.edit import constant_scalar, constant_tensor
 from edgesmith.host.context import Notes
 from edgesmith.host.dialect import Dialect
 from edgesmith_quantization.options import QuantizeInt8Options
 
 _WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _QUANTIZED = ("DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear")
-_BOUNDING = ("Relu", "Clip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +25,8 @@ class Candidate:
     channel_axis: int
     """Dimension of the weight that belongs to the output channels."""
     bias: ir.Value | None
+    transposed: bool = False
+    """Whether the product reads the weight through a Transpose, as heads do that share the embedding table."""
 
     @property
     def name(self) -> str:
@@ -34,14 +35,20 @@ class Candidate:
 
     @property
     def bounded_output(self) -> ir.Value:
-        """The output, behind a Relu or Clip that is its only reader."""
+        """The output, behind a Relu or a Clip at 0 that is its only reader: an unsigned code absorbs these."""
         output = self.node.outputs[0]
         uses = tuple(output.uses())
-        if len(uses) == 1 and not output.is_graph_output():
-            reader = uses[0].node
-            if reader.op_type in _BOUNDING and reader.domain == "" and uses[0].idx == 0:
-                return reader.outputs[0]
-        return output
+        if len(uses) != 1 or output.is_graph_output() or uses[0].idx != 0:
+            return output
+        reader = uses[0].node
+        return reader.outputs[0] if _clips_at_zero(reader) else output
+
+
+def _clips_at_zero(node: ir.Node) -> bool:
+    if node.domain != "":
+        return False
+    low = node.inputs[1] if node.op_type == "Clip" and len(node.inputs) > 1 else None
+    return node.op_type == "Relu" or constant_scalar(low) == 0.0
 
 
 def node_name(node: ir.Node) -> str:
@@ -90,7 +97,7 @@ def _obstacle(node: ir.Node, dialect: Dialect, options: QuantizeInt8Options) -> 
             return "already quantized"
     if constant_tensor(activation) is not None:
         return "its first input is constant; weights must be the second"
-    tensor = constant_tensor(weight)
+    tensor = constant_tensor(_behind_transpose(weight))
     if tensor is None:
         return "both inputs are activations"
     if tensor.dtype != ir.DataType.FLOAT:
@@ -128,9 +135,21 @@ def _describe(node: ir.Node) -> Candidate:
     activation, weight = node.inputs[0], node.inputs[1]
     if activation is None or weight is None:  # excluded by _obstacle
         raise ValueError(node_name(node))
-    transposed = node.op_type == "Conv" or bool(_attribute(node, "transB", 0))
+    source = _behind_transpose(weight)
+    transposed = source is not weight
+    channels_first = transposed or node.op_type == "Conv" or bool(_attribute(node, "transB", 0))
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    return Candidate(node, activation, weight, 0 if transposed else 1, bias)
+    return Candidate(node, activation, source, 0 if channels_first else 1, bias, transposed)
+
+
+def _behind_transpose(weight: ir.Value) -> ir.Value:
+    """Return the 2-D constant that a MatMul reads transposed, or `weight` itself."""
+    node = weight.producer()
+    if node is None or node.op_type != "Transpose" or node.inputs[0] is None:
+        return weight
+    tensor = constant_tensor(node.inputs[0])
+    readers = {use.node.op_type for use in weight.uses()}
+    return node.inputs[0] if tensor is not None and len(tensor.shape) == 2 and readers == {"MatMul"} else weight
 
 
 def _attribute(node: ir.Node, name: str, default: float) -> float:

@@ -14,7 +14,10 @@ def write_dynamic(editor: GraphEditor, candidates: Sequence[Candidate], store: W
     """Replace each candidate by its integer product with ranges computed at run time. Edits the graph."""
     quantized: dict[ir.Value, ir.Node] = {}
     for candidate in candidates:
-        activation = candidate.activation
+        # Read from the node: the candidate's own record may name the output of a product that is replaced by now.
+        activation = candidate.node.inputs[0]
+        if activation is None:
+            continue
         if activation not in quantized:
             name = f"{activation.name}_quantize"
             node = editor.insert_after(activation, "DynamicQuantizeLinear", (activation,), name=name, outputs=3)
@@ -25,7 +28,8 @@ def write_dynamic(editor: GraphEditor, candidates: Sequence[Candidate], store: W
 def _write_product(editor: GraphEditor, candidate: Candidate, quantize: ir.Node, store: WeightStore) -> None:
     node = candidate.node
     codes, scale, zero_point = quantize.outputs
-    weight = store.weight(candidate, transpose=node.op_type == "Gemm" and candidate.channel_axis == 0)
+    # MatMulInteger reads its weight as [inputs, channels]; Gemm's may be stored the other way round.
+    weight = store.weight(candidate, transpose=candidate.channel_axis == 0 and node.op_type != "Conv")
     convolution = node.op_type == "Conv"
     attributes: dict[str, Attribute] = {}
     weight_scale, weight_zero_point = weight.scale, weight.zero_point

@@ -78,7 +78,7 @@ def write_static(
         _quantize_activation(editor, value, codes[value], None if value in placement.forced else readers)
     dequantized: dict[ir.Value, ir.Value] = {}
     for candidate in candidates:
-        node, weight = candidate.node, store.weight(candidate)
+        node, weight = candidate.node, store.weight(candidate, transpose=candidate.transposed)
         if weight.codes not in dequantized:
             dequantize = editor.insert_before(
                 node,

@@ -52,7 +52,7 @@ class OnnxCpu(Target):
 
     def lower(self, model: Model, context: Context[None]) -> Model:
         """Return the graph with equal outputs in the form that ONNX Runtime executes fastest on a CPU."""
-        return model.with_ir(lower(model.ir, context))
+        return model.with_ir(lower(model.ir.clone(), context))
 
     def build(self, model: Model, directory: Path) -> Build:
         """Write `model.onnx`, and its weights beside it where they are too large for one file.

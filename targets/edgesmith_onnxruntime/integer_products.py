@@ -1,76 +1,100 @@
-"""Joins Q/DQ products with scale and bias into ONNX Runtime's MatMulIntegerToFloat.
+"""Writes Q/DQ products as ONNX Runtime's integer operators: MatMulIntegerToFloat and QGemm.
 
-ONNX Runtime fuses most of this itself when it loads a graph, but leaves the bias outside, and turns a product of
-2-D activations with a bias into a float Gemm. Written out, the bias is added while the accumulators are scaled.
+ONNX Runtime fuses most of them itself when it loads a graph. But it leaves the bias of a MatMul outside, turns a
+product of 2-D activations with a bias into a float Gemm, and leaves a Gemm in float whose output is read both
+quantized and not. Written out, all run in integers, and biases are added while the accumulators are scaled.
 """
 
+import numpy as np
 import onnx_ir as ir
 
-from edgesmith.graph.edit import GraphEditor, constant_tensor
+from edgesmith.graph.edit import GraphEditor, constant_tensor, constant_value
+from edgesmith_onnxruntime.edits import take_over
 
 _BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
+_GEMM_DEFAULTS = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 
 
 def join_integer_products(graph: ir.Graph) -> int:
-    """Replace each MatMul of a quantized activation and a quantized weight; return how many. Edits `graph`."""
+    """Replace each product of a quantized activation and a quantized weight; return how many. Edits `graph`."""
     editor = GraphEditor(graph)
     joined = 0
-    for node in [each for each in graph if each.op_type == "MatMul" and each.domain == ""]:
-        activation, weight = (_dequantize(value) for value in node.inputs)
-        if activation is None or weight is None or not _is_per_tensor(activation) or not _is_per_column(weight):
+    for node in [each for each in graph if each.op_type in ("MatMul", "Gemm") and each.domain == ""]:
+        activation, weight = (_dequantize(value, _BYTES) for value in node.inputs[:2])
+        if activation is None or weight is None or not _has_one_scale(activation):
             continue
-        _join(editor, node, activation, weight)
-        joined += 1
+        join = _join_matmul if node.op_type == "MatMul" else _join_gemm
+        joined += join(editor, node, activation, weight)
     if joined:
         graph.opset_imports.setdefault("com.microsoft", 1)
     return joined
 
 
-def _dequantize(value: ir.Value | None) -> ir.Node | None:
-    """Return the DequantizeLinear behind an 8-bit value with constant scale and zero point."""
+def _dequantize(value: ir.Value | None, types: tuple[ir.DataType, ...]) -> ir.Node | None:
+    """Return the DequantizeLinear behind a value of one of the types, with constant scale and zero point."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear" or node.domain != "" or len(node.inputs) != 3:
         return None
-    constants = [constant_tensor(parameter) for parameter in node.inputs[1:]]
-    scale, zero_point = constants
-    if scale is None or zero_point is None or scale.dtype != ir.DataType.FLOAT or zero_point.dtype not in _BYTES:
+    scale, zero_point = (constant_tensor(parameter) for parameter in node.inputs[1:])
+    if scale is None or zero_point is None or scale.dtype != ir.DataType.FLOAT or zero_point.dtype not in types:
         return None
     return node
 
 
-def _is_per_tensor(dequantize: ir.Node) -> bool:
+def _has_one_scale(dequantize: ir.Node) -> bool:
     scale = constant_tensor(dequantize.inputs[1])
     return scale is not None and scale.size == 1
 
 
-def _is_per_column(dequantize: ir.Node) -> bool:
-    """Return whether a 2-D constant weight has one scale, or one per column."""
-    codes, scale = (constant_tensor(value) for value in dequantize.inputs[:2])
-    if codes is None or scale is None or len(codes.shape) != 2 or "block_size" in dequantize.attributes:
+def _scales_along(dequantize: ir.Node, axis: int) -> bool:
+    """Return whether a 2-D constant weight has one scale, or one per index along `axis`."""
+    codes = constant_tensor(dequantize.inputs[0])
+    if codes is None or len(codes.shape) != 2 or "block_size" in dequantize.attributes:
         return False
-    return scale.size == 1 or dequantize.attributes.get_int("axis", 1) in (1, -1)
+    return _has_one_scale(dequantize) or dequantize.attributes.get_int("axis", 1) % 2 == axis
 
 
-def _join(editor: GraphEditor, node: ir.Node, activation: ir.Node, weight: ir.Node) -> None:
+def _join_matmul(editor: GraphEditor, node: ir.Node, activation: ir.Node, weight: ir.Node) -> bool:
+    if not _scales_along(weight, 1):
+        return False
     last, bias = node, None
     uses = tuple(node.outputs[0].uses())
     if len(uses) == 1 and uses[0].node.op_type == "Add" and not node.outputs[0].is_graph_output():
         other = uses[0].node.inputs[1 - uses[0].idx]
-        tensor = constant_tensor(other)
-        width = constant_tensor(weight.inputs[0])
-        if tensor is not None and width is not None and list(tensor.shape.numpy()) == [width.shape.numpy()[1]]:
+        tensor, codes = constant_tensor(other), constant_tensor(weight.inputs[0])
+        if tensor is not None and codes is not None and list(tensor.shape.numpy()) == [codes.shape.numpy()[1]]:
             last, bias = uses[0].node, other
-    inputs = [*(activation.inputs[0], weight.inputs[0]), *(activation.inputs[1], weight.inputs[1])]
-    inputs += [activation.inputs[2], weight.inputs[2]]
+    (a, a_scale, a_zero), (b, b_scale, b_zero) = activation.inputs, weight.inputs
+    inputs = [a, b, a_scale, b_scale, a_zero, b_zero]
     inputs += [bias] if bias is not None else []
-    output = last.outputs[0]
+    name = f"{node.name}_integer"
+    joined = editor.insert_before(last, "MatMulIntegerToFloat", inputs, domain="com.microsoft", name=name)
+    take_over(editor, last, joined.outputs[0])
+    return True
+
+
+def _join_gemm(editor: GraphEditor, node: ir.Node, activation: ir.Node, weight: ir.Node) -> bool:
+    plain = all(name not in node.attributes or node.attributes[name].value == v for name, v in _GEMM_DEFAULTS.items())
+    transposed = node.attributes.get_int("transB", 0)
+    if not plain or not _scales_along(weight, 0 if transposed else 1):
+        return False
+    inputs = [*activation.inputs, *weight.inputs]
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = _dequantize(node.inputs[2], (ir.DataType.INT32,))
+        if bias is None or not _is_accumulator_bias(bias, activation, weight):
+            return False
+        inputs.append(bias.inputs[0])
     joined = editor.insert_before(
-        last, "MatMulIntegerToFloat", inputs, domain="com.microsoft", name=f"{node.name}_integer"
+        node, "QGemm", inputs, {"transB": transposed}, domain="com.microsoft", name=f"{node.name}_integer"
     )
-    result = joined.outputs[0]
-    result.shape, result.type = output.shape, output.type
-    is_output, name = output.is_graph_output(), output.name
-    editor.replace_uses(output, result)
-    editor.remove_unused((last,))
-    if not is_output:
-        result.name = name
+    take_over(editor, node, joined.outputs[0])
+    return True
+
+
+def _is_accumulator_bias(bias: ir.Node, activation: ir.Node, weight: ir.Node) -> bool:
+    """Return whether a bias has the scale of the products and zero points of 0, so that it adds to accumulators."""
+    scale, zero_point = constant_value(bias.inputs[1]), constant_value(bias.inputs[2])
+    activation_scale, weight_scale = constant_value(activation.inputs[1]), constant_value(weight.inputs[1])
+    if scale is None or zero_point is None or activation_scale is None or weight_scale is None:
+        return False
+    return bool((zero_point == 0).all()) and np.allclose(scale, activation_scale * weight_scale, rtol=1e-6, atol=0)

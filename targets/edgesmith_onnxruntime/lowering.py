@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
+from edgesmith.errors import ModelError
 from edgesmith.execution.reference import Optimization, ReferenceSession
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.host.context import Context, Notes
@@ -44,7 +45,7 @@ def lower(model: ir.Model, context: Context[None]) -> ir.Model:
     for rewrite in _rewrites(context.notes):
         candidate, remark = rewrite(candidate)
         remarks.append(remark)
-    if _largest_error(before, _outputs(candidate, inputs, context.threads)) <= tolerance:
+    if _error(candidate, before, inputs, context.threads) <= tolerance:
         result = candidate
     else:
         result, remarks = _one_by_one(model, before, inputs, tolerance, context)
@@ -59,7 +60,7 @@ def _one_by_one(
     remarks = []
     for rewrite in _rewrites(context.notes):
         candidate, remark = rewrite(model)
-        error = _largest_error(before, _outputs(candidate, inputs, context.threads)) if remark else 0.0
+        error = _error(candidate, before, inputs, context.threads) if remark else 0.0
         if error <= tolerance:
             model = candidate
             remarks.append(remark)
@@ -98,6 +99,14 @@ def _proof_inputs(model: ir.Model, context: Context[None]) -> Iterator[Inputs]:
     if context.calibration is not None and len(context.calibration) >= _PROOF_SAMPLES:
         for batch in context.calibration.take(_PROOF_SAMPLES).batches(1):
             yield {name: array for name, array in batch.inputs.items() if name in names}
+
+
+def _error(candidate: ir.Model, before: list[Inputs], inputs: list[Inputs], threads: int) -> float:
+    """Return how far the outputs of a rewritten graph are from those before; infinite if it does not run."""
+    try:
+        return _largest_error(before, _outputs(candidate, inputs, threads))
+    except ModelError:
+        return float("inf")
 
 
 def _tolerance(model: ir.Model, before: list[Inputs], inputs: list[Inputs], threads: int) -> float:

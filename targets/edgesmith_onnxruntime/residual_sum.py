@@ -8,6 +8,7 @@ AVX-512 (1.31.1). It does not join Sum.
 import onnx_ir as ir
 
 from edgesmith.graph.edit import GraphEditor, constant_tensor
+from edgesmith_onnxruntime.edits import take_over
 
 
 def write_residual_sums(graph: ir.Graph) -> int:
@@ -19,12 +20,7 @@ def write_residual_sums(graph: ir.Graph) -> int:
         normalised = any(use.node.op_type == "LayerNormalization" and use.idx == 0 for use in output.uses())
         if not normalised or any(constant_tensor(value) is not None for value in node.inputs):
             continue
-        total = editor.insert_before(node, "Sum", node.inputs, name=f"{node.name}_sum").outputs[0]
-        total.shape, total.type = output.shape, output.type
-        is_output, name = output.is_graph_output(), output.name
-        editor.replace_uses(output, total)
-        editor.remove_unused((node,))
-        if not is_output:
-            total.name = name
+        total = editor.insert_before(node, "Sum", node.inputs, name=f"{node.name}_sum")
+        take_over(editor, node, total.outputs[0])
         changed += 1
     return changed

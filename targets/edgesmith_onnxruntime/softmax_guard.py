@@ -24,7 +24,7 @@ _SCALING = ("Mul", "Div")
 @dataclass(frozen=True, slots=True)
 class _Guard:
     where: ir.Node
-    probabilities: ir.Value
+    test: ir.Node
     softmax: ir.Node
 
 
@@ -46,7 +46,7 @@ def move_softmax_guards(graph: ir.Graph, notes: Notes) -> int:
         scores = guard.softmax.inputs[0]
         mask = _added_mask(scores)
         if _is_product(scores) or (mask is not None and _keeps_every_row(mask)):
-            editor.bypass(guard.where, index=2)
+            _remove(editor, guard)
             changed += 1
         elif mask is not None and _open_and_multiply(editor, guard, mask, opened):
             changed += 1
@@ -68,7 +68,12 @@ def _guard(node: ir.Node) -> _Guard | None:
         return None
     axis = softmax.attributes.get_int("axis", -1)
     rank = len(probabilities.shape) if probabilities.shape is not None else None
-    return _Guard(node, probabilities, softmax) if axis == -1 or (rank and axis == rank - 1) else None
+    return _Guard(node, test, softmax) if axis == -1 or (rank and axis == rank - 1) else None
+
+
+def _remove(editor: GraphEditor, guard: _Guard) -> None:
+    editor.bypass(guard.where, index=2)
+    editor.remove_unused((guard.test,))
 
 
 def _is_product(value: ir.Value | None) -> bool:
@@ -122,7 +127,7 @@ def _open_and_multiply(editor: GraphEditor, guard: _Guard, mask: ir.Value, opene
     open_mask = opened[mask]
     add.replace_input_with(tuple(add.inputs).index(mask), open_mask.mask)
     attention = uses[0].node.outputs[0]
-    editor.bypass(guard.where, index=2)
+    _remove(editor, guard)
     joined = _joined_heads(attention, open_mask.row_allowed)
     factor = open_mask.row_allowed
     if joined is not None:

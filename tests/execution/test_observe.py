@@ -1,0 +1,73 @@
+"""Statistics of inner values over calibration data."""
+
+import numpy as np
+import pytest
+
+from edgesmith.errors import DataError, ModelError
+from edgesmith.execution.observe import observe
+from edgesmith.progress import SilentProgress
+from edgesmith_calibration.observers import HistogramObserver, MeanVarianceObserver, MinMaxObserver
+from edgesmith_calibration.sources import ArraySource
+from small_graphs import graph, node
+
+DATA = np.random.default_rng(0).normal(0, 1, (10, 4)).astype(np.float32)
+
+
+def model(batch="n"):
+    nodes = [node("Relu", ["x"], "positive"), node("Mul", ["positive", "two"], "y")]
+    return graph(nodes, {"two": np.float32(2)}, {"x": [batch, 4]}).ir
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 64])
+def test_inputs_inner_values_and_outputs(batch_size):
+    seen = observe(model(), ["x", "positive", "y"], ArraySource({"x": DATA}), MinMaxObserver, batch_size=batch_size)
+    assert (float(seen["x"].low), float(seen["x"].high)) == (DATA.min(), DATA.max())
+    assert (float(seen["positive"].low), float(seen["positive"].high)) == (0, DATA.max())
+    assert float(seen["y"].high) == 2 * DATA.max()
+    assert seen["y"].count == DATA.size
+
+
+def test_any_observer_is_taken():
+    seen = observe(model(), ["x"], ArraySource({"x": DATA}), MeanVarianceObserver)
+    np.testing.assert_allclose(seen["x"].mean, DATA.mean(), rtol=1e-6)
+    assert observe(model(), ["y"], ArraySource({"x": DATA}), HistogramObserver)["y"].count == DATA.size
+
+
+def test_fixed_batch_is_kept():
+    assert observe(model(batch=2), ["y"], ArraySource({"x": DATA}), MinMaxObserver, batch_size=5)["y"].count == 40
+
+
+def test_arrays_that_the_graph_does_not_read_are_ignored():
+    source = ArraySource({"x": DATA, "spare": DATA})
+    assert observe(model(), ["y"], source, MinMaxObserver)["y"].count == DATA.size
+
+
+def test_each_batch_is_reported():
+    class Counting(SilentProgress):
+        batches = 0
+
+        def track(self, items, description, total=None):
+            assert total == 4
+            for item in items:
+                self.batches += 1
+                yield item
+
+    progress = Counting()
+    observe(model(), ["y"], ArraySource({"x": DATA}), MinMaxObserver, batch_size=3, progress=progress)
+    assert progress.batches == 4
+
+
+def test_infinite_values_name_the_tensor():
+    nodes = [node("Reciprocal", ["x"], "inverse"), node("Relu", ["inverse"], "y")]
+    dividing = graph(nodes, {}, {"x": ["n", 4]}).ir
+    with pytest.raises(DataError, match=r"'inverse'.*infinity"):
+        observe(dividing, ["inverse"], ArraySource({"x": np.zeros((2, 4), np.float32)}), MinMaxObserver)
+
+
+def test_no_data_unknown_values_and_missing_inputs_are_refused():
+    with pytest.raises(DataError, match="no samples"):
+        observe(model(), ["y"], ArraySource({"x": DATA}).take(0), MinMaxObserver)
+    with pytest.raises(ModelError, match="nowhere"):
+        observe(model(), ["nowhere"], ArraySource({"x": DATA}), MinMaxObserver)
+    with pytest.raises(DataError, match="missing"):
+        observe(model(), ["y"], ArraySource({"z": DATA}), MinMaxObserver)
