@@ -3,6 +3,7 @@
 A group is only taken as one if nobody else reads what lies inside it, so a tap inside a group keeps it apart.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,8 +51,8 @@ def find_fusions(nodes: Sequence[ir.Node], keep: frozenset[ir.Value]) -> Fusions
     """Return the groups among `nodes` that leave every value of `keep` computed."""
     found = Fusions()
     for node in nodes:
-        match = _MATCHERS.get(node.op_type)
-        fused = match(node, _Uses(keep)) if match is not None and node.domain in ("", "ai.onnx") else None
+        matchers = _MATCHERS.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ()
+        fused = next(filter(None, (match(node, _Uses(keep)) for match in matchers)), None)
         if fused is not None and not found.absorbed.intersection(fused.absorbed):
             found.roots[node] = fused
             found.absorbed.update(fused.absorbed)
@@ -74,6 +75,19 @@ def _rank(value: ir.Value | None) -> int | None:
     return None if value is None or value.shape is None else len(value.shape)
 
 
+def _is_number(value: ir.Value | None, number: float, *, weights: bool = False) -> bool:
+    """Return whether `value` is this constant. One that could be trained counts only if `weights` says so."""
+    found = _number(value, weights=weights)
+    return found is not None and abs(found - number) <= 1e-6 * abs(number)
+
+
+def _number(value: ir.Value | None, *, weights: bool = False) -> float | None:
+    if value is None or (value.is_initializer() and not weights):
+        return None
+    constant = ir.convenience.get_const_tensor(value)
+    return float(constant.numpy().reshape(())) if constant is not None and constant.size == 1 else None
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return x @ weight + bias."""
     return F.linear(x, weight.t(), bias)
@@ -82,12 +96,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _match_linear(node: ir.Node, uses: _Uses) -> Fused | None:
     for value, bias in (node.inputs, node.inputs[::-1]):
         product = uses.inside(value, "MatMul")
-        if (
-            product is None
-            or _rank(product.inputs[1]) != 2
-            or _rank(bias) != 1
-            or _rank(product.inputs[0]) in (None, 1)
-        ):
+        if product is None or _rank(product.inputs[1]) != 2 or _rank(bias) != 1:
             continue
         return Fused(linear, (*product.inputs, bias), (product,))
     return None
@@ -110,7 +119,7 @@ def _match_attention(node: ir.Node, uses: _Uses) -> Fused | None:
     weights = node.inputs[0]
     if guard is not None:
         test = uses.inside(guard.inputs[0], "IsNaN")
-        if test is None or test.inputs[0] is not guard.inputs[2] or not _is_zero(guard.inputs[1]):
+        if test is None or test.inputs[0] is not guard.inputs[2] or not _is_number(guard.inputs[1], 0.0, weights=True):
             return None
         absorbed += [guard, test]
         weights = guard.inputs[2]
@@ -140,15 +149,20 @@ def _match_attention(node: ir.Node, uses: _Uses) -> Fused | None:
     return Fused(attend, (q, k, node.inputs[1], mask, factor), (*absorbed, product), {"divide": divide})
 
 
-def _is_zero(value: ir.Value | None) -> bool:
-    constant = ir.convenience.get_const_tensor(value) if value is not None else None
-    return constant is not None and constant.size == 1 and not constant.numpy().any()
-
-
-def _over_last_axis(softmax: ir.Node) -> bool:
-    axis = softmax.attributes.get("axis")
-    rank = _rank(softmax.inputs[0])
-    return axis is not None and axis.as_int() in (-1, rank - 1 if rank else -1)
+def _over_last_axis(node: ir.Node) -> bool:
+    """Return whether a softmax or mean runs along the last axis and keeps it."""
+    rank = _rank(node.inputs[0])
+    last = (-1,) if rank is None else (-1, rank - 1)
+    if node.op_type == "Softmax":
+        axis = node.attributes.get("axis")
+        return axis is not None and axis.as_int() in last
+    keepdims = node.attributes.get("keepdims")
+    axes = node.attributes.get("axes")
+    if keepdims is not None and not keepdims.as_int():
+        return False
+    if axes is not None:
+        return len(axes.as_ints()) == 1 and axes.as_ints()[0] in last
+    return len(node.inputs) > 1 and any(_is_number(node.inputs[1], axis, weights=True) for axis in last)
 
 
 def _match_fake_quantization(node: ir.Node, uses: _Uses) -> Fused | None:
@@ -177,8 +191,74 @@ def _match_fake_quantization(node: ir.Node, uses: _Uses) -> Fused | None:
     )
 
 
-_MATCHERS: dict[str, Callable[[ir.Node, _Uses], Fused | None]] = {
-    "Add": _match_linear,
-    "MatMul": _match_attention,
-    "DequantizeLinear": _match_fake_quantization,
+def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Tensor:
+    """Return `x` normalized over its last axis."""
+    return F.layer_norm(x, scale.shape, scale, bias, epsilon)
+
+
+def _match_layer_norm(node: ir.Node, uses: _Uses) -> Fused | None:
+    """Match what exporters wrote before opset 17: mean, difference, variance, root, quotient, scale and bias."""
+    for value, bias in (node.inputs, node.inputs[::-1]):
+        scaled = uses.inside(value, "Mul")
+        for quotient, scale in (scaled.inputs, scaled.inputs[::-1]) if scaled is not None else ():
+            chain = _normalized(quotient, uses)
+            if scaled is not None and chain is not None and _rank(scale) == _rank(bias) == 1:
+                x, epsilon, absorbed = chain
+                return Fused(layer_norm, (x, scale, bias), (scaled, *absorbed), {"epsilon": epsilon})
+    return None
+
+
+def _normalized(value: ir.Value | None, uses: _Uses) -> tuple[ir.Value, float, list[ir.Node]] | None:
+    """Return x, epsilon and the nodes of (x - mean(x)) / sqrt(mean((x - mean(x)) ** 2) + epsilon)."""
+    divide = uses.inside(value, "Div")
+    root = uses.inside(divide.inputs[1], "Sqrt") if divide is not None else None
+    total = uses.inside(root.inputs[0], "Add") if root is not None else None
+    variance = uses.inside(total.inputs[0], "ReduceMean") if total is not None else None
+    square = uses.inside(variance.inputs[0], "Pow") if variance is not None else None
+    if divide is None or root is None or total is None or variance is None or square is None:
+        return None
+    difference = uses.inside(square.inputs[0], "Sub", readers=2)
+    mean = uses.inside(difference.inputs[1], "ReduceMean") if difference is not None else None
+    epsilon = _number(total.inputs[1])
+    if difference is None or mean is None or epsilon is None or not _is_number(square.inputs[1], 2.0):
+        return None
+    x = mean.inputs[0]
+    same = divide.inputs[0] is square.inputs[0] and difference.inputs[0] is x
+    if x is None or not same or not (_over_last_axis(mean) and _over_last_axis(variance)):
+        return None
+    return x, epsilon, [divide, root, total, variance, square, difference, mean]
+
+
+def _match_gelu(node: ir.Node, uses: _Uses) -> Fused | None:
+    """Match x * (1 + erf(x / sqrt(2))) * 0.5, in any order of the factors."""
+    factors, absorbed = list(node.inputs), []
+    for value in node.inputs:
+        product = uses.inside(value, "Mul")
+        if product is not None:
+            factors.remove(value)
+            factors += product.inputs
+            absorbed.append(product)
+            break
+    halves = [value for value in factors if _is_number(value, 0.5)]
+    sums = [total for total in (uses.inside(value, "Add") for value in factors) if total is not None]
+    # The argument may be a sum itself; the sum that counts is the one over an Erf.
+    sums = [total for total in sums if any(uses.inside(value, "Erf") for value in total.inputs)]
+    if len(factors) != 3 or len(halves) != 1 or len(sums) != 1:
+        return None
+    (x,) = [value for value in factors if value is not halves[0] and value is not sums[0].outputs[0]]
+    (error,) = [found for found in (uses.inside(value, "Erf") for value in sums[0].inputs) if found is not None]
+    if not any(_is_number(value, 1.0) for value in sums[0].inputs):
+        return None
+    for operator, number in (("Div", math.sqrt(2)), ("Mul", math.sqrt(0.5))):
+        scaled = uses.inside(error.inputs[0], operator)
+        if scaled is not None and scaled.inputs[0] is x and _is_number(scaled.inputs[1], number):
+            return Fused(F.gelu, (x,), (*absorbed, sums[0], error, scaled))
+    return None
+
+
+_MATCHERS: dict[str, tuple[Callable[[ir.Node, _Uses], Fused | None], ...]] = {
+    "Add": (_match_linear, _match_layer_norm),
+    "Mul": (_match_gelu,),
+    "MatMul": (_match_attention,),
+    "DequantizeLinear": (_match_fake_quantization,),
 }

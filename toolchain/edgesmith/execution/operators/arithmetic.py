@@ -56,6 +56,14 @@ def div(a: Tensor, b: Tensor) -> Tensor:
 def power(base: Tensor, exponent: Tensor) -> Tensor:
     if not base.is_floating_point() and exponent.is_floating_point():
         return torch.pow(base.double(), exponent.double()).to(base.dtype)
+    if (
+        exponent.numel() == 1
+        and exponent.device.type == "cpu"
+        and not exponent.requires_grad
+        and base.is_floating_point()
+    ):
+        # A known exponent has far faster kernels.
+        return torch.pow(base, exponent.item()).expand(torch.broadcast_shapes(base.shape, exponent.shape))  # type: ignore[no-untyped-call]
     return _binary(torch.pow, base, exponent.to(base.dtype) if exponent.dtype != base.dtype else exponent)
 
 
