@@ -14,37 +14,37 @@ from edgesmith.model import Model
 @pytest.fixture(scope="session")
 def tiny_bert() -> Model:
     """Encoder with a classifier; inputs input_ids, attention_mask, token_type_ids."""
-    return models.cached_model("tiny-bert", models.build_tiny_bert)
+    return models.cached_model("tiny-bert", lambda: models.export_module(models.tiny_bert_module()))
 
 
 @pytest.fixture(scope="session")
 def tiny_distilbert() -> Model:
     """Encoder with a masked language model head tied to the embeddings."""
-    return models.cached_model("tiny-distilbert", models.build_tiny_distilbert)
+    return models.cached_model("tiny-distilbert", lambda: models.export_module(models.tiny_distilbert_module()))
 
 
 @pytest.fixture(scope="session")
 def tiny_vit() -> Model:
     """Vision transformer with a classifier; input pixel_values 3 x 32 x 32."""
-    return models.cached_model("tiny-vit", models.build_tiny_vit)
+    return models.cached_model("tiny-vit", lambda: models.export_module(models.tiny_vit_module()))
 
 
 @pytest.fixture(scope="session")
 def tiny_dinov2() -> Model:
     """Vision transformer with layer scale; features."""
-    return models.cached_model("tiny-dinov2", models.build_tiny_dinov2)
+    return models.cached_model("tiny-dinov2", lambda: models.export_module(models.tiny_dinov2_module()))
 
 
 @pytest.fixture(scope="session")
 def tiny_gpt2() -> Model:
     """Decoder with one product for q, k and v, and a tied head."""
-    return models.cached_model("tiny-gpt2", models.build_tiny_gpt2)
+    return models.cached_model("tiny-gpt2", lambda: models.export_module(models.tiny_gpt2_module()))
 
 
 @pytest.fixture(scope="session")
 def tiny_llama() -> Model:
     """Decoder with grouped queries, gated MLPs and rotary positions."""
-    return models.cached_model("tiny-llama", models.build_tiny_llama)
+    return models.cached_model("tiny-llama", lambda: models.export_module(models.tiny_llama_module()))
 
 
 @pytest.fixture(scope="session")

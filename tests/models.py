@@ -7,6 +7,7 @@ from degenerate (biases and norms are random too), so that no two parameters are
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
@@ -35,10 +36,13 @@ def cached_model(name: str, build: Callable[[], Model]) -> Model:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not directory.is_dir():
             build().save(directory)
+            for stale in CACHE.glob(f"{name}-" + "[0-9a-f]" * 16):
+                if stale != directory:
+                    shutil.rmtree(stale, ignore_errors=True)
     return Model.load(directory)
 
 
-def build_tiny_bert() -> Model:
+def tiny_bert_module() -> Any:
     """BERT: 2 blocks, width 32, 4 heads, MLP 64, 100 tokens; classifier with 3 labels."""
     import transformers
 
@@ -51,20 +55,20 @@ def build_tiny_bert() -> Model:
         max_position_embeddings=64,
         num_labels=3,
     )
-    return export(transformers.BertForSequenceClassification, config)
+    return _randomized(transformers.BertForSequenceClassification, config)
 
 
-def build_tiny_distilbert() -> Model:
+def tiny_distilbert_module() -> Any:
     """DistilBERT: 2 blocks, width 32, 4 heads, MLP 64; masked language model with the tied head."""
     import transformers
 
     config = transformers.DistilBertConfig(
         vocab_size=100, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64
     )
-    return export(transformers.DistilBertForMaskedLM, config)
+    return _randomized(transformers.DistilBertForMaskedLM, config)
 
 
-def build_tiny_vit() -> Model:
+def tiny_vit_module() -> Any:
     """ViT: 2 blocks, width 32, 4 heads, MLP 64, 32 x 32 pixels, patches of 8; classifier with 5 labels."""
     import transformers
 
@@ -77,30 +81,30 @@ def build_tiny_vit() -> Model:
         patch_size=8,
         num_labels=5,
     )
-    return export(transformers.ViTForImageClassification, config)
+    return _randomized(transformers.ViTForImageClassification, config)
 
 
-def build_tiny_dinov2() -> Model:
+def tiny_dinov2_module() -> Any:
     """DINOv2: 2 blocks with layer scale, width 32, 4 heads, 32 x 32 pixels, patches of 8; features."""
     import transformers
 
     config = transformers.Dinov2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=2, image_size=32, patch_size=8
     )
-    return export(transformers.Dinov2Model, config)
+    return _randomized(transformers.Dinov2Model, config)
 
 
-def build_tiny_gpt2() -> Model:
+def tiny_gpt2_module() -> Any:
     """GPT-2: 2 blocks, width 32, 4 heads, fused q/k/v, causal, tied head, 100 tokens."""
     import transformers
 
     config = transformers.GPT2Config(
         vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
     )
-    return export(transformers.GPT2LMHeadModel, config)
+    return _randomized(transformers.GPT2LMHeadModel, config)
 
 
-def build_tiny_llama() -> Model:
+def tiny_llama_module() -> Any:
     """Llama: 2 blocks, width 32, 4 query heads on 2 key/value heads, gated MLP 64, rotary positions, untied head."""
     import transformers
 
@@ -114,7 +118,7 @@ def build_tiny_llama() -> Model:
         max_position_embeddings=64,
         tie_word_embeddings=False,
     )
-    return export(transformers.LlamaForCausalLM, config)
+    return _randomized(transformers.LlamaForCausalLM, config)
 
 
 def build_tiny_cnn() -> Model:
@@ -131,16 +135,26 @@ def build_tiny_cnn() -> Model:
 
 def export(model_class: Any, config: Any) -> Model:
     """Return the Model of a randomly initialised `transformers` class, through a saved directory as users have it."""
-    import torch
+    return export_module(_randomized(model_class, config))
 
+
+def export_module(module: Any) -> Model:
+    """Return the Model of a `transformers` module, through a saved directory as users have it."""
     from edgesmith.frontends.transformers import TransformersFrontend
 
-    torch.manual_seed(0)
-    module = model_class(config)
-    randomize(module)
     with tempfile.TemporaryDirectory() as directory:
         module.save_pretrained(directory)
         return TransformersFrontend().load(directory)
+
+
+def _randomized(model_class: Any, config: Any) -> Any:
+    """Return a module in evaluation mode, the same on every call."""
+    import torch
+
+    torch.manual_seed(0)
+    module = model_class(config).eval()
+    randomize(module)
+    return module
 
 
 def randomize(module: Any) -> None:

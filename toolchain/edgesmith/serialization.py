@@ -74,7 +74,7 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
 
 
 def write_onnx(model: ir.Model, path: Path, *, external_data: bool | None = None) -> None:
-    """Write `model` to `path`. Equal graphs give equal bytes.
+    """Write `model` to `path`. The same graph gives the same bytes.
 
     Args:
         model: The graph. It is not changed.
@@ -82,6 +82,7 @@ def write_onnx(model: ir.Model, path: Path, *, external_data: bool | None = None
         external_data: Put weights into a second file beside it, named after it with `.data` appended. The default
             does so when one file would exceed what protobuf holds.
     """
+    _type_initializers(model)
     if external_data is None:
         external_data = weight_bytes(model) > PROTOBUF_LIMIT_BYTES
     if external_data:
@@ -99,8 +100,18 @@ def write_onnx(model: ir.Model, path: Path, *, external_data: bool | None = None
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """Return `model` as the bytes of one ONNX file, weights included. Equal graphs give equal bytes."""
+    """Return `model` as the bytes of one ONNX file, weights included. The same graph gives the same bytes."""
+    _type_initializers(model)
     return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+
+
+def _type_initializers(model: ir.Model) -> None:
+    """Give every initializer the type of its tensor, which some passes add and others leave out."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.shape = ir.Shape(value.const_value.shape.numpy())
+                value.type = ir.TensorType(value.const_value.dtype)
 
 
 def tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
@@ -310,10 +321,12 @@ def _locate(entries: object, needed: int, name: str, directory: Path) -> tuple[P
     """Return file and offset of external data after checking that it is inside `directory` and long enough."""
     info = entries if isinstance(entries, Mapping) else {entry.key: entry.value for entry in entries}  # type: ignore[attr-defined]
     location = str(info.get("location", ""))
+    # A path cannot hold a null byte; the empty location is refused below.
+    location = "" if "\0" in location else location
     relative = Path(location)
     file = Path(os.path.realpath(directory / relative))
     inside = file.is_relative_to(os.path.realpath(directory))
-    if not location or "\0" in location or relative.is_absolute() or ".." in relative.parts or not inside:
+    if not location or relative.is_absolute() or ".." in relative.parts or not inside:
         raise ModelError(
             f"Tensor `{name}` keeps its data in `{location}`, outside the model's directory `{directory}`.",
             expected="a relative path to a file inside that directory",
