@@ -14,7 +14,7 @@ from edgesmith.graph.edit import GraphEditor, set_initializer
 
 Inputs = Mapping[str, NDArray]
 # Zero times a shift or a spread is no zero channel, so these inputs keep their values.
-_KEPT = {
+KEPT = {
     ("BatchNormalization", 3),
     ("BatchNormalization", 4),
     ("Div", 1),
@@ -136,7 +136,7 @@ def zeroed(model: ir.Model, coupling: Coupling, atoms: Sequence[int], *, consume
     readers = {node.outputs[0].name: node for node in result.graph}
     for slot in coupling.slots:
         node = readers[slot.reader]
-        if (slot.role == "consumes" and not consumers) or (node.op_type, slot.port) in _KEPT:
+        if (slot.role == "consumes" and not consumers) or (node.op_type, slot.port) in KEPT:
             continue
         _zero(editor, node, slot, atoms)
     return result

@@ -26,6 +26,11 @@ class Slot:
     port: int = 0
     """Which input of the reader it is."""
 
+    @property
+    def site(self) -> str | tuple[str, int]:
+        """What the axis belongs to: an activation by name, or one use of an initializer by reader and port."""
+        return (self.reader, self.port) if self.reader else self.value
+
     def positions(self, atoms: Iterable[int]) -> list[int]:
         """Return the positions that these atoms occupy, in increasing order."""
         return sorted({position for atom in atoms for position in self.indices[atom]})
@@ -66,6 +71,11 @@ class Coupling:
     obstacles: tuple[Obstacle, ...] = ()
 
     @property
+    def places(self) -> tuple[Slot, ...]:
+        """All slots, of initializers and of activations."""
+        return self.slots + self.activations
+
+    @property
     def removable(self) -> bool:
         """Whether atoms can be removed and the rest keeps its values."""
         return not self.obstacles
@@ -84,3 +94,18 @@ class Coupling:
     def with_role(self, role: Role) -> tuple[Slot, ...]:
         """Return the slots of initializers that have this role."""
         return tuple(slot for slot in self.slots if slot.role == role)
+
+
+@dataclass(frozen=True, slots=True)
+class Nesting:
+    """Two couplings of which each outer atom may lose inner atoms of its own choice, equally many everywhere."""
+
+    outer: Coupling
+    """For example the heads of attention."""
+    inner: Coupling
+    """For example the channels within a head."""
+
+    def cell(self, slot: Slot, outer_atom: int, inner_atom: int) -> list[int]:
+        """Return the positions that one inner atom has within one outer atom, on an axis that carries both."""
+        outer = next(each for each in self.outer.places if (each.site, each.axis) == (slot.site, slot.axis))
+        return sorted(set(outer.indices[outer_atom]) & set(slot.indices[inner_atom]))

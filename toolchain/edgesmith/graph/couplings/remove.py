@@ -2,19 +2,22 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgesmith.errors import ModelError
 from edgesmith.graph.couplings.edits import EDITS, Mask, NodeEdit
 from edgesmith.graph.couplings.emitter import site_of
 from edgesmith.graph.couplings.find import study
-from edgesmith.graph.couplings.records import Coupling, Slot
+from edgesmith.graph.couplings.nesting import outer_slot
+from edgesmith.graph.couplings.records import Coupling, Nesting, Slot
 from edgesmith.graph.couplings.relations import Axis
 from edgesmith.graph.couplings.sizes import SHAPE_PORTS, Sizes
 from edgesmith.graph.couplings.targets import overrides, rewrite_target
-from edgesmith.graph.edit import GraphEditor, set_initializer
+from edgesmith.graph.edit import Array, GraphEditor, set_initializer
 
 
 def remove_channels(
@@ -61,20 +64,84 @@ def remove_many(
     keep: dict[Axis, Mask] = {}
     for coupling, atoms in removals:
         _check_atoms(coupling, atoms, allow_inexact=allow_inexact)
-        for slot in (*coupling.slots, *coupling.activations):
-            axis = Axis((slot.reader, slot.port) if slot.reader else slot.value, slot.axis)
+        for slot in coupling.places:
+            axis = Axis(slot.site, slot.axis)
             _check_slot(slot, axis, lengths)
             mask = keep.setdefault(axis, np.ones(slot.length, np.bool_))
             mask[slot.positions(atoms)] = False
             if not mask.any():
                 raise _nothing_left(slot)
-    keep = {axis: mask for axis, mask in keep.items() if not mask.all()}
-    if keep:
-        _shrink(result, keep, sizes)
+    _shrink(result, keep, sizes, {})
     return result
 
 
-def _shrink(model: ir.Model, keep: dict[Axis, Mask], sizes: Sizes) -> None:
+def remove_within(model: ir.Model, nesting: Nesting, choices: Sequence[Sequence[int]]) -> ir.Model:
+    """Return the model without inner atoms that are chosen anew for each outer atom.
+
+    Args:
+        model: The graph that the couplings were found in. It is not changed.
+        nesting: One of the pairs that `find_nestings` returned for this graph.
+        choices: For each outer atom the numbers of the inner atoms that it loses; equally many for all.
+
+    Raises:
+        ModelError: As for `remove_channels`, or the choices differ in number.
+    """
+    outer, inner = nesting.outer, nesting.inner
+    if len(choices) != outer.size or len({len(set(choice)) for choice in choices}) != 1:
+        raise ModelError(
+            f"{len(choices)} choices of {sorted({len(set(choice)) for choice in choices})} atoms",
+            expected=f"{outer.size} choices of equally many atoms",
+            why="All outer atoms share one axis for the inner ones, so they must stay equally wide.",
+            fix="Choose the same number of inner atoms in each outer atom.",
+        )
+    for choice in choices:
+        _check_atoms(inner, choice, allow_inexact=False)
+    result = model.clone()
+    _, sizes = study(result)
+    lengths = _lengths(result.graph, sizes)
+    keep: dict[Axis, Mask] = {}
+    ragged: dict[Axis, Ragged] = {}
+    for slot in inner.places:
+        axis = Axis(slot.site, slot.axis)
+        _check_slot(slot, axis, lengths)
+        other = outer_slot(outer, slot)
+        if other is None:
+            raise _stale(slot)
+        masks = np.ones((outer.size, slot.length), np.bool_)
+        for atom, choice in enumerate(choices):
+            masks[atom, slot.positions(choice)] = False
+        if other.axis == slot.axis:
+            owners = _owners(other)
+            keep[axis] = np.where(owners >= 0, masks[owners, np.arange(slot.length)], True)
+        else:
+            # Lengths are those of the first choice for all; which positions stay is said per outer place.
+            keep[axis] = masks[0]
+            ragged[axis] = Ragged(other.axis, masks[_owners(other)])
+    if any(not mask.any() for mask in keep.values()):
+        raise _nothing_left(inner.slots[0])
+    _shrink(result, keep, sizes, ragged)
+    return result
+
+
+class Ragged(NamedTuple):
+    """What stays on an axis when that depends on the place on another axis."""
+
+    axis: int
+    """The other axis."""
+    masks: Mask
+    """For each place on the other axis, what stays here."""
+
+
+def _owners(slot: Slot) -> NDArray[np.int64]:
+    """Return the atom at each position of a slot, or -1."""
+    owners = np.full(slot.length, -1)
+    for atom, positions in enumerate(slot.indices):
+        owners[list(positions)] = atom
+    return owners
+
+
+def _shrink(model: ir.Model, keep: dict[Axis, Mask], sizes: Sizes, ragged: dict[Axis, Ragged]) -> None:
+    keep = {axis: mask for axis, mask in keep.items() if not mask.all()}
     editor = GraphEditor(model.graph)
     shrunk = {(axis.site, axis.number): mask for axis, mask in keep.items() if isinstance(axis.site, str)}
     values = {value.name: value for node in model.graph for value in node.outputs}
@@ -89,7 +156,7 @@ def _shrink(model: ir.Model, keep: dict[Axis, Mask], sizes: Sizes) -> None:
             EDITS[node.op_type](edit)
         elif node.op_type in SHAPE_PORTS and len(node.inputs) > SHAPE_PORTS[node.op_type]:
             rewrite_target(editor, node, overrides(node, sizes, static, frozenset(shrunk)), sizes)
-    _slice_initializers(editor, keep)
+    _slice_initializers(editor, keep, ragged)
     for (name, axis), length in static.items():
         value = values[name]
         if value.shape is not None:
@@ -98,35 +165,54 @@ def _shrink(model: ir.Model, keep: dict[Axis, Mask], sizes: Sizes) -> None:
             value.shape = ir.Shape(dims)
 
 
-def _slice_initializers(editor: GraphEditor, keep: dict[Axis, Mask]) -> None:
+def _slice_initializers(editor: GraphEditor, keep: dict[Axis, Mask], ragged: dict[Axis, Ragged]) -> None:
     """Slice each initializer for its readers; readers that lose the same channels go on sharing one."""
-    masks: dict[tuple[str, int], dict[int, Mask]] = defaultdict(dict)
-    for axis, mask in keep.items():
+    cuts: dict[tuple[str, int], list[Cut]] = defaultdict(list)
+    for axis in sorted((axis for axis in keep if not isinstance(axis.site, str)), key=lambda axis: axis.number):
         if not isinstance(axis.site, str):
-            masks[axis.site][axis.number] = mask
-    versions: dict[ir.Value, dict[tuple[tuple[int, bytes], ...], list[tuple[ir.Node, int]]]] = {}
+            cuts[axis.site].append(Cut(axis.number, keep[axis], ragged.get(axis)))
+    versions: dict[tuple[ir.Value, bytes], list[tuple[ir.Node, int]]] = defaultdict(list)
     readers = {node.outputs[0].name: node for node in editor.graph}
-    for (reader, port), by_axis in masks.items():
+    for (reader, port), made in cuts.items():
         node = readers[reader]
         value = node.inputs[port]
-        key = tuple(sorted((index, mask.tobytes()) for index, mask in by_axis.items()))
         if value is not None:
-            versions.setdefault(value, {}).setdefault(key, []).append((node, port))
-    for value, groups in versions.items():
-        for uses in groups.values():
-            node, port = uses[0]
-            _give_version(editor, value, uses, masks[(node.outputs[0].name or "", port)])
+            versions[value, b"".join(cut.key() for cut in made)].append((node, port))
+    for (value, _), uses in versions.items():
+        node, port = uses[0]
+        _give_version(editor, value, uses, cuts[node.outputs[0].name or "", port])
 
 
-def _give_version(
-    editor: GraphEditor, value: ir.Value, uses: list[tuple[ir.Node, int]], masks: dict[int, Mask]
-) -> None:
+class Cut(NamedTuple):
+    """What stays on one axis of an initializer."""
+
+    axis: int
+    mask: Mask
+    ragged: Ragged | None
+
+    def key(self) -> bytes:
+        """Return bytes that are equal for equal cuts."""
+        masks = self.mask if self.ragged is None else self.ragged.masks
+        return b"%d:%d:" % (self.axis, self.ragged is not None) + masks.tobytes()
+
+    def apply(self, array: Array) -> Array:
+        """Return the array without what goes."""
+        if self.ragged is None:
+            return np.compress(self.mask, array, axis=self.axis)
+        other, masks = self.ragged
+        axis = self.axis - (self.axis > other)
+        places = np.moveaxis(array, other, 0)
+        kept = [np.compress(mask, place, axis=axis) for mask, place in zip(masks, places, strict=True)]
+        return np.moveaxis(np.stack(kept), 0, other)
+
+
+def _give_version(editor: GraphEditor, value: ir.Value, uses: list[tuple[ir.Node, int]], cuts: Sequence[Cut]) -> None:
     tensor = value.const_value
     if tensor is None or value.name is None:
         return
     array = tensor.numpy()
-    for index, mask in masks.items():
-        array = np.compress(mask, array, axis=index)
+    for cut in cuts:
+        array = cut.apply(array)
     if len(uses) == len(value.uses()) and not value.is_graph_output():
         set_initializer(value, array, tensor.dtype)
         return
@@ -167,12 +253,16 @@ def _check_atoms(coupling: Coupling, atoms: Sequence[int], *, allow_inexact: boo
 
 def _check_slot(slot: Slot, axis: Axis, lengths: dict[Axis, int]) -> None:
     if lengths.get(axis, -1) not in (slot.length, 0):
-        raise ModelError(
-            f"axis {slot.axis} of {slot.value} has length {lengths.get(axis)}, the coupling says {slot.length}",
-            expected="the graph that the coupling was found in",
-            why="Positions on another graph would be other channels.",
-            fix="Call find_couplings on this graph, or remove everything in one call of remove_many.",
-        )
+        raise _stale(slot, f"length {lengths.get(axis)}")
+
+
+def _stale(slot: Slot, found: str = "no outer atom at some place") -> ModelError:
+    return ModelError(
+        f"axis {slot.axis} of {slot.value} has {found}, the coupling says {slot.length}",
+        expected="the graph that the coupling was found in",
+        why="Positions on another graph would be other channels.",
+        fix="Call find_couplings on this graph, or remove everything in one call of remove_many.",
+    )
 
 
 def _nothing_left(slot: Slot) -> ModelError:
