@@ -66,6 +66,7 @@ def _resized(image: "Image.Image", preprocessing: ImagePreprocessing) -> "Image.
     short = min(image.size)
     size = tuple(max(1, int(preprocessing.resize * side / short)) for side in image.size)
     resized = image.resize((size[0], size[1]), resampling)
-    left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
+    # An odd margin is halved downwards, as in transformers; torchvision takes the next even number.
+    left, top = (resized.width - width) // 2, (resized.height - height) // 2
     # Where the crop reaches beyond the image, Pillow fills with black.
     return resized.crop((left, top, left + width, top + height))

@@ -49,6 +49,28 @@ def test_the_crop_is_the_centre_of_the_short_side_resize(tmp_path):
     np.testing.assert_array_equal(encode_image(tmp_path / "stripes.png", nearest), 100.0)
 
 
+@pytest.mark.parametrize("size", [(61, 40), (40, 63), (37, 37), (90, 41)])
+@pytest.mark.parametrize("keep_aspect", [True, False])
+def test_pixels_are_those_of_transformers(tmp_path, size, keep_aspect):
+    processors = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    image = Image.fromarray(noise)
+    image.save(tmp_path / "noise.png")
+    target = {"shortest_edge": 32} if keep_aspect else {"height": 27, "width": 24}
+    crop = {"height": 27, "width": 24}
+    processor = processors.CLIPImageProcessorPil(size=target, crop_size=crop, do_center_crop=keep_aspect)
+    expected = processor(image, return_tensors="np")["pixel_values"][0]
+    record = ImagePreprocessing(
+        resize=32,
+        crop=(27, 24),
+        keep_aspect=keep_aspect,
+        mean=tuple(processor.image_mean),
+        std=tuple(processor.image_std),
+        interpolation="bicubic",
+    )
+    np.testing.assert_allclose(encode_image(tmp_path / "noise.png", record), expected, atol=1e-5)
+
+
 def test_without_aspect_the_whole_image_is_stretched(tmp_path):
     stripes = np.repeat(np.array([[0, 200]], np.uint8), 8, axis=0).repeat(8, axis=1)
     Image.fromarray(np.dstack([stripes] * 3)).save(tmp_path / "stripes.png")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 from word_tokenizer import word_tokenizer
 
 from edgesmith_calibration.errors import DataError
@@ -44,6 +45,20 @@ def test_long_texts_are_cut_and_batches_may_pad_to_their_longest():
     arrays = encoder(pad_to="longest", inputs=("input_ids",)).encode(["good", "bad film"])
     assert arrays["input_ids"].tolist() == [[1, 4, 2, 7], [1, 5, 6, 2]]
     assert encoder(max_length=3).encode(["good good good"])["input_ids"].tolist() == [[1, 4, 2]]
+
+
+def test_tokens_are_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_buffer(ASSETS["tokenizer.json"]), pad_token="[PAD]"
+    )
+    texts, pairs = ["good film", "bad " * 9, ""], ["bad", "film " * 9, "good"]
+    for arguments in ((texts,), (texts, pairs)):
+        expected = tokenizer(
+            *arguments, padding="max_length", truncation=True, max_length=6, return_token_type_ids=True
+        )
+        for name, array in encoder().encode(*arguments).items():
+            np.testing.assert_array_equal(array, expected[name])
 
 
 def test_pairs_have_types():
