@@ -21,7 +21,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from edgesmith.errors import ModelError
-from edgesmith.graph.couplings import Coupling, Slot, find_couplings, remove_channels, remove_many
+from edgesmith.graph.couplings import Coupling, Slot, find_couplings, find_nestings, remove_channels, remove_many
 from edgesmith.model import Model
 
 IMAGES = samples((1, 4, SIDE, SIDE), (2, 4, SIDE, SIDE))
@@ -149,6 +149,7 @@ def test_a_vision_transformer_of_another_exporter():
     couplings = find_couplings(model)
     sizes = [coupling.size for coupling in couplings if coupling.removable]
     assert sizes == [6, 64, 64, 1536] * 12 + [256, 128, 64]
+    assert len(find_nestings(model, couplings)) == 2 * 12, "score and value channels, free in each head of each block"
     found = [coupling for coupling in couplings if coupling.removable]
     value = model.graph.inputs[0]
     inputs = samples([dim if isinstance(dim, int) else 1 for dim in value.shape.dims], name=value.name)[0]

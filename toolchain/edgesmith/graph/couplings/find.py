@@ -1,6 +1,6 @@
 """Finds the channel couplings of a graph, from the graph alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -43,8 +43,10 @@ def find_couplings(model: ir.Model) -> tuple[Coupling, ...]:
     """
     relations, _ = study(model)
     found: dict[tuple[Slot, ...], Coupling] = {}
-    for propagation in _propagations(relations, _weight_axes(model, relations)):
-        for coupling in _couplings_of(propagation, relations, _initializers(model)):
+    initializers = _initializers(model)
+    seeds = [axis for axis in relations.lengths if axis.site in initializers]
+    for propagation in _propagations(relations, seeds):
+        for coupling in _couplings_of(propagation, relations, initializers):
             found.setdefault(coupling.slots, coupling)
     return tuple(sorted(found.values(), key=lambda coupling: _first_place(coupling, relations)))
 
@@ -175,12 +177,7 @@ def _initializers(model: ir.Model) -> dict[tuple[str, int], str]:
     }
 
 
-def _weight_axes(model: ir.Model, relations: Relations) -> Iterator[Axis]:
-    sites = _initializers(model)
-    return (axis for axis in tuple(relations.lengths) if axis.site in sites)
-
-
-def _propagations(relations: Relations, seeds: Iterator[Axis]) -> Iterator[Propagation]:
+def _propagations(relations: Relations, seeds: Iterable[Axis]) -> Iterator[Propagation]:
     """Propagate from each seed, and from the parts of every product met, unless an earlier result covers it."""
     covered: set[Axis] = set()
     tried: set[Axis] = set()
@@ -209,9 +206,14 @@ def _couplings_of(
     for atoms in _alike(propagation, relations, axes):
         slots: list[Slot] = []
         activations: list[Slot] = []
+        # Most axes hold the channels in the same order: one tuple of indices serves them all.
+        shared: dict[bytes, tuple[tuple[int, ...], ...]] = {}
         for axis in axes:
-            slot = _slot(axis, propagation.labels[axis], atoms, relations, initializers)
-            if slot is not None:
+            labels = propagation.labels[axis]
+            key = labels.tobytes()
+            indices = shared[key] = shared.get(key) or _indices(labels, atoms)
+            if axis.number >= 0 and any(indices):
+                slot = _slot(axis, indices, len(labels), relations, initializers)
                 (slots if slot.reader else activations).append(slot)
         if any(slot.role == "produces" for slot in slots):
             obstacles = tuple(dict.fromkeys(_obstacles(propagation, relations, axes, atoms)))
@@ -254,17 +256,11 @@ def _obstacles(
 
 def _slot(
     axis: Axis,
-    labels: Labels,
-    atoms: NDArray[np.int64],
+    indices: tuple[tuple[int, ...], ...],
+    length: int,
     relations: Relations,
     initializers: dict[tuple[str, int], str],
-) -> Slot | None:
-    if axis.number < 0:
-        return None
-    indices = _indices(labels, atoms)
-    if not any(indices):
-        return None
-    length = len(labels)
+) -> Slot:
     if isinstance(axis.site, str):
         return Slot(axis.site, axis.number, "passes", length, indices)
     reader, port = axis.site
@@ -272,10 +268,11 @@ def _slot(
 
 
 def _indices(labels: Labels, atoms: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
+    """Return the positions of each atom."""
     order = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[order], atoms, "left")
-    ends = np.searchsorted(labels[order], atoms, "right")
-    return tuple(tuple(order[start:end].tolist()) for start, end in zip(starts, ends, strict=True))
+    bounds = [np.searchsorted(labels[order], atoms, side).tolist() for side in ("left", "right")]
+    positions = order.tolist()
+    return tuple(tuple(positions[start:end]) for start, end in zip(*bounds, strict=True))
 
 
 def _first_place(coupling: Coupling, relations: Relations) -> tuple[int, int]:

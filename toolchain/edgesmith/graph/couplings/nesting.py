@@ -7,9 +7,11 @@ from itertools import groupby
 import onnx_ir as ir
 
 from edgesmith.graph.couplings.emitter import site_of
+from edgesmith.graph.couplings.find import study
 from edgesmith.graph.couplings.records import Coupling, Nesting, Slot
 from edgesmith.graph.couplings.relations import Site
 from edgesmith.graph.couplings.rules.elementwise import BROADCASTING, UNARY
+from edgesmith.graph.couplings.sizes import Sizes
 
 # Operators that treat each outer place on its own when outer and inner atoms lie on different axes.
 _SEPARATE = {*UNARY, *BROADCASTING, "Transpose", "Reshape", "Expand", "Squeeze", "Unsqueeze", "Shape"}
@@ -29,6 +31,7 @@ def find_nestings(model: ir.Model, couplings: Sequence[Coupling]) -> tuple[Nesti
         model: The graph that the couplings were found in.
         couplings: What `find_couplings` returned for it.
     """
+    _, sizes = study(model)
     users = _users(model)
     removable = [coupling for coupling in couplings if coupling.removable and coupling.size > 1]
     sites = [{slot.site for slot in coupling.places} for coupling in removable]
@@ -36,7 +39,7 @@ def find_nestings(model: ir.Model, couplings: Sequence[Coupling]) -> tuple[Nesti
         Nesting(outer, inner)
         for inner, inner_sites in zip(removable, sites, strict=True)
         for outer, outer_sites in zip(removable, sites, strict=True)
-        if inner is not outer and inner_sites <= outer_sites and _is_nested(outer, inner, users)
+        if inner is not outer and inner_sites <= outer_sites and _is_nested(outer, inner, users, sizes)
     )
 
 
@@ -50,7 +53,9 @@ def outer_slot(outer: Coupling, slot: Slot) -> Slot | None:
     return here[0] if needed <= known else None
 
 
-def _is_nested(outer: Coupling, inner: Coupling, users: Mapping[Site, Sequence[tuple[ir.Node, int]]]) -> bool:
+def _is_nested(
+    outer: Coupling, inner: Coupling, users: Mapping[Site, Sequence[tuple[ir.Node, int]]], sizes: Sizes
+) -> bool:
     for slot in inner.places:
         other = outer_slot(outer, slot)
         if other is None:
@@ -59,7 +64,7 @@ def _is_nested(outer: Coupling, inner: Coupling, users: Mapping[Site, Sequence[t
             if not _runs_are_complete(slot, other):
                 return False
         elif len({len(atom) for atom in slot.indices}) != 1 or not all(
-            _keeps_apart(node, port, other.axis) for node, port in users[slot.site]
+            _keeps_apart(node, port, other.axis, sizes) for node, port in users[slot.site]
         ):
             return False
     return True
@@ -81,11 +86,11 @@ def _runs_are_complete(slot: Slot, outer: Slot) -> bool:
     return True
 
 
-def _keeps_apart(node: ir.Node, port: int, outer_axis: int) -> bool:
+def _keeps_apart(node: ir.Node, port: int, outer_axis: int, sizes: Sizes) -> bool:
     if node.op_type == "MatMul":
         # Outer atoms must be a batch axis of the product, neither summed over nor turned into rows or columns.
         values = (*node.inputs, *node.outputs)
-        return all(value is not None and outer_axis < len(value.shape or ()) - 2 for value in values)
+        return all(value is not None and outer_axis < len(sizes.dims(value) or ()) - 2 for value in values)
     return node.op_type in _SEPARATE or (node.op_type == "Conv" and port == 1)
 
 
