@@ -4,7 +4,6 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,11 @@ INSTALL = "python -m pip install --no-deps"
 
 def packaged(module: str, path: str, requirement: str) -> Path:
     """Return a file of an installed package, or skip the test with the line that installs it."""
-    if find_spec(module) is None:
+    # The package is not imported: it may need others that the file does not.
+    found = find_spec(module)
+    if found is None or not found.submodule_search_locations:
         pytest.skip(f"{INSTALL} {requirement}")
-    return Path(str(files(module) / path))
+    return Path(found.submodule_search_locations[0]) / path
 
 
 TEXT = {"vocab_size": 99, "max_position_embeddings": 32}
@@ -64,8 +65,12 @@ def transformer(name: str, attention: str) -> Any:
     return module
 
 
+@functools.cache
 def export(name: str, attention: str) -> ir.Model:
-    """Return what torch's exporter writes for such a network, with dynamic batch and sequence; nothing is cleaned."""
+    """Return what torch's exporter writes for such a network, with dynamic batch and sequence; nothing is cleaned.
+
+    All tests share it, so clone it before changing it.
+    """
     return cached_model(f"raw-{name}-{attention}", functools.partial(_export, name, attention)).ir
 
 

@@ -147,7 +147,7 @@ class Dataflow:
             pending.extend(value.producer() for value in data_inputs(node) if value is not source)
         reached: set[ir.Value] = {source}
         path: list[ir.Node] = []
-        for node in sorted(behind, key=self._index.__getitem__):
+        for node in self.ordered(behind):
             if any(value in reached for value in data_inputs(node)):
                 path.append(node)
                 reached.update(node.outputs)
@@ -225,8 +225,12 @@ class Dataflow:
             constant = all(self.is_constant(value) for value in read) and not _has_graph(node)
             for index, value in enumerate(node.outputs):
                 self._values[value.name or ""] = value
-                self._hashes[value] = _digest(str(index).encode(), *content)
-                self._depths[value] = inside
+                # A constant is the same in a node as in an initializer.
+                tensor = constant_tensor(value)
+                self._depths[value] = inside if tensor is None else depth
+                self._hashes[value] = (
+                    _digest(str(index).encode(), *content) if tensor is None else _tensor_content(tensor)
+                )
                 if constant and not node.op_type.startswith("Random"):
                     self._constants.add(value)
 

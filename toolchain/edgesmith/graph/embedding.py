@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from edgesmith.graph.convolution import Convolution
 from edgesmith.graph.dataflow import CARRYING, ELEMENTWISE, MOVING, Dataflow, walk_back
+from edgesmith.graph.edit import constant_tensor
 from edgesmith.graph.linear import Linear, stored_weight
 from edgesmith.graph.norm import Norm
 from edgesmith.graph.residual import Stream
@@ -94,7 +95,7 @@ def _table(flow: Dataflow, node: ir.Node, shape: tuple[int, ...], kind: Embeddin
 def _is_weight(flow: Dataflow, node: ir.Node, table: ir.Value) -> bool:
     """Whether a table holds numbers that were learned: floats, or integers that are dequantized afterwards."""
     stored = stored_weight(flow, table)
-    tensor = None if stored is None else stored.value.const_value
+    tensor = None if stored is None else constant_tensor(stored.value)
     if tensor is not None and tensor.dtype.is_floating_point():
         return True
     following = {user.op_type for user in flow.users(node.outputs[0])}
@@ -206,5 +207,5 @@ def _stored(flow: Dataflow, value: ir.Value | None) -> str:
 
 
 def _is_float(value: ir.Value) -> bool:
-    tensor = value.const_value
+    tensor = constant_tensor(value)
     return tensor is None or tensor.dtype.is_floating_point()

@@ -6,6 +6,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from edgesmith.graph.dataflow import Dataflow
+from edgesmith.graph.edit import constant_tensor
 from edgesmith.graph.linear import stored_weight
 
 
@@ -80,7 +81,8 @@ def _dtype(node: ir.Node, value: ir.Value) -> str:
     dtype = value.dtype
     for each in (value, zero_point):
         if dtype is None and each is not None:
-            dtype = each.dtype if each.const_value is None else each.const_value.dtype
+            tensor = constant_tensor(each)
+            dtype = each.dtype if tensor is None else tensor.dtype
     return "uint8" if dtype is None else dtype.name.lower()
 
 
