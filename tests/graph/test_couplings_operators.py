@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from coupling_checks import GraphBuilder, assert_removal_is_zeroing, only, places, run, samples, zeroed
+from onnx import helper, numpy_helper
 
 from edgesmith.errors import ModelError
 from edgesmith.graph.couplings import Coupling, find_couplings, remove_channels, remove_many
@@ -283,6 +284,29 @@ def test_channels_that_meet_a_dynamic_axis_are_held():
     builder = GraphBuilder(x=ROW, y=("n", "m"))
     model = builder.finish(builder.linear(builder.add("Add", builder.linear("x", "in", 6, 8), "y"), "out", 8, 3))
     assert not hidden(find_couplings(model)).sliceable
+
+
+def test_weights_in_constant_nodes_and_values_read_by_subgraphs_are_held():
+    builder = GraphBuilder(x=ROW)
+    tensor = numpy_helper.from_array(np.ones((8, 3), np.float32))
+    inner = builder.linear("x", "in", 6, 8)
+    model = builder.finish(builder.add("MatMul", inner, builder.add("Constant", value=tensor)))
+    assert "Constant node" in hidden(find_couplings(model)).reason
+
+    builder = GraphBuilder(x=ROW)
+    inner = builder.linear("x", "in", 6, 8)
+    branches = [
+        helper.make_graph(
+            [helper.make_node(operator, [inner], [operator])],
+            operator,
+            [],
+            [helper.make_tensor_value_info(operator, 1, ["n", 8])],
+        )
+        for operator in ("Relu", "Tanh")
+    ]
+    either = builder.add("If", builder.constant("which", True), then_branch=branches[0], else_branch=branches[1])
+    model = builder.finish(builder.add("Add", builder.linear(inner, "out", 8, 3), builder.linear(either, "o", 8, 3)))
+    assert "read inside a subgraph" in hidden(find_couplings(model)).reason
 
 
 def test_readers_of_one_initializer_do_not_hold_each_other():

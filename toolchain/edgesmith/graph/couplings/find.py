@@ -61,7 +61,9 @@ def study(model: ir.Model) -> tuple[Relations, Sizes]:
         _hold(value, sizes, relations, "is an input of the graph")
     for node in graph:
         follows = sizes.follow(node)
-        if node.op_type != "Shape" and node.op_type != "Constant":
+        if node.op_type == "Constant":
+            _hold(node.outputs[0], sizes, relations, "comes from a Constant node; normalizing makes it an initializer")
+        elif node.op_type != "Shape":
             _apply_rule(node, sizes, relations)
         if not follows:
             _hold_counted_axes(node, sizes, relations)

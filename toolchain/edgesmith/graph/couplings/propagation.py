@@ -72,14 +72,16 @@ class Propagation:
             while (self._roots[self._roots] != self._roots).any():
                 self._roots = self._roots[self._roots]
 
-    def _meet(self, axis: Axis, positions: Positions | None, incoming: Labels) -> None:
-        """Bring labels to positions of an axis; follow its relations if a position had none."""
+    def _meet(
+        self, axis: Axis, positions: Positions | None, incoming: Labels, relation: Relation | None = None
+    ) -> None:
+        """Bring labels to positions of an axis through a relation; go on from there if a position had none."""
         labels = self.labels.get(axis)
         # An axis of dynamic length repeats whatever period arrives first.
         length = len(incoming) if labels is None else len(labels)
         length = self._relations.lengths.get(axis, length)
         if positions is None and length != len(incoming):
-            self.tangled[axis] = None
+            self.tangled.update(dict.fromkeys(relation.axes if relation else (axis,)))
             return
         if labels is None:
             labels = self.labels[axis] = np.full(length, NONE)
@@ -89,10 +91,10 @@ class Propagation:
         if fresh.any():
             places = np.arange(length)[where][fresh]
             labels[places] = incoming[fresh]
-            for relation in self._relations.touching.get(axis, ()):
-                if id(relation) not in self._waiting:
-                    self._waiting.add(id(relation))
-                    self._queue.append(relation)
+            for following in self._relations.touching.get(axis, ()):
+                if id(following) not in self._waiting:
+                    self._waiting.add(id(following))
+                    self._queue.append(following)
         # A position that is listed twice took the last label; it now meets the others.
         met = labels[where]
         both = (met != NONE) & (incoming != NONE)
@@ -102,10 +104,10 @@ class Propagation:
         first, second = self.labels.get(relation.first), self.labels.get(relation.second)
         if first is not None:
             where = slice(None) if relation.first_positions is None else relation.first_positions
-            self._meet(relation.second, relation.second_positions, first[where])
+            self._meet(relation.second, relation.second_positions, first[where], relation)
         if second is not None:
             where = slice(None) if relation.second_positions is None else relation.second_positions
-            self._meet(relation.first, relation.first_positions, second[where])
+            self._meet(relation.first, relation.first_positions, second[where], relation)
 
     def _follow_product(self, relation: Product) -> None:
         lengths = [self._relations.lengths[part] for part in relation.parts]
@@ -134,12 +136,12 @@ class Propagation:
         if part in self.labels:
             spread = np.empty(size, np.int64)
             spread[slabs] = self.labels[part][:, None]
-            self._meet(relation.whole, None, spread)
+            self._meet(relation.whole, None, spread, relation)
         whole = self.labels.get(relation.whole)
         if whole is not None:
             for column in range(slabs.shape[1]):
-                self._meet(part, None, whole[slabs[:, column]])
+                self._meet(part, None, whole[slabs[:, column]], relation)
             if part in self.labels:
                 spread = np.empty(size, np.int64)
                 spread[slabs] = self.labels[part][:, None]
-                self._meet(relation.whole, None, spread)
+                self._meet(relation.whole, None, spread, relation)
