@@ -20,12 +20,13 @@ from edgesmith.errors import EdgesmithError
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS = ("methods", "targets")
+COMMANDS = ("inspect", "methods", "targets", "plugins", "compare", "report", "schema", "doctor")
 """Command modules in the order in which `--help` lists them."""
 
 EXIT_UNEXPECTED = 1
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
+_INTERRUPTED = "Interrupted. Nothing is half written; the same command resumes."
 
 
 class _Group(TyperGroup):
@@ -38,7 +39,7 @@ class _Group(TyperGroup):
             show_error(error)
             raise typer.Exit(EXIT_REFUSED) from error
         except KeyboardInterrupt as error:
-            show_line("Interrupted. Nothing is half written; the same command resumes.")
+            show_line(_INTERRUPTED)
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
@@ -99,6 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(arguments, prog_name="edgesmith")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_UNEXPECTED if stop.code else 0
+    except KeyboardInterrupt:
+        show_line(_INTERRUPTED)
+        return EXIT_INTERRUPTED
     except Exception:  # noqa: BLE001  the outermost frame: whatever arrives here is a fault to be reported
         import traceback
 
