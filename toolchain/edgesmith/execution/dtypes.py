@@ -67,6 +67,10 @@ _BITS: dict[torch.dtype, type[np.generic]] = {
 }
 
 
+# Below this a mapping costs more than it saves.
+_MAPPED_BYTES = 2**16
+
+
 def torch_type(dtype: ir.DataType) -> torch.dtype:
     """Return the torch type that holds values of `dtype`.
 
@@ -110,9 +114,19 @@ def to_array(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def from_tensor(tensor: ir.TensorProtocol) -> torch.Tensor:
-    """Return a torch copy of an ONNX tensor."""
+    """Return the values of an ONNX tensor in torch, free to be changed.
+
+    They are a copy, except for a large tensor in an external file: that is mapped privately, so that only what is
+    read takes memory, and what is changed stays in this process.
+    """
     torch_type(tensor.dtype)
-    return from_array(tensor.numpy())
+    array = tensor.numpy()
+    mappable = isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8 and tensor.nbytes >= _MAPPED_BYTES
+    if not isinstance(tensor, ir.ExternalTensor) or not mappable or array.dtype.byteorder == ">":
+        return from_array(array)
+    held = _BITS.get(TORCH_TYPES[tensor.dtype], array.dtype)
+    mapped = np.memmap(tensor.path, dtype=held, mode="c", offset=tensor.offset or 0, shape=array.shape)
+    return torch.from_numpy(mapped).view(TORCH_TYPES[tensor.dtype])
 
 
 def to_tensor(tensor: torch.Tensor, dtype: ir.DataType, name: str | None) -> ir.Tensor[Any]:

@@ -24,7 +24,7 @@ class TorchGraph(nn.Module):
     buffers too, whatever their type. A new TorchGraph is in evaluation mode.
 
     Args:
-        model: The graph. Never changed; weights are copied.
+        model: The graph. Never changed: weights are copied, or mapped privately from an external data file.
         device: Where the weights live and the graph runs.
 
     Raises:
