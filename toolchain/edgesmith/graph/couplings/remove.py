@@ -211,7 +211,8 @@ def _give_version(editor: GraphEditor, value: ir.Value, uses: list[tuple[ir.Node
     if tensor is None or value.name is None:
         return
     array = tensor.numpy()
-    for cut in cuts:
+    # A cut that depends on the place on another axis counts places before that axis is cut itself.
+    for cut in sorted(cuts, key=lambda cut: cut.ragged is None):
         array = cut.apply(array)
     if len(uses) == len(value.uses()) and not value.is_graph_output():
         set_initializer(value, array, tensor.dtype)
