@@ -20,8 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo/prepare.py --out build/demo
-	$(BIN)/edgesmith compile build/demo/model --target onnx-cpu --recipe int8 --data build/demo/data.yaml \
-		--store build/store --out build/demo-artifact
+	EDGESMITH_STORE=build/store $(BIN)/edgesmith compile build/demo/model --target onnx-cpu --recipe int8 \
+		--data build/demo/data.yaml --out build/demo-artifact
 
 test: $(STAMP)
 	$(BIN)/ruff check .

@@ -99,6 +99,11 @@ class DataSpec(BaseModel):
 
     calibration: SourceSpec | None = None
     evaluation: SourceSpec | None = None
+    preprocessing: Preprocessing | None = Field(
+        default=None,
+        description="How raw texts or images become inputs, for models that do not bring it (ONNX files, nn.Module). "
+        "A tokenizer it names is a file beside the data description.",
+    )
 
     @model_validator(mode="after")
     def _separate(self) -> "DataSpec":

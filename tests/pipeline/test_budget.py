@@ -1,6 +1,7 @@
 """Budgets: what is missed, what pays, and what the verdict says."""
 
 import pytest
+
 from edgesmith.budget import conclude, misses, reason_to_undo
 from edgesmith.host.records import Tier
 from edgesmith.ledger import LedgerRow, Measurement

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from edgesmith.errors import RecipeError
-from edgesmith.recipe import Recipe, bundled_recipes, load_recipe
 from hypothesis import given
 from hypothesis import strategies as st
+
+from edgesmith.errors import RecipeError
+from edgesmith.recipe import Recipe, bundled_recipes, load_recipe
 
 
 @pytest.mark.parametrize("name", sorted(bundled_recipes()))

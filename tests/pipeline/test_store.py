@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from edgesmith.store import Store, default_store_directory, make_key
 from hypothesis import given
 from hypothesis import strategies as st
+
+from edgesmith.store import Store, default_store_directory, make_key
 
 JSON = st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=4) | st.none() | st.booleans(), max_size=4)
 

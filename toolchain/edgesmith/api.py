@@ -23,11 +23,10 @@ from edgesmith.stage import Yardstick
 from edgesmith.store import Store, make_key
 
 if TYPE_CHECKING:
-    from edgesmith_calibration.spec import DataSpec
-
     from edgesmith.host.interfaces import Frontend
     from edgesmith.host.records import FrontendRecord, MetricRecord
     from edgesmith.host.registry import Registry
+    from edgesmith_calibration.spec import DataSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +37,6 @@ class Settings:
     """Intra-op threads for calibration and measurement; None takes the cores this process may use."""
     batch_size: int = 1
     """Samples per run when latency and memory are measured."""
-    metric: str | None = None
-    """Metric name; None chooses by task and labels."""
     store: Path | None = None
     """Where finished steps are kept; None takes the user's cache directory."""
     registry: "Registry | None" = None
@@ -87,13 +84,13 @@ def compile(
     require_writable(store.directory)
     threads = settings.threads or usable_cores()
     workshop = Workshop(registry, store, settings.progress, threads)
-    model = load_source(source, workshop, example_inputs=example_inputs)
+    model = choice.equip(load_source(source, workshop, example_inputs=example_inputs))
     opened = choice.open(model)
     yardstick = _yardstick(model, opened, plan, workshop, settings)
     outcome = run_plan(plan, model, opened.calibration, yardstick, workshop)
     command = _command(source, plan, recipe, data, out)
     with settings.progress.stage("writing the artifact"):
-        return write_artifact(out, plan, model, outcome.model, outcome.ledger, command)
+        return write_artifact(out, plan, model, outcome.model, outcome.ledger, command, registry)
 
 
 def load_source(source: object, workshop: Workshop, *, example_inputs: object = None) -> Model:
@@ -139,7 +136,7 @@ def _frontend_for(source: object, registry: "Registry") -> "tuple[FrontendRecord
 def _yardstick(model: Model, data: RunData, plan: Plan, workshop: Workshop, settings: Settings) -> Yardstick:
     registry = workshop.registry
     evaluation = data.evaluation or RandomInputs(model)
-    record = _metric_record(model, data, settings.metric, registry)
+    record = _metric_record(model, data, plan.recipe.metric, registry)
     runner_record = registry.runner(plan.target_record.runner)
     runner = registry.load(runner_record)(threads=workshop.threads, tier=plan.target_record.tier)
     return Yardstick(
@@ -164,7 +161,7 @@ def _metric_record(model: Model, data: RunData, name: str | None, registry: "Reg
             f"The metric {record.name!r} needs labels, and the evaluation data has none.",
             expected="evaluation data with labels",
             why="A score against labels cannot be computed without them.",
-            fix="Name the label column or folder in the data description, or use --metric sqnr.",
+            fix="Name the label column or folder in the data description, or set `metric: sqnr` in the recipe.",
         )
     return record
 

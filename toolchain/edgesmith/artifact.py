@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
@@ -18,6 +19,10 @@ from edgesmith.measure.local import LocalRunner
 from edgesmith.model import Model
 from edgesmith.plan import Plan
 from edgesmith.report import render_report
+from edgesmith_calibration.sources import Batch
+
+if TYPE_CHECKING:
+    from edgesmith.host.registry import Registry
 
 MANIFEST_FILE = "manifest.json"
 """Marks a directory as an artifact; only such a directory, or an empty one, is ever replaced."""
@@ -43,7 +48,7 @@ class Artifact:
 
 
 def write_artifact(
-    directory: Path, plan: Plan, source: Model, lowered: Model, ledger: Ledger, command: str
+    directory: Path, plan: Plan, source: Model, lowered: Model, ledger: Ledger, command: str, registry: "Registry"
 ) -> Artifact:
     """Write everything at once: either the whole artifact is at `directory` afterwards, or what was there before.
 
@@ -80,7 +85,8 @@ def write_artifact(
             },
         }
         (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2))
-        render_report(partial)
+        sections = registry.observers.extend_report(str(partial))
+        render_report(partial, [section for _, section in sections])
     return Artifact(directory, ledger)
 
 
@@ -91,8 +97,6 @@ def _write_validator(directory: Path, entry: Path, lowered: Model, threads: int)
     """
     inputs = sample_inputs(lowered.ir, seed=0)
     runner = LocalRunner(threads=threads)
-    from edgesmith_calibration.sources import Batch
-
     outputs = next(iter(runner.outputs(entry, [Batch(inputs=inputs, labels=None)])))
     arrays = {f"input/{name}": array for name, array in inputs.items()}
     arrays |= {f"output/{name}": array for name, array in outputs.items()}

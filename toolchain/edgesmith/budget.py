@@ -20,7 +20,7 @@ def misses(row: LedgerRow, budget: Budget, *, higher_is_better: bool) -> tuple[s
     """
     drop = metric_drop(row, higher_is_better=higher_is_better)
     checks = (
-        ("metric drop", drop, budget.max_metric_drop, 1, row.metric.unit if row.metric else ""),
+        ("metric drop", drop, budget.max_metric_drop, 1, _unit_of_change(row.metric.unit if row.metric else "")),
         ("latency", _value(row.latency_ms), budget.max_latency_ms, 1, "ms"),
         ("size", _value(row.size_bytes), budget.max_size_bytes, 1, "bytes"),
         ("speed-up", _value(row.speedup), budget.min_speedup, -1, "x"),
@@ -44,7 +44,7 @@ def reason_to_undo(row: LedgerRow, before: LedgerRow, budget: Budget, *, higher_
     either of them where the budget names none. A speed-up counts when its lower quartile is above 1.
     """
     drop = metric_drop(row, higher_is_better=higher_is_better)
-    unit = row.metric.unit if row.metric else ""
+    unit = _unit_of_change(row.metric.unit if row.metric else "")
     if budget.max_metric_drop is not None and drop is not None and drop > budget.max_metric_drop:
         return f"it loses {drop:.3g} {unit} against the source, and the budget allows {budget.max_metric_drop:g}"
     faster = row.speedup_step is not None and _low(row.speedup_step) > 1
@@ -70,14 +70,19 @@ def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_i
         parts.append(f"{source.size_bytes.value / row.size_bytes.value:.2f} times smaller")
     change = row.metric_change
     if change is not None:
-        sign = "at" if change.value == 0 else "with"
+        unit = _unit_of_change(change.unit)
         interval = f" (95 % interval {change.low:+.2f} to {change.high:+.2f})" if change.low is not None else ""
-        parts.append(f"{sign} a change of {change.value:+.2f} {change.unit}{interval}")
+        parts.append(f"with a change of {change.value:+.2f} {unit}{interval}")
     sentence = (", ".join(parts) or "Nothing was measured") + "."
     if budget == Budget():
         return sentence
     missed = misses(row, budget, higher_is_better=higher_is_better)
     return f"{sentence} {'Budget missed: ' + '; '.join(missed) if missed else 'Within budget'}."
+
+
+def _unit_of_change(unit: str) -> str:
+    """Return the unit that a difference of two values has: a share in percent changes by points."""
+    return "points" if unit == "%" else unit
 
 
 def _value(measurement: Measurement | None) -> float | None:

@@ -1,15 +1,18 @@
 """The data of a run: what a user named, opened for one model, with calibration and evaluation kept apart."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgesmith_calibration.sources import Batch, DataSource
-from edgesmith_calibration.spec import DataSpec, SourceSpec, load_data_spec, open_source
+from pydantic import ValidationError
 
 from edgesmith.errors import DataError
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.model import Model
+from edgesmith_calibration.checked import CheckedSource, InputForm
+from edgesmith_calibration.preprocessing import TextPreprocessing
+from edgesmith_calibration.sources import Batch, DataSource
+from edgesmith_calibration.spec import DataSpec, load_data_spec, open_data
 
 _RANDOM_BATCHES = 8
 
@@ -37,20 +40,50 @@ class DataChoice:
         """Whether calibration data will be there."""
         return self.spec.calibration is not None or (self.opened is not None and self.opened.calibration is not None)
 
+    def equip(self, model: Model) -> Model:
+        """Return `model` with the preprocessing that the description gives, if any, and the tokenizer that it names.
+
+        Raises:
+            DataError: The tokenizer cannot be read.
+        """
+        preprocessing = self.spec.preprocessing
+        if preprocessing is None:
+            return model
+        assets = dict(model.assets)
+        if isinstance(preprocessing, TextPreprocessing):
+            file = self.base / preprocessing.tokenizer
+            try:
+                assets[file.name] = file.read_bytes()
+            except OSError as error:
+                raise DataError(
+                    f"The tokenizer {file} cannot be read: {error.strerror}.",
+                    expected="a tokenizer.json beside the data description",
+                    why="The same tokens must reach the model as when it was trained.",
+                    fix="Correct `preprocessing.tokenizer` in the data description.",
+                ) from error
+            preprocessing = preprocessing.model_copy(update={"tokenizer": file.name})
+        return replace(model, task=model.task.model_copy(update={"preprocessing": preprocessing}), assets=assets)
+
     def open(self, model: Model) -> RunData:
-        """Return the data as arrays for the inputs of `model`.
+        """Return the data as arrays for the inputs of `model`, which has been equipped.
 
         Raises:
             DataError: The data cannot be read, is empty, or does not fit the model.
         """
+        sources: tuple[DataSource | None, ...]
         if self.opened is not None:
-            return self.opened
-        return RunData(self._open(self.spec.calibration, model), self._open(self.spec.evaluation, model))
-
-    def _open(self, spec: "SourceSpec | None", model: Model) -> DataSource | None:
-        if spec is None:
-            return None
-        return open_source(spec, preprocessing=model.task.preprocessing, assets=model.assets, base=self.base)
+            sources = (self.opened.calibration, self.opened.evaluation)
+        else:
+            sources = open_data(
+                self.spec,
+                preprocessing=model.task.preprocessing,
+                assets=model.assets,
+                base=self.base,
+                classes=model.task.labels,
+            )
+        forms = _input_forms(model)
+        calibration, evaluation = (None if one is None else CheckedSource(one, forms) for one in sources)
+        return RunData(calibration, evaluation)
 
 
 def choose_data(data: "str | Path | DataSpec | Mapping[str, object] | RunData | None") -> DataChoice:
@@ -66,33 +99,60 @@ def choose_data(data: "str | Path | DataSpec | Mapping[str, object] | RunData | 
     if isinstance(data, DataSpec):
         return DataChoice(data, Path())
     if isinstance(data, Mapping):
-        return DataChoice(DataSpec.model_validate(data), Path())
+        return DataChoice(_parse(data), Path())
     path = Path(data)
     return DataChoice(load_data_spec(path), path.parent)
 
 
-class RandomInputs(DataSource):
-    """Random inputs that a graph accepts, for timing and comparing where the user gave no data."""
+def _parse(data: Mapping[str, object]) -> DataSpec:
+    try:
+        return DataSpec.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            f"In the data description, {'.'.join(map(str, first['loc'])) or 'the top level'}: {first['msg']}.",
+            expected="`calibration` and `evaluation`, each with `kind` (npz, images, text or python) and its fields",
+            why="Data decides the ranges of the model and the score that is reported.",
+            fix="Correct that field; `edgesmith schema` prints all of them.",
+        ) from error
 
+
+def _input_forms(model: Model) -> dict[str, InputForm]:
+    """Return what the graph declares of its inputs."""
+    forms = {}
+    for value in model.graph.inputs:
+        if value.name is None or value.name in model.graph.initializers or value.dtype is None:
+            continue
+        shape = None if value.shape is None else tuple(one if isinstance(one, int) else None for one in value.shape)
+        forms[value.name] = InputForm(value.dtype.numpy().name, shape)
+    return forms
+
+
+class RandomInputs(DataSource):
+    """Random inputs that a graph accepts, for timing and comparing where the user gave no data.
+
+    A sample here is a whole batch of the graph's own size, since some graphs take inputs that no batch axis cuts.
+    """
+
+    description = "random inputs"
     has_labels = False
 
-    def __init__(self, model: Model, *, batches: int = _RANDOM_BATCHES) -> None:
+    def __init__(self, model: Model, *, count: int = _RANDOM_BATCHES) -> None:
         self._model = model
-        self._batches = batches
-        self.fingerprint = f"random-inputs-{batches}"
-        self.description = "random inputs"
+        self._count = count
+        self.fingerprint = f"random-inputs-{count}"
 
     def __len__(self) -> int:
-        return self._batches
+        return self._count
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield batches of the graph's own batch size; `batch_size` cannot change what the graph asks for."""
-        for seed in range(self._batches):
+        """Yield every sample; `batch_size` cannot change what the graph asks for."""
+        for seed in range(self._count):
             yield Batch(inputs=sample_inputs(self._model.ir, seed=seed), labels=None)
 
     def take(self, count: int) -> DataSource:
-        """Return the first `count` batches."""
-        return RandomInputs(self._model, batches=min(count, self._batches))
+        """Return the first `count` samples."""
+        return RandomInputs(self._model, count=min(count, self._count))
 
 
 def first_batch(data: DataSource, batch_size: int) -> Batch:

@@ -1,4 +1,4 @@
-"""The pipeline: from a source through the stages of a plan to a lowered model, each step cached, checked and measured."""
+"""The pipeline: from a source through the steps of a plan to a lowered model, each cached, checked and measured."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,9 +21,8 @@ from edgesmith.stage import Stage, StageMeter, Yardstick
 from edgesmith.store import Store, make_key
 
 if TYPE_CHECKING:
-    from edgesmith_calibration.sources import DataSource
-
     from edgesmith.host.registry import Registry
+    from edgesmith_calibration.sources import DataSource
 
 SOURCE_LABEL = "source"
 
@@ -94,6 +93,7 @@ def run_plan(
         source=source.provenance.source,
         target=plan.target_record.name,
         metric=yardstick.metric_record.name,
+        metric_higher_is_better=higher,
         rows=tuple(rows),
         chosen=len(rows) - 1,
         verdict=conclude(rows, len(rows) - 1, plan.recipe.budget, higher_is_better=higher),
@@ -117,7 +117,6 @@ def _apply(
     workshop: Workshop,
     row: LedgerRow,
 ) -> _Change:
-    data = calibration if step.record.needs.data else None
     key = make_key(
         {
             "kind": "step",
@@ -127,7 +126,7 @@ def _apply(
             "distribution": step.distribution,
             "options": step.options.model_dump(mode="json"),
             "dialect": _as_json(asdict(plan.target.dialect)),
-            "data": data.fingerprint if data is not None else None,
+            "data": calibration.fingerprint if calibration is not None else None,
             "seed": plan.recipe.seed,
             "threads": workshop.threads,
             "versions": library_versions(),
@@ -139,7 +138,7 @@ def _apply(
             options=step.options,
             dialect=plan.target.dialect,
             scratch=scratch,
-            calibration=data,
+            calibration=calibration,
             seed=plan.recipe.seed,
             threads=workshop.threads,
             progress=workshop.progress,

@@ -1,6 +1,6 @@
 """The plan: a recipe and a target resolved against the installed plugins, checked before a model is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,9 +59,12 @@ def make_plan(registry: "Registry", recipe: Recipe, target: str | None, *, has_c
     target_record = registry.target(target or recipe.target or "onnx-cpu")
     steps = tuple(_plan_step(registry, step.method, step.options) for step in recipe.steps)
     registry.require(recipe.required_plugins)
+    if recipe.metric is not None:
+        registry.metric(recipe.metric)
     check_order(tuple(step.record for step in steps), registry)
     for step in steps:
         check_needs(step.record, has_data=has_calibration)
+    check_needs(target_record)
     return Plan(
         recipe=recipe,
         target_record=target_record,
@@ -71,7 +74,7 @@ def make_plan(registry: "Registry", recipe: Recipe, target: str | None, *, has_c
     )
 
 
-def _plan_step(registry: "Registry", method: str, options: object) -> PlannedStep:
+def _plan_step(registry: "Registry", method: str, options: Mapping[str, object]) -> PlannedStep:
     record = registry.method(method)
     return PlannedStep(record, registry.validate_options(record, options), registry.distribution_of(record))
 

@@ -50,6 +50,7 @@ class Recipe(BaseModel):
         default="always",
         description="Keep every step, or undo a step that misses the budget or gains nothing measured.",
     )
+    metric: str | None = Field(default=None, description="Metric name; by default chosen by task and labels.")
     seed: int = 0
     required_plugins: tuple[str, ...] = Field(
         default=(), description="Distributions with version ranges that must be installed."

@@ -102,7 +102,8 @@ def write_onnx(model: ir.Model, path: Path, *, external_data: bool | None = None
 def to_bytes(model: ir.Model) -> bytes:
     """Return `model` as the bytes of one ONNX file, weights included. The same graph gives the same bytes."""
     _type_initializers(model)
-    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+    content: bytes = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+    return content
 
 
 def _type_initializers(model: ir.Model) -> None:

@@ -5,14 +5,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from pydantic import BaseModel
 
 from edgesmith.host.records import MetricRecord
 from edgesmith.ledger import LayerError, LedgerRow, Measurement, OutputError
-from edgesmith.measure.accuracy import Evaluation, evaluate, paired_difference
+from edgesmith.measure.accuracy import Evaluation, EvaluationPlan, evaluate, paired_difference
 from edgesmith.measure.divergence import layer_errors, output_error
 from edgesmith.measure.machine import processor_name
 from edgesmith.measure.runner import LatencyPlan, Runner
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 _LAYER_SAMPLES = 16
+_LAYER_BATCH = 4
 _EVALUATION_BATCH = 16
 
 
@@ -57,8 +58,8 @@ class Yardstick:
     labels: Mapping[str, str]
     """Value name to its place in the structure, for errors per layer."""
     latency_plan: LatencyPlan
-    random_inputs: bool = False
-    """Whether `evaluation` is random data because the user gave none."""
+    batch_size: int | None = None
+    """The batch size that the graph insists on; None if it takes any."""
 
 
 class StageMeter:
@@ -114,11 +115,11 @@ class StageMeter:
                 numbers["speedup"] = comparison.speedup(stage.label, source.label)
                 numbers["speedup_step"] = comparison.speedup(stage.label, before.label)
             found = {
-                "numbers": {name: number.model_dump(mode="json") for name, number in numbers.items()},
+                "numbers": {name: _as_json(number) for name, number in numbers.items()},
                 "remarks": list(comparison.remarks),
             }
             self._store.keep_facts(key, found)
-        facts = json.loads(json.dumps(found))
+        facts: Any = found
         numbers = {name: Measurement.model_validate(number) for name, number in facts["numbers"].items()}
         return row.model_copy(update={**numbers, "remarks": (*row.remarks, *facts["remarks"])})
 
@@ -138,12 +139,13 @@ class StageMeter:
                 yardstick.evaluation,
                 yardstick.make_metric,
                 reference=reference.entry if reference else None,
+                plan=EvaluationPlan(batch_size=self._batch_size(_EVALUATION_BATCH)),
                 progress=self._progress,
             )
             scores = None if evaluation.scores is None else evaluation.scores.tolist()
             found = {"value": evaluation.value, "samples": evaluation.samples, "scores": scores}
             self._store.keep_facts(key, found)
-        facts = json.loads(json.dumps(found))
+        facts: Any = found
         scores = None if facts["scores"] is None else np.asarray(facts["scores"], dtype=np.float64)
         return Evaluation(facts["value"], facts["samples"], scores)
 
@@ -167,7 +169,7 @@ class StageMeter:
                 stage.entry,
                 data.take(min(len(data), 64)),
                 against=other.label,
-                batch_size=_EVALUATION_BATCH,
+                batch_size=self._batch_size(_EVALUATION_BATCH),
                 progress=self._progress,
             )
 
@@ -186,19 +188,23 @@ class StageMeter:
                 stage.model.ir,
                 labels,
                 data.take(min(len(data), _LAYER_SAMPLES)),
+                batch_size=self._batch_size(_LAYER_BATCH),
                 threads=self._yardstick.runner.threads,
                 progress=self._progress,
             )
-            found = {"layers": [error.model_dump(mode="json") for error in errors]}
+            found = {"layers": [_as_json(error) for error in errors]}
             self._store.keep_facts(key, found)
-        return tuple(LayerError.model_validate(error) for error in json.loads(json.dumps(found))["layers"])
+        return tuple(LayerError.model_validate(error) for error in cast("Any", found["layers"]))
+
+    def _batch_size(self, wanted: int) -> int:
+        return self._yardstick.batch_size or wanted
 
     def _stored(self, key: str, kind: type[RecordT], measure: "Callable[[], RecordT]") -> RecordT:
         found = self._store.facts(key)
         if found is not None:
             return kind.model_validate(found)
         result = measure()
-        self._store.keep_facts(key, result.model_dump(mode="json"))
+        self._store.keep_facts(key, _as_json(result))
         return result
 
     def _key(self, what: str, *stages: Stage, **parts: object) -> str:
@@ -212,3 +218,9 @@ class StageMeter:
                 **parts,
             }
         )
+
+
+def _as_json(record: BaseModel) -> dict[str, Any]:
+    """Return a record as strict JSON data, in which an infinity is null."""
+    data: dict[str, Any] = json.loads(record.model_dump_json())
+    return data

@@ -78,7 +78,7 @@ class Store:
         entry = self._entry("models", key)
         with replace_directory(entry) as partial:
             model.save(partial / "model")
-            (partial / _FACTS).write_text(json.dumps(facts, sort_keys=True))
+            (partial / _FACTS).write_text(json.dumps(facts, sort_keys=True, allow_nan=False))
         # Going on with the stored form makes a resumed run and an uninterrupted one the same.
         return StoredModel(Model.load(entry / "model"), facts)
 
@@ -92,7 +92,9 @@ class Store:
         Raises:
             OutputError: The store cannot be written.
         """
-        write_atomically(self._entry("facts", key).with_suffix(".json"), json.dumps(facts, sort_keys=True))
+        write_atomically(
+            self._entry("facts", key).with_suffix(".json"), json.dumps(facts, sort_keys=True, allow_nan=False)
+        )
 
     def _entry(self, area: str, key: str) -> Path:
         return self.directory / area / key[:2] / key

@@ -6,18 +6,21 @@ from typing import Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_text
+from edgesmith.cli.settings import registry_of
 
 EXAMPLE = "edgesmith report artifact"
 
 
 def command(
+    context: typer.Context,
     directory: Annotated[Path, typer.Argument(help="Artifact directory.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write the HTML report of an artifact again from its ledger, for example with a newer Edgesmith."""
     from edgesmith.report import render_report
 
-    path = render_report(directory)
+    sections = registry_of(context).observers.extend_report(str(directory))
+    path = render_report(directory, [section for _, section in sections])
     if as_json:
         write_json({"report": str(path)})
     else:

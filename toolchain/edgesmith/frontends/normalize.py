@@ -259,8 +259,15 @@ def _infer_shapes(model: ir.Model) -> None:
             value.type = ir.TensorType(tensor.dtype)
             del skeleton.graph.initializers[str(value.name)]
             skeleton.graph.inputs.append(value)
-    proto = SymbolicShapeInference.infer_shapes(ir.to_proto(skeleton), int_max=2**31 - 1, auto_merge=False)
-    for graph, inferred in zip(model.graphs(), ir.from_proto(proto).graphs(), strict=True):
+    # Not its static `infer_shapes`: that one writes a file into the working directory when it cannot finish.
+    inference = SymbolicShapeInference(int_max=2**31 - 1, auto_merge=False, guess_output_rank=False, verbose=0)
+    inference._preprocess(ir.to_proto(skeleton))
+    complete = False
+    while inference.run_:
+        complete = inference._infer_impl()
+    if not complete:
+        raise _cannot("not every shape follows from the inputs")
+    for graph, inferred in zip(model.graphs(), ir.from_proto(inference.out_mp_).graphs(), strict=True):
         known = {value.name: value for value in _values(inferred)}
         for node in graph:
             for value in node.outputs:

@@ -1,0 +1,1 @@
+"""Benchmarks on real models, with the peer in the same run. `make bench` runs them all; each also runs alone."""

@@ -1,0 +1,48 @@
+"""A plugin that costs something and gains nothing: it negates each output twice."""
+
+from pydantic import BaseModel
+
+import edgesmith
+
+
+class Options(BaseModel):
+    """No options."""
+
+
+class Detour(edgesmith.Method[Options]):
+    """Appends two Neg nodes to the first output."""
+
+    def check(self, model: edgesmith.Model, context: edgesmith.Context[Options]) -> edgesmith.Verdict:
+        """Always applies."""
+        return edgesmith.Verdict.ok()
+
+    def apply(self, model: edgesmith.Model, context: edgesmith.Context[Options]) -> edgesmith.Model:
+        """Return the model with a detour before its first output."""
+        import onnx_ir as ir
+
+        copy = model.clone()
+        output = copy.graph.outputs[0]
+        first = ir.node("Neg", [output], name="detour_1")
+        second = ir.node("Neg", [first.outputs[0]], name="detour_2")
+        copy.graph.extend([first, second])
+        final = second.outputs[0]
+        final.shape, final.type, final.name, output.name = output.shape, output.type, output.name, "before_detour"
+        first.outputs[0].name = "in_detour"
+        copy.graph.outputs[0] = final
+        return copy
+
+
+@edgesmith.hookimpl
+def register_methods() -> list[edgesmith.MethodRecord]:
+    """Return the one method."""
+    return [
+        edgesmith.MethodRecord(
+            name="detour",
+            version="1",
+            summary="Negates the output twice.",
+            entry=f"{__name__}:Detour",
+            kind=edgesmith.Kind.GRAPH,
+            options=f"{__name__}:Options",
+            guarantee=edgesmith.Guarantee.EXACT,
+        )
+    ]

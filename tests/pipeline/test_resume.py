@@ -1,0 +1,74 @@
+"""A run that is killed at any point: nothing half written, and the next run ends with the same bytes."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgesmith.cli import main
+from edgesmith.files import PARTIAL_SUFFIX
+from tests.pipeline.conftest import Job
+
+COMMAND = [sys.executable, "-m", "edgesmith"]
+
+
+def finished_entries(store: Path) -> int:
+    """Return how many results the store holds."""
+    return sum(1 for path in store.glob("*/*/*") if PARTIAL_SUFFIX not in path.name)
+
+
+def run_until(job: Job, entries: int, number: signal.Signals) -> int:
+    """Start a compile, send it a signal once its store holds `entries` results, and return the exit code."""
+    process = subprocess.Popen([*COMMAND, *job.arguments()], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and finished_entries(job.folder / "store") < entries:
+        if time.monotonic() > deadline:
+            process.kill()
+            pytest.fail("the compile neither ended nor stored a result")
+        time.sleep(0.005)
+    process.send_signal(number)
+    process.communicate()
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The model file of an uninterrupted run."""
+    from tests.pipeline.conftest import write_classifier, write_data
+
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    write_classifier(folder / "classifier.onnx")
+    job = Job(folder, folder / "classifier.onnx", write_data(folder, folder / "classifier.onnx"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGESMITH_STORE", str(folder / "store"))
+        assert main(job.arguments()) == 0
+    return (folder / "artifact" / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("entries", [0, 1, 3, 8])
+def test_a_killed_run_resumes_to_the_same_bytes(job: Job, expected: bytes, entries: int) -> None:
+    code = run_until(job, entries, signal.SIGKILL)
+    artifact = job.folder / "artifact"
+    assert code == -signal.SIGKILL and not artifact.exists()
+    assert main(job.arguments()) == 0
+    assert (artifact / "model.onnx").read_bytes() == expected
+    leftovers = [path for path in job.folder.rglob(f"*{PARTIAL_SUFFIX}*") if path.is_file()]
+    assert leftovers == []
+
+
+def test_an_interrupted_run_says_so_and_leaves_nothing(job: Job) -> None:
+    assert run_until(job, 1, signal.SIGINT) == 130
+    assert not (job.folder / "artifact").exists()
+    assert list(job.folder.rglob(f"*{PARTIAL_SUFFIX}*")) == []
+
+
+def test_a_damaged_store_is_computed_again(job: Job, expected: bytes) -> None:
+    assert main(job.arguments()) == 0
+    for path in (job.folder / "store").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert main(job.arguments()) == 0
+    assert (job.folder / "artifact" / "model.onnx").read_bytes() == expected

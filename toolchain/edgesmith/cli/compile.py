@@ -1,0 +1,74 @@
+"""`edgesmith compile`: a network in, a measured artifact out."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgesmith.cli.output import show_line, write_json, write_text
+from edgesmith.cli.settings import registry_of
+
+if TYPE_CHECKING:
+    from edgesmith.artifact import Artifact
+
+EXAMPLE = "edgesmith compile ./my-model --target onnx-cpu --recipe int8 --data texts.csv --out artifact"
+
+
+def command(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(help="A Hugging Face directory or hub id, or an .onnx file.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the artifact goes.", show_default=False)],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", metavar="NAME", help="Target; see `edgesmith targets`. Default: the recipe's, or onnx-cpu."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="FILE|NAME", help="A recipe file, or int8, int8-dynamic or float.")
+    ] = "int8",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Samples (.csv, .tsv, .txt, .jsonl, .npz or a folder of images), or a YAML data description.",
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: the cores at hand.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the ledger as JSON.")] = False,
+) -> None:
+    """Compile a trained network for one target, and measure what each step gained and what it cost.
+
+    Finished steps are kept in $EDGESMITH_STORE, or in the user's cache directory, so an interrupted run resumes.
+    """
+    # Checked before heavy imports, so that a mistyped name answers at once.
+    from edgesmith.recipe import load_recipe
+
+    load_recipe(recipe)
+    registry = registry_of(context)
+    from edgesmith.api import Settings, compile
+    from edgesmith.cli.progress import make_progress
+
+    with make_progress(silent=as_json) as progress:
+        settings = Settings(threads=threads, registry=registry, progress=progress)
+        artifact = compile(source, out=out, target=target, recipe=recipe, data=data, settings=settings)
+    if as_json:
+        write_json({"directory": str(artifact.directory), **json.loads(artifact.ledger.model_dump_json())})
+    else:
+        _show(artifact)
+
+
+def _show(artifact: "Artifact") -> None:
+    from rich.console import Console
+
+    from edgesmith.report.terminal import ledger_table
+
+    Console().print(ledger_table(artifact.ledger))
+    write_text(f"Artifact  {artifact.directory}")
+    write_text(f"Report    {artifact.report}")
+    if not artifact.ledger.rows[0].metric:
+        show_line("No labelled data was given, so the metric compares outputs with the source.")
