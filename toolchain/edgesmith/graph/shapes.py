@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from edgesmith.graph.edit import constant_tensor
+from edgesmith.graph.runtime_shapes import runtime_shape
 
 Array = NDArray[Any]
 
@@ -24,6 +25,7 @@ _RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "Rando
 # What ONNX's inference and reference evaluator raise on nodes that they cannot handle.
 _REFUSALS = (
     onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
     onnx.defs.SchemaError,
     RuntimeError,
     ValueError,
@@ -160,6 +162,8 @@ class Shapes:
                 self._walk(subgraph)
             if node.op_type == "If" and subgraphs:
                 self._merge_branches(node)
+            elif subgraphs:
+                self._leave_body(node, subgraphs[0])
             else:
                 self._infer(node)
 
@@ -173,6 +177,15 @@ class Shapes:
             found = [self._types.get(branch.outputs[index]) for branch in branches]
             if found[0] is not None and all(kind == found[0] for kind in found):
                 self._types[output] = found[0]
+
+    def _leave_body(self, node: ir.Node, body: ir.Graph) -> None:
+        """Take over what a loop carries when an iteration keeps its shape; else believe what the file declares."""
+        for index, value in enumerate(node.outputs):
+            self._types[value] = self._declared(value)
+            if node.op_type == "Loop" and index + 2 < len(node.inputs) and index + 1 < len(body.outputs):
+                initial, result = node.inputs[index + 2], self._types.get(body.outputs[index + 1])
+                if initial is not None and result is not None and result == self._type(initial):
+                    self._types[value] = result
 
     def _infer(self, node: ir.Node) -> None:
         if node.op_type in ("Shape", "Size") and node.domain == "":
@@ -193,10 +206,19 @@ class Shapes:
                 )
         except _REFUSALS:
             inferred = {}
+        if not inferred:
+            inferred = self._infer_runtime(node)
         for index, value in enumerate(node.outputs):
             self._types[value] = _merge(inferred.get(f"o{index}"), self._declared(value))
         if len(data) == len(_present(node)) and not self._has_graph(node) and node.op_type not in _RANDOM:
             self._evaluate_small(node)
+
+    def _infer_runtime(self, node: ir.Node) -> dict[str, onnx.TypeProto]:
+        shape = runtime_shape(node, [self.shape(value) for value in node.inputs])
+        if shape is None:
+            return {}
+        source = self._type(_present(node)[0]).tensor_type.elem_type
+        return {"o0": onnx.helper.make_tensor_type_proto(source, list(shape))}
 
     def _evaluate_small(self, node: ir.Node) -> None:
         if not self._small(node.outputs, _SHAPE_VALUE_ELEMENTS) or constant_tensor(node.outputs[0]) is not None:
