@@ -1,0 +1,47 @@
+"""`edgesmith inspect`: what is in a model, and which methods apply to it."""
+
+import json
+from pathlib import Path
+
+from edgesmith.cli import main
+from edgesmith.testing import tiny_mlp
+
+BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
+COPY = str(BAD_PLUGINS / "raises_in_observer.py")
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_inspect_shows_structure_cost_and_which_methods_apply(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGESMITH_STORE", str(tmp_path / "store"))
+    source = tmp_path / "mlp.onnx"
+    model = tiny_mlp()
+    (model.save(tmp_path / "saved") / "model.onnx").rename(source)
+    crash = str(BAD_PLUGINS / "crash_in_check.py")
+    code, out, _ = run(capsys, "--plugin", COPY, "--plugin", crash, "inspect", str(source), "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["operators"] == {"Gemm": 2, "Relu": 1}
+    assert report["cost"]["parameters"] == 8 * 16 + 16 + 16 * 4 + 4
+    verdicts = {row["method"]: row for row in report["methods"]}
+    assert verdicts["copy"]["verdict"] == "ok"
+    assert verdicts["crash-in-check"]["verdict"] == "refuse"
+    assert "check crashed" in verdicts["crash-in-check"]["reason"]
+    code, out, _ = run(capsys, "--plugin", COPY, "inspect", str(source))
+    assert code == 0
+    assert "2 Gemm, 1 Relu" in out
+    assert "MACs are counted for batch 1" in out
+    assert "copy" in out
+
+
+def test_inspect_refuses_what_no_frontend_reads(capsys, tmp_path):
+    text = tmp_path / "notes.onnx"
+    text.write_text("this is no model")
+    code, out, err = run(capsys, "inspect", str(text))
+    assert (code, out) == (2, "")
+    assert "notes.onnx" in err
+    assert "Traceback" not in err
