@@ -1,5 +1,7 @@
 """MACs, parameters and bytes against hand counts and published numbers."""
 
+import json
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -169,6 +171,8 @@ def test_bert_by_hand() -> None:
     cost = count_cost(export("bert", "eager"), {"batch": 3, "sequence": 11})
     assert cost.macs == 3 * (2 * block_macs(11, 24, 40) + 24 * 24 + 24 * 5)
     assert cost.dimensions == {"batch": 3, "sequence": 11}
+    data = json.loads(json.dumps(cost.to_json()))
+    assert (data["macs"], data["dimensions"], data["unknown"]) == (cost.macs, cost.dimensions, [])
 
 
 @pytest.mark.parametrize("attention", ["tiny_bert", "tiny_gpt2"])
