@@ -348,3 +348,13 @@ def test_a_typed_and_a_raw_weight_are_the_same_model(tmp_path: Path) -> None:
 
     raw = Model.load(written(tmp_path))
     assert raw.digest() == Model.load(written(tmp_path, typed)).digest()
+
+
+def test_weights_that_protobuf_cannot_hold_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = read_onnx(written(tmp_path))
+    big = np.ones((64, 64), np.float32)
+    model.graph.register_initializer(ir.Value(name="big", const_value=ir.tensor(big, name="big")))
+    monkeypatch.setattr("edgesmith.serialization.PROTOBUF_LIMIT_BYTES", 10_000)
+    write_onnx(model, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx.data").stat().st_size >= big.nbytes
+    assert digest_graph(read_onnx(tmp_path / "m.onnx")) == digest_graph(model)

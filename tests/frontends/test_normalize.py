@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import parser
 
 from edgesmith.digest import digest_graph
@@ -278,3 +280,50 @@ def test_real_files_of_other_exporters(requirement: str, package: str, file: str
         cases = [sample_inputs(model, seed=7)]
     for inputs in cases:
         assert find_difference(outputs(model, inputs), outputs(result.model, inputs)) == ""
+
+
+UNARY = ["Neg", "Abs", "Identity", "Relu", "Tanh"]
+BINARY = ["Add", "Sub", "Mul", "Max", "Min"]
+
+
+@st.composite
+def random_graphs(draw: st.DrawFn) -> ir.Model:
+    """Graphs of opset 13 with constants to fold, doubled and dead nodes, reshapes, and up to three outputs."""
+    lines = ["c0 = Constant<value=float{1.0}>()", "c1 = Constant<value=float{0.0}>()"]
+    lines += ["c2 = Constant<value=float[4]{1.0, -2.0, 3.0, 0.5}>()", "c3 = Constant<value=int64[2]{-1, 4}>()"]
+    values = ["x", "c0", "c1", "c2"]
+    for index in range(draw(st.integers(2, 12))):
+        operator = draw(st.sampled_from([*UNARY, *BINARY, "Reshape", "Transpose", "Cast"]))
+        first, second = draw(st.sampled_from(values)), draw(st.sampled_from(values))
+        if operator in UNARY:
+            expression = f"{operator}({first})"
+        elif operator in BINARY:
+            expression = f"{operator}({first}, {second})"
+        elif operator == "Reshape":
+            expression = "Reshape(x, c3)"
+        elif operator == "Transpose":
+            lines.append(f"t{index} = Transpose<perm=[1, 0]>(x)")
+            expression = f"Transpose<perm=[1, 0]>(t{index})"
+        else:
+            expression = f"Cast<to=1>({first})"
+        lines.append(f"v{index} = {expression}")
+        values.append(f"v{index}")
+    made = [value for value in values if value.startswith("v")]
+    outputs = draw(st.lists(st.sampled_from(made), min_size=1, max_size=3, unique=True))
+    lines += [f"y{i} = Add(x, {value})" for i, value in enumerate(outputs)]
+    declared = ", ".join(f"float[N,4] y{i}" for i in range(len(outputs)))
+    return graph(13, f"(float[N,4] x) => ({declared}) {{ {' '.join(lines)} }}")
+
+
+@settings(max_examples=40, deadline=None)
+@given(random_graphs(), st.integers(1, 5))
+def test_any_graph_computes_the_same_and_is_then_normal(model: ir.Model, rows: int) -> None:
+    result = normalize_with_remarks(model)
+    assert result.remarks == ()
+    inputs = {"x": np.random.default_rng(rows).standard_normal((rows, 4)).astype(np.float32)}
+    assert find_difference(outputs(model, inputs), outputs(result.model, inputs)) == ""
+    assert [value.name for value in result.model.graph.outputs] == [value.name for value in model.graph.outputs]
+    # An output that is an input, a constant or another output needs a node of its own; nothing else does.
+    assert all(node.outputs[0].is_graph_output() for node in result.model.graph if node.op_type == "Identity")
+    assert "Constant" not in operators(result.model)
+    assert to_bytes(normalize(result.model)) == to_bytes(result.model)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_DEFAULT_IMAGE_SIZE = 224
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What is read from a model directory, and all that is fetched from the hub."""
 
@@ -119,14 +120,13 @@ def _resolve(source: str) -> Path:
                 fix="Name the right directory, or an .onnx file.",
             )
         return directory
-    import httpx2
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         with quiet():
             return Path(huggingface_hub.snapshot_download(source, allow_patterns=list(_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx2.HTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"`{source}` is neither a directory nor a model that can be had from the Hugging Face hub.",
             expected="a local directory, or a hub id that is public, cached or reachable",
@@ -236,9 +236,7 @@ def _example_inputs(module: Any, name: str, rows: int = 2, length: int = 6) -> d
     config = module.config
     generator = torch.Generator().manual_seed(rows)
     if module.main_input_name == "pixel_values":
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (rows, getattr(config, "num_channels", 3), height, width)
+        shape = (rows, getattr(config, "num_channels", 3), *_image_size(config))
         return {"pixel_values": torch.randn(shape, generator=generator)}
     if module.main_input_name != "input_ids":
         raise _unsupported(name, f"takes `{module.main_input_name}`; text and images are supported")
@@ -251,6 +249,12 @@ def _example_inputs(module: Any, name: str, rows: int = 2, length: int = 6) -> d
     if takes_types and getattr(config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = torch.randint(0, 2, (rows, length), generator=generator)
     return inputs
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    """Return height and width of the images. Purely convolutional networks take any and often name none."""
+    size = getattr(config, "image_size", None) or _DEFAULT_IMAGE_SIZE
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _outputs(module: Any, signature: Signature, name: str) -> Mapping[str, "torch.Tensor"]:
