@@ -244,7 +244,7 @@ def _invalid(path: Path, reason: str) -> DataError:
         f"{path} is not a valid data description: {reason}",
         expected="`calibration` and `evaluation`, each with `kind` (npz, images, text or python) and its fields",
         why="data decides the ranges of the model and the score that is reported",
-        fix="correct the fields named above; `edgesmith schema` prints all of them",
+        fix="correct the fields named above; `edgesmith schema --data` prints all of them",
     )
 
 

@@ -237,3 +237,11 @@ def test_progress_shows_count_and_estimate_only_where_the_length_is_known():
     assert _Count().render(known).plain == "1/3"
     assert _Left().render(known).plain.endswith("left")
     assert _Count().render(unknown).plain == _Left().render(unknown).plain == ""
+
+
+def test_the_schema_of_data_descriptions_accepts_what_the_readme_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "--data"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == {"calibration", "evaluation", "preprocessing"}
+    kinds = {name for name in schema["$defs"] if name.endswith("Spec")}
+    assert kinds == {"NpzSpec", "ImagesSpec", "TextSpec", "PythonSpec"}

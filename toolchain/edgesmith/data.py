@@ -113,7 +113,7 @@ def _parse(data: Mapping[str, object]) -> DataSpec:
             f"In the data description, {'.'.join(map(str, first['loc'])) or 'the top level'}: {first['msg']}.",
             expected="`calibration` and `evaluation`, each with `kind` (npz, images, text or python) and its fields",
             why="Data decides the ranges of the model and the score that is reported.",
-            fix="Correct that field; `edgesmith schema` prints all of them.",
+            fix="Correct that field; `edgesmith schema --data` prints all of them.",
         ) from error
 
 
