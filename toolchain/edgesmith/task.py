@@ -15,7 +15,8 @@ class Task(BaseModel):
 
     kind: str = Field(
         default="generic",
-        description="text-classification, image-classification, causal-lm, feature-extraction or generic.",
+        description="text-classification, token-classification, image-classification, causal-lm, masked-lm, "
+        "feature-extraction or generic.",
     )
     metric: str = Field(default="", description="Name of a registered metric; empty means: compare with the source.")
     labels: tuple[str, ...] = Field(default=(), description="Class names in the order of the output channels.")

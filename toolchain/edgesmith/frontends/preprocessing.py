@@ -36,20 +36,37 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def text_preprocessing(
-    directory: Path, config: Any, inputs: tuple[str, ...]
+    directory: Path, config: Any, inputs: tuple[str, ...], *, next_token: bool
 ) -> tuple[TextPreprocessing | None, dict[str, bytes]]:
-    """Return how text becomes `inputs`, and the tokenizer as an asset; nothing when there is no `tokenizer.json`."""
+    """Return how text becomes `inputs`, and the tokenizer as an asset; nothing when there is no `tokenizer.json`.
+
+    Args:
+        directory: The checkpoint's directory.
+        config: Its configuration, for the number of positions.
+        inputs: Names of the graph's inputs.
+        next_token: Whether the model predicts the next token.
+    """
     tokenizer = directory / TOKENIZER_FILE
     if not tokenizer.is_file():
         return None, {}
+    settings = read_json(directory / "tokenizer_config.json")
     lengths = [
         _LONGEST_TEXT,
-        read_json(directory / "tokenizer_config.json").get("model_max_length"),
+        settings.get("model_max_length"),
         read_json(directory / "sentence_bert_config.json").get("max_seq_length"),
         _positions(config),
     ]
     longest = min(int(length) for length in lengths if isinstance(length, int | float) and length >= 1)
-    record = TextPreprocessing(tokenizer=TOKENIZER_FILE, max_length=longest, pad_to="longest", inputs=inputs)
+    padding = settings.get("pad_token")
+    record = TextPreprocessing(
+        tokenizer=TOKENIZER_FILE,
+        max_length=longest,
+        pad_to="longest",
+        inputs=inputs,
+        # Older configurations describe a token by an object.
+        pad_token=str((padding.get("content") if isinstance(padding, dict) else padding) or ""),
+        next_token=next_token,
+    )
     return record, {TOKENIZER_FILE: tokenizer.read_bytes()}
 
 
@@ -59,10 +76,13 @@ def image_preprocessing(settings: dict[str, Any]) -> ImagePreprocessing | None:
     if size is None or settings.get("do_resize") is False:
         return None
     cropped = crop if crop is not None and settings.get("do_center_crop", True) else size
+    # "shortest_edge" keeps the aspect; height and width stretch the whole image to exactly that.
+    keep_aspect = "shortest_edge" in settings["size"] if isinstance(settings["size"], dict) else cropped != size
     normalized = settings.get("do_normalize", True)
     mean, std = settings.get("image_mean"), settings.get("image_std")
     return ImagePreprocessing(
         resize=min(size),
+        keep_aspect=keep_aspect or cropped != size,
         crop=cropped,
         scale=float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0,
         mean=tuple(mean) if normalized and mean else (0.0, 0.0, 0.0),

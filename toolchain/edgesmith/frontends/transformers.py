@@ -272,7 +272,7 @@ def _describe(directory: Path, config: Any, family: _Family, inputs: tuple[str, 
         settings = read_json(directory / "preprocessor_config.json")
         preprocessing = image_preprocessing(settings) if settings else None
         return Task(kind=family.kind, metric=family.metric, labels=labels, preprocessing=preprocessing), {}
-    text, assets = text_preprocessing(directory, config, inputs)
+    text, assets = text_preprocessing(directory, config, inputs, next_token=family.kind == "causal-lm")
     return Task(kind=family.kind, metric=family.metric, labels=labels, preprocessing=text), assets
 
 
