@@ -31,6 +31,8 @@ test: $(STAMP)
 	$(BIN)/pytest -n auto
 
 bench: $(STAMP) build/demo/data.yaml
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt gguf accelerate
+	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks
 
 build/demo/data.yaml: $(STAMP)

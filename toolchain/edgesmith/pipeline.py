@@ -68,7 +68,8 @@ def run_plan(
     """
     meter = StageMeter(yardstick, workshop.store, workshop.progress)
     first = _build_stage(plan, SOURCE_LABEL, source, workshop)
-    rows = [meter.measure(_row(0, SOURCE_LABEL, source, yardstick), first, None, first)]
+    source_row = _row(0, SOURCE_LABEL, source, yardstick).model_copy(update={"remarks": source.provenance.remarks})
+    rows = [meter.measure(source_row, first, None, first)]
     current, current_row = first, rows[0]
     higher = yardstick.metric_record.higher_is_better
     labels = unique_labels([step.label for step in plan.steps])
