@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesmith.graph.dataflow import BINARY, CARRYING, ELEMENTWISE, MOVING, Dataflow
-from edgesmith.graph.linear import Linear
+from edgesmith.graph.linear import Linear, by_node
 from edgesmith.graph.mask import Mask, read_mask
 from edgesmith.graph.shapes import Array
 
@@ -77,9 +77,9 @@ _ON_THE_WAY = (
 
 def find_attentions(flow: Dataflow, linears: Sequence[Linear]) -> list[Attention]:
     """Return all attention layers in the order of the data."""
-    by_product = {flow.producer(linear.product): linear for linear in linears}
-    found = [_from_softmax(flow, node, by_product) for node in flow.nodes if node.op_type == "Softmax"]
-    found += [_from_fused(flow, node, by_product) for node in flow.nodes if node.op_type in _FUSED]
+    layers = by_node(flow, linears)
+    found = [_from_softmax(flow, node, layers) for node in flow.nodes if node.op_type == "Softmax"]
+    found += [_from_fused(flow, node, layers) for node in flow.nodes if node.op_type in _FUSED]
     present = [attention for attention in found if attention is not None]
     return sorted(present, key=lambda attention: flow.order(flow.value(attention.context)))
 
@@ -231,7 +231,7 @@ def _project(
 ) -> tuple[Projection, int] | None:
     """Return the projection that makes an operand of a product, and how many different heads it has."""
     ends = flow.ancestors(operand, lambda node: node in linears or node.op_type not in _ON_THE_WAY)
-    sources = [linears[node] for node in flow.ordered(ends) if node in linears]
+    sources = list(dict.fromkeys(linears[node] for node in flow.ordered(ends) if node in linears))
     if len(sources) != 1:
         return None
     linear = sources[0]

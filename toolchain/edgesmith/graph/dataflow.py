@@ -59,6 +59,8 @@ class Dataflow:
             self._values[value.name or ""] = value
             self._hashes[value], self._depths[value] = _digest(b"input", str(index).encode()), 0
         self._scan(model.graph, 0)
+        self._uses: dict[ir.Value, bytes] = {}
+        self._scan_uses()
 
     def value(self, name: str) -> ir.Value:
         """Return the value with this name."""
@@ -75,9 +77,9 @@ class Dataflow:
         """Whether a value depends on no input: an initializer, or anything computed from initializers alone."""
         return value is None or value in self._constants or constant_tensor(value) is not None
 
-    def order(self, value: ir.Value) -> tuple[int, bytes]:
-        """Return a sorting key: distance from the inputs, then content."""
-        return self._depths.get(value, 0), self._hashes.get(value, b"")
+    def order(self, value: ir.Value) -> tuple[int, bytes, bytes]:
+        """Return a sorting key: distance from the inputs, then how a value is computed, then how it is used."""
+        return self._depths.get(value, 0), self._hashes.get(value, b""), self._uses.get(value, b"")
 
     def ordered(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
         """Return nodes from the inputs to the outputs; the result is the same whatever the order in the file."""
@@ -93,7 +95,18 @@ class Dataflow:
 
     def number(self, value: ir.Value | None) -> float | None:
         """Return the one number that a constant consists of, in whatever shape and type it is read; None otherwise."""
-        return None if value is None else constant_scalar(self.skip_back(value, CARRYING | {"Expand"}))
+        if value is None:
+            return None
+        node = value.producer()
+        if node is None or node.op_type not in CARRYING | {"Expand"}:
+            return constant_scalar(value)
+        number = self.number(node.inputs[0])
+        if number is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            return number
+        scale, zero = constant_scalar(node.inputs[1]), constant_scalar(node.inputs[2]) if len(node.inputs) > 2 else 0
+        if scale is None or zero is None:
+            return None
+        return (number - zero) * scale if node.op_type == "DequantizeLinear" else round(number / scale) + zero
 
     def users(self, value: ir.Value) -> list[ir.Node]:
         """Return the nodes that read a value's numbers, in order; nodes that read its shape or type are left out."""
@@ -233,6 +246,17 @@ class Dataflow:
                 )
                 if constant and not node.op_type.startswith("Random"):
                     self._constants.add(value)
+
+    def _scan_uses(self) -> None:
+        """Hash how each value is used, to tell apart what is computed alike, such as copies of one Q/DQ pair."""
+        outputs = {value: str(index).encode() for index, value in enumerate(self.model.graph.outputs)}
+        uses: dict[ir.Node, bytes] = {}
+        for node in reversed(self.nodes):
+            for value in node.outputs:
+                read = sorted(str(index).encode() + uses.get(user, b"") for user, index in value.uses())
+                self._uses[value] = _digest(outputs.get(value, b""), *read)
+            made = (self._hashes[value] + self._uses[value] for value in node.outputs)
+            uses[node] = _digest(node.op_type.encode(), *made)
 
     def _scan_subgraph(self, subgraph: ir.Graph, content: list[bytes], name: str, depth: int) -> None:
         for index, value in enumerate(subgraph.inputs):

@@ -145,7 +145,8 @@ def _patches(flow: Dataflow, convolution: Convolution, entry: ir.Value) -> list[
     output = flow.value(convolution.output)
     if convolution.kernel != convolution.strides or convolution.pointwise:
         return []
-    ends = walk_back(flow.value(convolution.input), lambda node: node.op_type in CARRYING | ELEMENTWISE | MOVING)
+    passing = CARRYING | ELEMENTWISE | MOVING | {"DynamicQuantizeLinear"}
+    ends = walk_back(flow.value(convolution.input), lambda node: node.op_type in passing)
     inputs = set(flow.model.graph.inputs)
     if not any(end in inputs for end in ends):
         return []

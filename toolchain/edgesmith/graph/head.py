@@ -11,7 +11,7 @@ from edgesmith.graph.convolution import Convolution
 from edgesmith.graph.dataflow import Dataflow, walk_back
 from edgesmith.graph.edit import constant_value
 from edgesmith.graph.embedding import Embedding
-from edgesmith.graph.linear import Linear
+from edgesmith.graph.linear import Linear, by_node
 
 HeadKind = Literal["classifier", "language_model", "dense"]
 
@@ -58,7 +58,7 @@ def find_heads(
         embeddings: All embeddings; a head may be tied to one.
         claimed: Outputs of nodes that end a walk from an output without being a head: what blocks consist of.
     """
-    layers: dict[ir.Node, Linear | Convolution] = {flow.producer(linear.product): linear for linear in linears}
+    layers: dict[ir.Node, Linear | Convolution] = {**by_node(flow, linears)}
     layers.update({flow.producer(convolution.output): convolution for convolution in convolutions})
     stop = {flow.producer(name) for name in claimed}
     heads = []
@@ -116,7 +116,7 @@ def _layers_behind(
     ends = [end.producer() for end in walk_back(value, passes)]
     if any(node in stop and node not in layers for node in ends):
         return []
-    return [layers[node] for node in ends if node is not None and node in layers]
+    return list(dict.fromkeys(layers[node] for node in ends if node is not None and node in layers))
 
 
 def _product(layer: Linear | Convolution) -> str:

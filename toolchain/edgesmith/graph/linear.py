@@ -1,5 +1,6 @@
 """Linear layers: a product with a constant matrix, with or without bias, float or quantized."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -23,6 +24,7 @@ class Linear:
     bias_node: str | None
     """Node that adds the bias; None when the product itself does, or when there is none."""
     input: str
+    """Value that is multiplied; before quantization, where it is quantized with a range computed at run time."""
     output: str
     """Value after the bias."""
     product: str
@@ -59,6 +61,14 @@ def find_linears(flow: Dataflow) -> list[Linear]:
     found = (_linear(flow, node) for node in flow.nodes if (node.domain, node.op_type) in _PRODUCTS)
     present = [linear for linear in found if linear is not None]
     return sorted(present, key=lambda linear: flow.order(flow.value(linear.product)))
+
+
+def by_node(flow: Dataflow, linears: Iterable[Linear]) -> dict[ir.Node, Linear]:
+    """Return linear layers by their nodes: the product, and the node that makes the output.
+
+    A walk that stops at both does not leave a layer sideways, through the scales of its quantized input.
+    """
+    return {flow.producer(name): linear for linear in linears for name in (linear.product, linear.output)}
 
 
 def stored_weight(flow: Dataflow, value: ir.Value) -> StoredWeight | None:
@@ -99,6 +109,9 @@ def _linear(flow: Dataflow, node: ir.Node) -> Linear | None:
         output = _rescaled(flow, node)
         bias, bias_node, output = _added_bias(flow, output, out_features)
     stored_bias = None if bias is None else stored_weight(flow, bias)
+    quantizer = data.producer()
+    if quantizer is not None and quantizer.op_type == "DynamicQuantizeLinear" and quantizer.inputs[0] is not None:
+        data = quantizer.inputs[0]
     return Linear(
         node=node.name or "",
         op_type=node.op_type,
