@@ -41,7 +41,9 @@ class QuantizeInt8Options(BaseModel):
     )
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
     batch_size: int = Field(
-        default=8, ge=1, description="Samples per calibration run; a model with a fixed batch keeps its own."
+        default=1,
+        ge=1,
+        description="Samples per calibration run. More can be faster and take more memory; fixed batches stay.",
     )
     reduce_range: bool = Field(
         default=False,

@@ -1,7 +1,6 @@
 """The method `quantize-int8`: 8-bit integers for MatMul, Gemm and Conv in the dialect of the target."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -20,8 +19,8 @@ from edgesmith_quantization.options import QuantizeInt8Options
 from edgesmith_quantization.static_form import ActivationCode, Placement, place, write_static
 from edgesmith_quantization.weights import WeightStore
 
-if TYPE_CHECKING:
-    from edgesmith_calibration.ranges import Range
+_TAILS_FROM_PERCENTILE = 99.9
+"""From here on it takes less to keep the outermost values than to count all of them."""
 
 
 class QuantizeInt8(Method[QuantizeInt8Options]):
@@ -103,48 +102,65 @@ def _activation_codes(
     activation = context.dialect.activation
     codes = {}
     for value, source in sources.items():
-        span = ranges[str(source.name)]
-        scale, zero_point = quantization_parameters(span.low, span.high, activation.dtype, activation.symmetric)
+        low, high = ranges[str(source.name)]
+        scale, zero_point = quantization_parameters(low, high, activation.dtype, activation.symmetric)
         codes[value] = ActivationCode(np.float32(scale), np.asarray(zero_point, activation.dtype))
     return codes
 
 
-def _observe(model: Model, names: Sequence[str], context: Context[QuantizeInt8Options]) -> "dict[str, Range]":
-    from edgesmith.execution.observe import observe
+def _observe(
+    model: Model, names: Sequence[str], context: Context[QuantizeInt8Options]
+) -> dict[str, tuple[float, float]]:
+    """Return the range of each named value by the chosen estimator."""
+    from edgesmith.execution.observe import observe, run_count
     from edgesmith_calibration.observers import HistogramObserver, MinMaxObserver
     from edgesmith_calibration.ranges import estimate_range
+    from edgesmith_calibration.tails import TailObserver
 
     options, data, form = context.options, context.calibration, context.dialect.activation
     if data is None:
-        raise DataError(
-            "there is no calibration data for quantize-int8 in static mode",
-            expected="a data source with at least one sample",
-            why="activation ranges are taken from what the model computes on real inputs",
-            fix="pass data with --data, or set the option mode to dynamic",
-        )
+        raise _no_data()
+    data = data.take(options.samples)
+    updates = run_count(model.ir, len(data), options.batch_size)
 
-    def make_observer(name: str) -> MinMaxObserver | HistogramObserver:
-        return MinMaxObserver(name) if options.range_estimator == "min-max" else HistogramObserver(name)
+    def make_observer(name: str) -> MinMaxObserver | HistogramObserver | TailObserver:
+        if options.range_estimator == "min-max":
+            return MinMaxObserver(name)
+        if options.range_estimator == "percentile" and options.percentile >= _TAILS_FROM_PERCENTILE:
+            return TailObserver(name, percentile=options.percentile, updates=updates)
+        return HistogramObserver(name)
 
-    observers = observe(
-        model.ir,
-        names,
-        data.take(min(options.samples, len(data))),
-        make_observer,
-        batch_size=options.batch_size,
-        threads=context.threads,
-        progress=context.progress,
-    )
-    return {
-        name: estimate_range(
+    def find_range(observer: MinMaxObserver | HistogramObserver | TailObserver) -> tuple[float, float]:
+        if isinstance(observer, TailObserver):
+            return observer.range(options.percentile, symmetric=form.symmetric)
+        found = estimate_range(
             observer,
             options.range_estimator,
             dtype=form.dtype,
             symmetric=form.symmetric,
             percentile=options.percentile,
         )
-        for name, observer in observers.items()
-    }
+        return found.low, found.high
+
+    observers = observe(
+        model.ir,
+        names,
+        data,
+        make_observer,
+        batch_size=options.batch_size,
+        threads=context.threads,
+        progress=context.progress,
+    )
+    return {name: find_range(observer) for name, observer in observers.items()}
+
+
+def _no_data() -> DataError:
+    return DataError(
+        "there is no calibration data for quantize-int8 in static mode",
+        expected="a data source with at least one sample",
+        why="activation ranges are taken from what the model computes on real inputs",
+        fix="pass data with --data, or set the option mode to dynamic",
+    )
 
 
 def _summary(candidates: Sequence[Candidate], mode: str) -> str:

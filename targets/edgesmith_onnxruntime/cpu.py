@@ -58,20 +58,19 @@ class OnnxCpu(Target):
         """Write `model.onnx`, and its weights beside it where they are too large for one file.
 
         Raises:
-            TargetError: ONNX Runtime does not load what was written.
+            TargetError: ONNX Runtime does not load the graph at the level that users run.
         """
-        path = directory / FILE_NAME
-        large = _weight_bytes(model.ir) > _INLINE_BYTES
-        ir.save(model.ir, path, external_data=DATA_NAME if large else None)
         try:
-            ReferenceSession(path, optimization="all")
+            ReferenceSession(model.ir, optimization="all")
         except ModelError as error:
             raise TargetError(
-                f"ONNX Runtime does not load the built {FILE_NAME}: {error.what}",
-                expected="a file that loads at the optimization level that users run",
+                f"ONNX Runtime does not load the lowered graph: {error.what}",
+                expected="a graph that loads at the optimization level that users run",
                 why="an artifact that does not load is of no use",
                 fix="report this with the recipe; a step without the failing operator may work",
             ) from error
+        large = _weight_bytes(model.ir) > _INLINE_BYTES
+        ir.save(model.ir, directory / FILE_NAME, external_data=DATA_NAME if large else None)
         import onnxruntime
 
         return Build(FILE_NAME, {"runtime": "onnxruntime", "version": onnxruntime.__version__, "optimization": "all"})

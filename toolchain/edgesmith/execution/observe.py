@@ -50,13 +50,17 @@ def observe(
     taps = [name for name in observers if name not in inputs]
     # Values are the same at every level up to rounding, and calibration time is mostly the model's own.
     session = ReferenceSession(model, taps=taps, optimization="all", threads=threads)
-    size = _fixed_batch(model) or batch_size
-    total = -(-len(data) // size)
+    total = run_count(model, len(data), batch_size)
     if total == 0:
         raise _no_data()
-    for batch in progress.track(data.batches(size), "calibrating", total):
+    for batch in progress.track(data.batches(_fixed_batch(model) or batch_size), "calibrating", total):
         _update(observers, session, {name: batch.inputs[name] for name in batch.inputs if name in inputs})
     return observers
+
+
+def run_count(model: ir.Model, samples: int, batch_size: int) -> int:
+    """Return how many runs `observe` makes for that many samples."""
+    return -(-samples // (_fixed_batch(model) or batch_size))
 
 
 def _update(observers: Mapping[str, ObserverT], session: ReferenceSession, feeds: Mapping[str, NDArray[Any]]) -> None:

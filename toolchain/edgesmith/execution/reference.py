@@ -110,6 +110,8 @@ class ReferenceSession:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
+        # The runtime would keep a pool that grows by doubling; statistics and proofs want the memory of one run only.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         # The default rounds activations to int8 wherever weights are packed, and zeroes fp16 outputs at "extended".
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         disabled = ["QDQSelectorActionTransformer"] if graph is not None and _uses_float8(graph) else []
