@@ -228,8 +228,9 @@ def render(results: Sequence[Result]) -> str:
         "run through the definition that ONNX gives for it. Operators that are not listed are refused.",
         "",
         "Compared less strictly than the suite asks:",
+        "",
         *(
-            f"{name} (rtol {entry.rtol:.3g}, atol {entry.atol:.3g}; {entry.reason}),"
+            f"- {name}: rtol {entry.rtol:.3g}, atol {entry.atol:.3g}. {entry.reason}."
             for name, entry in EXCEPTIONS.items()
         ),
         "",

@@ -24,9 +24,6 @@ _TORCH_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, KeyError, Attr
 
 _CPU = torch.device("cpu")
 
-# Integer constants up to this size stay on the CPU beside a GPU, and are copied to it where they meet its tensors.
-_SMALL = 1024
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -89,6 +86,8 @@ class Weight:
     store: dict[str, Any]
     key: str
     trainable: bool
+    constant: Tensor | None = None
+    """The values on the CPU, of a small integer weight: shapes may be computed from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +230,11 @@ class Planner:
             return self._slots[value]
         slot = self._new(value)
         weight = self._weight(value)
-        if weight is not None and not self._stays_on_cpu(weight):
+        beside_gpu = weight is not None and weight.constant is not None and self._around.device != _CPU
+        if weight is not None and not beside_gpu:
             self._weights.append((slot, weight))
             return slot
-        content = self._content(value) if weight is None else weight.store[weight.key].cpu()
+        content = self._content(value) if weight is None else weight.constant
         if content is not None:
             self._template[slot] = content
         else:
@@ -243,12 +243,6 @@ class Planner:
 
     def _weight(self, value: ir.Value) -> Weight | None:
         return self._around.weights.get(id(value.const_value)) if value.const_value is not None else None
-
-    def _stays_on_cpu(self, weight: Weight) -> bool:
-        """Return whether a weight is a small integer constant, which shapes may be computed from."""
-        if weight.trainable or self._around.device == _CPU:
-            return False
-        return bool(weight.store[weight.key].numel() <= _SMALL)
 
     def _content(self, value: ir.Value) -> Any:
         """Return the torch tensor of a constant, or None if the value is computed."""
@@ -279,7 +273,7 @@ class Planner:
             weight = self._weight(value)
             if weight is not None and weight.trainable:
                 return None
-            content = self._content(value) if weight is None else weight.store[weight.key]
+            content = self._content(value) if weight is None else weight.constant
             if content is None:
                 return None
             self._numbers[value] = self._constant(content.tolist())
@@ -347,11 +341,12 @@ class Planner:
                 late.append(position)
             values.append(self._slot(value) if number is None else number)
         call: Callable[..., Any] = partial(row.function, **bound) if bound else row.function
-        if late:
-            call = _reading_numbers(call, tuple(late))
         for _, plan in graphs:
             captured += [self._slot(value) for value in plan.captured]
-        call = _with_graphs(call, len(values), graphs) if graphs else self._placed(call, values)
+        # Numbers are read before tensors are moved: a shape must not visit the GPU.
+        call = call if graphs else self._placed(call, values)
+        call = _reading_numbers(call, tuple(late)) if late else call
+        call = _with_graphs(call, len(values), graphs) if graphs else call
         return call, values + captured
 
     def _subgraph(self, graph: ir.Graph) -> Plan:

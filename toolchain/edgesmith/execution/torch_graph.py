@@ -15,6 +15,9 @@ from edgesmith.execution.plan import Plan, Planner, Surroundings, Weight, opset_
 
 _TRAINABLE = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
+# Constants up to this size stay on the CPU beside a GPU, and are copied to it where they meet its tensors.
+_SMALL = 1024
+
 
 class TorchGraph(nn.Module):
     """Runs an ONNX graph node by node in torch, with gradients.
@@ -37,6 +40,9 @@ class TorchGraph(nn.Module):
         self._mode = Mode()
         self._weights: dict[int, Weight] = {}
         self._plans: dict[tuple[str, ...], Plan] = {}
+        # A graph may have no weight that tells where it is.
+        self._anchor: Tensor
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
         self._register_weights()
         # Before IR version 4 every initializer had to be listed as an input too; later ones are defaults.
         defaults = self._model.ir_version >= 4
@@ -49,8 +55,8 @@ class TorchGraph(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        tensors = (*self.parameters(), *self.buffers())
-        return tensors[0].device if tensors else torch.device("cpu")
+        anchor: Tensor = self._anchor
+        return anchor.device
 
     def forward(self, inputs: Mapping[str, Tensor], taps: Sequence[str] = ()) -> dict[str, Tensor]:
         """Return the graph's outputs and the tapped values, by name.
@@ -182,7 +188,7 @@ class TorchGraph(nn.Module):
             scope._parameters[leaf] = nn.Parameter(tensor)
             return Weight(scope._parameters, leaf, trainable=True)
         scope._buffers[leaf] = tensor
-        return Weight(scope._buffers, leaf, trainable=False)
+        return Weight(scope._buffers, leaf, trainable=False, constant=tensor if tensor.numel() <= _SMALL else None)
 
 
 def _view(weight: Weight, source: ir.TensorProtocol) -> ir.LazyTensor:

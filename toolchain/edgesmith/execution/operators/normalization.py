@@ -33,9 +33,15 @@ def batch_normalization(
         batch_variance, batch_mean = torch.var_mean(x, axes, correction=0)
         running_mean = momentum * mean + (1 - momentum) * batch_mean
         running_variance = momentum * variance + (1 - momentum) * batch_variance
-        return F.batch_norm(x, batch_mean, batch_variance, scale, bias, eps=epsilon), running_mean, running_variance
+        y = F.batch_norm(x, None, None, scale, bias, training=True, eps=epsilon)
+        return y, running_mean, running_variance
     if x.dtype != mean.dtype or x.dtype != scale.dtype:
         mean, variance, scale, bias = (value.to(x.dtype) for value in (mean, variance, scale, bias))
+    if torch.is_grad_enabled() and (mean.requires_grad or variance.requires_grad):
+        # Torch's kernel has no gradient for the statistics.
+        shape = (-1, *([1] * (x.ndim - 2)))
+        factor = scale * torch.rsqrt(variance + epsilon)
+        return (x * factor.reshape(shape) + (bias - mean * factor).reshape(shape),)
     return (F.batch_norm(x, mean, variance, scale, bias, eps=epsilon),)
 
 

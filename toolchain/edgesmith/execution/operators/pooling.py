@@ -57,15 +57,18 @@ class _Windows:
             and all(2 * pad <= size for pad, size in zip(self.before, self.kernel, strict=True))
         )
 
-    def view(self, x: Tensor, fill: float) -> Tensor:
-        """Return all windows, shape (batch, channels, *outputs, *kernel), with `fill` outside the input."""
+    def view(self, x: Tensor, fill: float, beyond: float | None = None) -> Tensor:
+        """Return all windows, shape (batch, channels, *outputs, *kernel).
+
+        The padding holds `fill`; what a last window reads beyond it, in ceil mode, holds `beyond`.
+        """
         rank = len(self.kernel)
-        flat = [
-            amount
-            for axis in reversed(range(rank))
-            for amount in (self.before[axis], self.after[axis] + self.overhang[axis])
-        ]
-        x = F.pad(x, flat, value=fill)
+        axes = tuple(reversed(range(rank)))
+        x = F.pad(x, [n for axis in axes for n in (self.before[axis], self.after[axis])], value=fill)
+        if any(self.overhang):
+            x = F.pad(
+                x, [n for axis in axes for n in (0, self.overhang[axis])], value=fill if beyond is None else beyond
+            )
         for axis in range(rank):
             extent = (self.kernel[axis] - 1) * self.dilations[axis] + 1
             x = x.unfold(2 + axis, extent, self.strides[axis])[..., :: self.dilations[axis]]
@@ -96,21 +99,8 @@ def average_pool(
         return _AVERAGE[rank](
             x, windows.kernel, windows.strides, windows.before, count_include_pad=bool(count_include_pad)
         )
-    # A window may reach beyond the padding in ceil mode; what lies there never counts.
-    ones = torch.ones_like(x[:1, :1])
-    if count_include_pad:
-        flat = [n for axis in reversed(range(rank)) for n in (windows.before[axis], windows.after[axis])]
-        counted = _Windows(
-            F.pad(ones, flat),
-            kernel_shape,
-            strides=strides,
-            dilations=dilations,
-            pads=None,
-            auto_pad="NOTSET",
-            ceil_mode=ceil_mode,
-        ).view(F.pad(ones, flat, value=1.0), 0.0)
-    else:
-        counted = windows.view(ones, 0.0)
+    # What lies beyond the padding never counts.
+    counted = windows.view(torch.ones_like(x[:1, :1]), float(count_include_pad), beyond=0.0)
     return windows.view(x, 0.0).sum(_last(rank)) / counted.sum(_last(rank))
 
 

@@ -127,7 +127,7 @@ def slice_at(
     for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
         axis = axes[index] if axes is not None else index
         step = steps[index] if steps is not None else 1
-        picked = range(*slice(start, end, step).indices(x.shape[axis]))
+        picked = _picked(start, end, step, x.shape[axis])
         if step > 0:
             x = torch.ops.aten.slice(x, axis, picked.start, max(picked.stop, picked.start), step)
         elif picked:
@@ -135,6 +135,14 @@ def slice_at(
         else:
             x = x.narrow(axis, 0, 0)
     return x
+
+
+def _picked(start: int, end: int, step: int, length: int) -> range:
+    """Return the indices of a slice. Backwards, ONNX clamps the start into the axis where Python would give nothing."""
+    start, end = (bound + length if bound < 0 else bound for bound in (start, end))
+    if step > 0:
+        return range(min(max(start, 0), length), min(max(end, 0), length), step)
+    return range(min(max(start, 0), length - 1), min(max(end, -1), length - 1), step)
 
 
 @operator("Tile", since=6, host="repeats")
