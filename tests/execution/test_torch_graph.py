@@ -1,5 +1,6 @@
 """What TorchGraph promises beside right numbers: taps, early freeing, parameters, write-back, devices, errors."""
 
+import copy
 import gc
 import weakref
 
@@ -322,3 +323,28 @@ def test_data_that_does_not_fit_is_refused(inputs):
 def test_an_unknown_tap_is_refused():
     with pytest.raises(ModelError, match="ghost"):
         TorchGraph(mlp())({"x": torch.ones(1, 4)}, taps=["ghost"])
+
+
+def test_a_copy_is_independent():
+    graph = TorchGraph(mlp()).train()
+    graph.get_parameter("layer.0.bias").requires_grad_(False)
+    twin = copy.deepcopy(graph)
+    x = {"x": torch.ones(2, 4)}
+    before = graph(x)["y"].detach()
+    torch.testing.assert_close(twin(x)["y"], before)
+    assert twin.training
+    assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in graph.parameters()]
+    with torch.no_grad():
+        twin.get_parameter("layer.0.weight").zero_()
+    torch.testing.assert_close(graph(x)["y"], before)
+
+
+def test_missing_external_data_is_a_clear_error(tmp_path):
+    ir.save(mlp(), tmp_path / "model.onnx", external_data="model.data", size_threshold_bytes=0)
+    (tmp_path / "model.data").unlink()
+    with pytest.raises(ModelError, match=r"layer\.0\.weight"):
+        TorchGraph(ir.load(tmp_path / "model.onnx"))
+    with pytest.raises(ModelError, match=r"model\.data"):
+        ReferenceSession(ir.load(tmp_path / "model.onnx"))
+    with pytest.raises(ModelError):
+        ReferenceSession(tmp_path / "model.onnx")

@@ -122,6 +122,8 @@ class ReferenceSession:
                 self._session = _session(str(model), options, disabled)
         except _ORT_ERRORS as error:
             raise _load_error(error, graph) from error
+        except OSError as error:
+            raise _file_error(error) from error
         self._types = {value.name: value.type for value in (*self._session.get_inputs(), *self._session.get_outputs())}
         self._shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self._exotic = any(map(_is_exotic, self._types.values()))
@@ -312,6 +314,15 @@ def _load_error(error: Exception, graph: ir.Model | None) -> ModelError:
         expected="a valid graph made of operators that ONNX Runtime implements",
         why="every graph must run in the numeric reference, or no rewrite of it can be checked",
         fix="check the named node with `onnx.checker`, or export the model again with standard operators",
+    )
+
+
+def _file_error(error: OSError) -> ModelError:
+    return ModelError(
+        f"the weights cannot be handed to ONNX Runtime: {error}",
+        expected="external data files beside the model, and room for a copy in the temporary directory",
+        why="large weights reach the runtime through a file",
+        fix="copy the missing file next to the model, or free some space (TMPDIR names the directory)",
     )
 
 

@@ -92,6 +92,14 @@ class TorchGraph(nn.Module):
                 value.const_value = written[key]
         return model
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TorchGraph":
+        """Return an independent TorchGraph with the same values, for a teacher or an average of weights."""
+        copy = TorchGraph(self.to_ir(), device=self.device).train(self.training)
+        for mine, theirs in zip(self.parameters(), copy.parameters(), strict=True):
+            theirs.data = mine.detach().clone()
+            theirs.requires_grad_(mine.requires_grad)
+        return copy
+
     def train(self, mode: bool = True) -> Self:
         """Switch Dropout on or off where the graph leaves that open. Batch statistics stay those of the graph."""
         self._mode.training = mode
@@ -170,7 +178,7 @@ class TorchGraph(nn.Module):
                 if id(source) not in lazy:
                     name = _unused(value.name or "weight", taken)
                     trainable = source.dtype in _TRAINABLE and value not in numbers
-                    weight = self._register(name, from_tensor(source), trainable)
+                    weight = self._register(name, _read(source, name), trainable)
                     lazy[id(source)] = _view(weight, source)
                     self._weights[id(lazy[id(source)])] = weight
                 value.const_value = lazy[id(source)]
@@ -189,6 +197,18 @@ class TorchGraph(nn.Module):
             return Weight(scope._parameters, leaf, trainable=True)
         scope._buffers[leaf] = tensor
         return Weight(scope._buffers, leaf, trainable=False, constant=tensor if tensor.numel() <= _SMALL else None)
+
+
+def _read(source: ir.TensorProtocol, name: str) -> Tensor:
+    try:
+        return from_tensor(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the weight {name!r} cannot be read: {error}",
+            expected="its data in the model, or in a file beside it",
+            why="the graph cannot run without it",
+            fix="copy the external data file next to the model, or export the model again",
+        ) from error
 
 
 def _view(weight: Weight, source: ir.TensorProtocol) -> ir.LazyTensor:

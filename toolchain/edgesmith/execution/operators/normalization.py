@@ -50,8 +50,7 @@ def instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: f
     return F.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
 
 
-@operator("LayerNormalization", since=17)
-@operator("LayerNormalization", since=1)  # ONNX Runtime writes its own, of the same meaning, into older opsets.
+@operator("LayerNormalization", since=1)  # Before opset 17 it is ONNX Runtime's own, of the same meaning.
 def layer_normalization(
     x: Tensor,
     scale: Tensor,
