@@ -185,14 +185,19 @@ class Builder:
 
 
 def build(style: Style, blocks: int = 2) -> ir.Model:
-    """Return a model with the inputs x (batch, 7, width) and mask (batch, 7), and the output y."""
+    """Return a model with the inputs x (batch, sequence, width) and mask (batch, sequence), and the output y."""
     builder = Builder(style)
     value = "x"
     for _ in range(blocks):
         value = builder.residual(value, builder.attention)
         value = builder.residual(value, builder.mlp)
+    return finish(builder, value)
+
+
+def finish(builder: Builder, value: str) -> ir.Model:
+    """Return the model that a builder wrote, with `value` as its output."""
     builder.nodes.append(helper.make_node("Identity", [value], ["y"], name="last"))
-    length = 7 if style.product == "three" else "sequence"
+    length = 7 if builder.style.product == "three" else "sequence"
     graph = helper.make_graph(
         builder.nodes,
         "block",

@@ -39,7 +39,7 @@ class Attention:
     output: Projection | None
     heads: int | None
     kv_heads: int | None
-    """Heads of keys and values; fewer than `heads` with grouped queries."""
+    """Heads of keys and values; fewer than `heads` with grouped queries. None when no projection makes the keys."""
     head_dim: int | None
     value_head_dim: int | None
     causal: bool | None
@@ -102,7 +102,7 @@ def _from_softmax(flow: Dataflow, softmax: ir.Node, linears: dict[ir.Node, Linea
     heads, head_dim = _heads(flow, query, score, query_input)
     output = _output_projection(flow, product.outputs[0], linears, heads)
     mask = read_mask(flow, masks, score.outputs[0], softmax.inputs[0])
-    kv_heads = key[1] if key is not None and key[1] else heads
+    kv_heads = key[1] if key is not None and key[1] else None
     return Attention(
         query=None if query is None else query[0],
         key=None if key is None else key[0],
@@ -350,10 +350,7 @@ def _from_fused(flow: Dataflow, node: ir.Node, linears: dict[ir.Node, Linear]) -
     group_query = node.op_type == "GroupQueryAttention"
     causal = group_query or bool(_integer(node, "is_causal", "unidirectional"))
     query, key, value = projections
-    width = query.linear.out_features if query is not None else None
-    if width is not None and heads and inputs[1] is None:
-        width = width * heads // (heads + 2 * (kv_heads or heads))
-    head_dim = shape[-1] if shape is not None and len(shape) == 4 else width // heads if width and heads else None
+    head_dim, value_head_dim = _fused_sizes(flow, node, heads, kv_heads)
     found = Mask(None, causal, False)
     if mask is not None and not group_query and not microsoft and node.inputs[0] is not None:
         found = read_mask(flow, [(node, mask)], None, None)
@@ -365,7 +362,7 @@ def _from_fused(flow: Dataflow, node: ir.Node, linears: dict[ir.Node, Linear]) -
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        value_head_dim=head_dim,
+        value_head_dim=value_head_dim,
         causal=causal or found.causal,
         padding_mask=found.padding or (mask is not None and flow.reads_input(mask)),
         mask=None if mask is None else mask.name,
@@ -377,6 +374,25 @@ def _from_fused(flow: Dataflow, node: ir.Node, linears: dict[ir.Node, Linear]) -
         context_node=node.name or "",
         fused=node.op_type,
     )
+
+
+def _fused_sizes(
+    flow: Dataflow, node: ir.Node, heads: int | None, kv_heads: int | None
+) -> tuple[int | None, int | None]:
+    """Return the channels of a head of queries, and of values."""
+    shapes = [flow.shapes.shape(value) for value in node.inputs[:3]]
+    query, value = shapes[0], shapes[2] if len(shapes) > 2 else None
+    if query is None or not heads or not kv_heads:
+        return None, None
+    if len(query) == 4:
+        return query[-1], value[-1] if value is not None else query[-1]
+    if node.domain == "com.microsoft" and node.op_type == "Attention":
+        size = shapes[1][1] // 3 // heads if shapes[1] is not None else None
+        return size, size
+    if node.inputs[1] is None:
+        # Queries, keys and values stand side by side in one input.
+        return (query[-1] // (heads + 2 * kv_heads),) * 2
+    return query[-1] // heads, value[-1] // kv_heads if value is not None else query[-1] // heads
 
 
 def _nearest(flow: Dataflow, value: ir.Value, linears: dict[ir.Node, Linear]) -> Projection | None:

@@ -195,34 +195,45 @@ def _recurrent(node: ir.Node, shapes: Shapes) -> int | None:
     return source[0] * source[1] * (math.prod(weight) + math.prod(recurrence))
 
 
+# Position of the input with keys of earlier calls.
+_PAST_KEYS = {
+    ("", "Attention"): 4,
+    ("com.microsoft", "MultiHeadAttention"): 6,
+    ("com.microsoft", "GroupQueryAttention"): 3,
+}
+
+
 def _attention(node: ir.Node, shapes: Shapes) -> int | None:
     """Count both products of a fused attention, and the projection where the operator holds it."""
-    query = shapes.shape(node.inputs[0])
+    query, keys, values = (shapes.shape(value) for value in (*node.inputs, None, None)[:3])
     heads = _number(node, "q_num_heads") or _number(node, "num_heads")
-    if query is None or (heads is None and len(query) != 4):
+    if query is not None and len(query) == 4:
+        heads = query[1]
+    if query is None or heads is None:
         return None
-    if len(query) == 4:
-        batch, heads, rows, size = query
-    else:
-        batch, rows, size = query[0], query[1], query[2] // (heads or 1)
-    projection, keys = 0, node.inputs[1] if len(node.inputs) > 1 else None
+    batch, rows, width = query[0], query[-2], query[-1] // (heads if len(query) == 3 else 1)
+    groups = _number(node, "kv_num_heads") or heads
     if node.domain == "com.microsoft" and node.op_type == "Attention":
-        weight = shapes.shape(node.inputs[1])
-        if weight is None:
+        if keys is None:
             return None
-        projection = batch * rows * math.prod(weight)
-        size, columns = weight[1] // 3 // (heads or 1), rows
-    elif keys is None:
-        # Query, key and value stand in one input.
-        groups = _number(node, "kv_num_heads") or heads or 1
-        parts = (heads or 1) + 2 * groups
-        size, columns = query[-1] // parts, rows
+        # The second input is the weight of the projection.
+        return batch * rows * math.prod(keys) + 2 * batch * rows * rows * (keys[1] // 3)
+    if len(node.inputs) < 2 or node.inputs[1] is None:
+        # Queries, keys and values stand side by side in the first input.
+        width = value_width = query[-1] // (heads + 2 * groups)
+        columns = rows
+    elif keys is None or values is None:
+        return None
     else:
-        shape = shapes.shape(keys)
-        if shape is None:
+        columns = keys[-2]
+        value_width = values[-1] // (groups if len(values) == 3 else 1)
+    past_index = _PAST_KEYS.get((node.domain, node.op_type), 0)
+    if past_index and len(node.inputs) > past_index and node.inputs[past_index] is not None:
+        past = shapes.shape(node.inputs[past_index])
+        if past is None:
             return None
-        columns = shape[-2] if len(shape) == 4 else shape[1]
-    return projection + 2 * batch * (heads or 1) * rows * columns * size
+        columns += past[2]
+    return batch * heads * rows * columns * (width + value_width)
 
 
 _RULES: dict[str, Callable[[ir.Node, Shapes], int | None]] = {

@@ -20,7 +20,7 @@ class Mask:
     value: str | None
     """Value that masks, or None when there is none."""
     causal: bool | None
-    """Whether each position sees itself and earlier ones only; None when the mask cannot be evaluated."""
+    """Whether each position sees only itself and earlier ones; None when the mask cannot be evaluated."""
     padding: bool
     """Whether the data of an input decides what is hidden."""
 
@@ -85,8 +85,15 @@ def _hidden(flow: Dataflow, node: ir.Node, value: ir.Value) -> Array | None:
 
 
 def _is_causal(hidden: Array) -> bool:
+    """Whether all later positions are hidden and the own one is not; a window may hide distant earlier ones too.
+
+    Where there are more keys than queries, the first query may stand at any place that leaves room for the others.
+    """
     if hidden.ndim < 2 or hidden.shape[-1] < 2 or hidden.shape[-2] < 2:
         return False
     rows, columns = hidden.shape[-2:]
-    later = np.arange(columns)[None, :] > np.arange(rows)[:, None] + (columns - rows)
-    return bool((hidden == later).all())
+    distance = np.arange(columns)[None, :] - np.arange(rows)[:, None]
+    return any(
+        bool(hidden[..., distance > offset].all()) and not bool(hidden[..., distance == offset].any())
+        for offset in range(max(columns - rows, 0) + 1)
+    )

@@ -228,13 +228,13 @@ def _only_norm(flow: Dataflow, chain: Sequence[Residual], norms: Mapping[str, No
 
 
 def _stream(flow: Dataflow, chain: Sequence[Residual]) -> Stream:
-    groups: list[list[Residual]] = []
     mixed = any(residual.attentions for residual in chain) and any(residual.mlps for residual in chain)
-    for residual in chain:
-        if groups and not _starts_block(groups[-1], residual, mixed):
-            groups[-1].append(residual)
+    groups: list[list[Residual]] = []
+    for unit in _units(chain):
+        if groups and not _starts_block(groups[-1], unit, mixed):
+            groups[-1] += unit
         else:
-            groups.append([residual])
+            groups.append(unit)
     blocks = tuple(_block(group) for group in groups)
     shape = flow.shapes.shape(flow.value(chain[0].output))
     convolutional = any(residual.convolutions for residual in chain) and not mixed
@@ -242,13 +242,20 @@ def _stream(flow: Dataflow, chain: Sequence[Residual]) -> Stream:
     return Stream(input=chain[0].skip, output=blocks[-1].output, width=width, blocks=blocks)
 
 
-def _starts_block(block: Sequence[Residual], residual: Residual, mixed: bool) -> bool:
-    """Whether a connection opens a new block. With attention and MLPs, a block ends when attention follows an MLP."""
-    if residual.parallel:
-        return False
-    if not mixed:
-        return True
-    return bool(residual.attentions) and any(each.mlps for each in block)
+def _units(chain: Sequence[Residual]) -> list[list[Residual]]:
+    """Put connections side by side with the one before them."""
+    units: list[list[Residual]] = []
+    for residual in chain:
+        if units and residual.parallel:
+            units[-1].append(residual)
+        else:
+            units.append([residual])
+    return units
+
+
+def _starts_block(block: Sequence[Residual], unit: Sequence[Residual], mixed: bool) -> bool:
+    """Whether a new block begins. With attention and MLPs, a block ends when attention follows an MLP."""
+    return not mixed or (any(each.attentions for each in unit) and any(each.mlps for each in block))
 
 
 def _block(group: Sequence[Residual]) -> Block:
