@@ -55,9 +55,7 @@ def _mlp(flow: Dataflow, down: Linear, linears: dict[ir.Value, Linear]) -> MLP |
     if sources is None:
         return None
     layers = [linear for _, linear in sources]
-    if any(
-        flow.skip_back(flow.value(each.input)) is not flow.skip_back(flow.value(layers[0].input)) for each in layers
-    ):
+    if len({flow.skip_back(flow.value(each.input), CARRYING | _RESHAPING) for each in layers}) > 1:
         return None
     values = [value for value, _ in sources]
     if len(sources) == 1:
