@@ -245,6 +245,37 @@ def test_a_write_in_progress_is_not_taken_for_a_leftover(tmp_path: Path) -> None
     assert (tmp_path / "out" / "who").read_text() == "first"
 
 
+def test_processes_may_write_one_destination_at_the_same_time(tmp_path: Path) -> None:
+    """Somebody's whole result stands at the end, nobody gets an error, and nothing is left over."""
+    code = """
+import sys, time
+from pathlib import Path
+from edgesmith.files import replace_directory, write_atomically
+folder, me = Path(sys.argv[1]), sys.argv[2]
+(folder / f"ready{me}").touch()
+while len(list(folder.glob("ready?"))) < 3:
+    time.sleep(0.001)
+for turn in range(100):
+    with replace_directory(folder / f"out{turn}", marker="who") as new:
+        (new / "who").write_text(me)
+    write_atomically(folder / "file", me)
+"""
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(me)], stderr=subprocess.PIPE, text=True)
+        for me in range(3)
+    ]
+    assert [writer.communicate(timeout=60)[1] for writer in writers] == ["", "", ""]
+    assert all((tmp_path / f"out{turn}" / "who").read_text() in {"0", "1", "2"} for turn in range(100))
+    assert (tmp_path / "file").read_text() in {"0", "1", "2"}
+    assert leftovers(tmp_path) == []
+
+
+def test_a_check_before_the_work_creates_nothing(tmp_path: Path) -> None:
+    require_writable(tmp_path / "not" / "yet" / "there")
+    require_writable(tmp_path)
+    assert names(tmp_path) == []
+
+
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     contents = {bytes([letter]) * 50_000 for letter in b"ab"}

@@ -126,17 +126,18 @@ def require_replaceable(path: str | Path, marker: str | None) -> None:
 
 
 def require_writable(directory: str | Path) -> None:
-    """Check, by writing and deleting a small file, that results can be written into `directory`; create it if missing.
+    """Check, by writing and deleting a small file, that results can be written into `directory`.
 
-    Call this before long work, so that a full or read-only disk is found in the first second.
+    Call this before long work, so that a full or read-only disk is found in the first second. Where the directory is
+    missing, the nearest one above it is tried instead and nothing is created, since the work may yet be refused.
 
     Raises:
         OutputError: They cannot.
     """
     directory = Path(os.path.realpath(directory))
     with _explained(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        partial, lock = _create_partial(directory / "probe", directory=False)
+        existing = next(place for place in (directory, *directory.parents) if place.exists())
+        partial, lock = _create_partial(existing / "probe", directory=False)
         try:
             os.write(lock, b"edgesmith")
             os.fsync(lock)
@@ -183,11 +184,18 @@ def _create_partial(path: Path, *, directory: bool) -> tuple[Path, int]:
     """Return a new partial file or directory for `path` and the descriptor that holds its lock."""
     while True:
         partial = _beside(path, f".{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+        # Until it is locked, a run that cleans up takes the partial for abandoned and removes it. Then try another.
         if directory:
             partial.mkdir()
-        lock = os.open(partial, os.O_RDONLY | os.O_CLOEXEC) if directory else os.open(partial, _CREATE, 0o666)
-        _try_lock(lock)
-        # A run that cleans up may have taken the lock, and the partial, between its creation and our lock.
+            try:
+                lock = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+        else:
+            lock = os.open(partial, _CREATE, 0o666)
+        # Waits for such a run, which is short. Some file systems have no locks; there nothing is cleaned up either.
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if partial.exists():
             return partial, lock
         os.close(lock)
@@ -223,10 +231,14 @@ def _synchronise(directory: Path) -> None:
 
 def _swap(partial: Path, path: Path) -> None:
     """Move `partial` to `path`. What was there before ends at `partial`, or is removed."""
-    if not path.exists() or not any(path.iterdir()):
-        # A rename replaces an empty directory in one step.
+    try:
+        # Replaces nothing, or an empty directory, in one step. Looking first would race with other writers.
         partial.rename(path)
-    elif not _exchange(partial, path):
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    if not _exchange(partial, path):
         # A run killed between the two renames leaves the old directory set aside; `remove_leftovers` brings it back.
         set_aside = _beside(path, _SET_ASIDE_SUFFIX)
         shutil.rmtree(set_aside, ignore_errors=True)
