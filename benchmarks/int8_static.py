@@ -3,7 +3,8 @@
 Each tool takes the same float file and the same calibration arrays to a quantized file, in a fresh process, from the
 first import to the last byte; ours includes lowering and the check that the file loads. Tools take turns in shuffled
 rounds, as do the latencies of what they wrote. Memory is the peak resident memory of the whole process. Both sides
-calibrate sample by sample, which is what takes the peer least memory, and may use all processors.
+calibrate sample by sample, which is what takes the peer least memory, with EDGESMITH_BENCH_THREADS threads (default:
+all processors).
 
 Goals: at most half the time and memory of the peer's percentile calibration and no more than its min-max;
 accuracy and latency at least as good.
@@ -26,7 +27,7 @@ import numpy as np
 OURS, PERCENTILE, MINMAX = "edgesmith percentile", "onnxruntime percentile", "onnxruntime min-max"
 TOOLS = (OURS, PERCENTILE, MINMAX)
 OUT = Path("build/bench/int8_static.json")
-THREADS = os.cpu_count() or 1
+THREADS = int(os.environ.get("EDGESMITH_BENCH_THREADS", os.cpu_count() or 1))
 
 
 def quantize_with_edgesmith(model: Path, data: Mapping[str, np.ndarray], out: Path) -> None:
@@ -59,7 +60,15 @@ def quantize_with_onnxruntime(method: str) -> Callable[[Path, Mapping[str, np.nd
     """Return the peer with unsigned activations and signed weights per channel, its best setting on VNNI."""
 
     def run(model: Path, data: Mapping[str, np.ndarray], out: Path) -> None:
+        import onnxruntime
         from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+
+        class SessionOptions(onnxruntime.SessionOptions):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.intra_op_num_threads = THREADS  # the peer has no option for it
+
+        onnxruntime.SessionOptions = SessionOptions
 
         class Reader(CalibrationDataReader):
             def __init__(self) -> None:

@@ -14,6 +14,8 @@ def fuse_attention(model: ir.Model) -> tuple[ir.Model, int]:
 
     Query, key and value projections stay separate products, so that quantized ones keep their integer form.
     """
+    if not any(node.op_type == "Softmax" for node in model.graph):
+        return model, 0
     from onnxscript import optimizer
     from onnxscript.rewriter.ort_fusions import mha, mha_scale, sdpa, shape_optimization
 

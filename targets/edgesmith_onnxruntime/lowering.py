@@ -1,6 +1,7 @@
 """The sequence of rewrites that makes a graph fast in ONNX Runtime on a CPU, and the proof that outputs stay equal."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,34 +39,30 @@ def lower(model: ir.Model, context: Context[None]) -> ir.Model:
     All rewrites are tried together. If outputs then differ, they are tried one by one, and those that
     change outputs are left out with a remark.
     """
-    inputs = list(_proof_inputs(model, context))
-    before = _outputs(model, inputs, context.threads)
-    tolerance = _tolerance(model, before, inputs, context.threads)
+    proof = _Proof(model, list(_proof_inputs(model, context)), context.threads)
     candidate, remarks = model, []
     for rewrite in _rewrites(context.notes):
         candidate, remark = rewrite(candidate)
         remarks.append(remark)
-    if _error(candidate, before, inputs, context.threads) <= tolerance:
-        result = candidate
-    else:
-        result, remarks = _one_by_one(model, before, inputs, tolerance, context)
+    if candidate is model:
+        return model
+    if proof.fault(candidate):
+        candidate, remarks = _one_by_one(model, proof, context.notes)
     for remark in filter(None, remarks):
         context.notes.remark(remark)
-    return result
+    return candidate
 
 
-def _one_by_one(
-    model: ir.Model, before: list[Inputs], inputs: list[Inputs], tolerance: float, context: Context[None]
-) -> tuple[ir.Model, list[str]]:
+def _one_by_one(model: ir.Model, proof: "_Proof", notes: Notes) -> tuple[ir.Model, list[str]]:
     remarks = []
-    for rewrite in _rewrites(context.notes):
+    for rewrite in _rewrites(notes):
         candidate, remark = rewrite(model)
-        error = _error(candidate, before, inputs, context.threads) if remark else 0.0
-        if error <= tolerance:
+        fault = proof.fault(candidate) if remark else ""
+        if fault:
+            remarks.append(f"Left out, because {fault}: {remark}")
+        else:
             model = candidate
             remarks.append(remark)
-        else:
-            remarks.append(f"Left out, because outputs changed by {error:.1e}: {remark}")
     return model, remarks
 
 
@@ -101,24 +98,35 @@ def _proof_inputs(model: ir.Model, context: Context[None]) -> Iterator[Inputs]:
             yield {name: array for name, array in batch.inputs.items() if name in names}
 
 
-def _error(candidate: ir.Model, before: list[Inputs], inputs: list[Inputs], threads: int) -> float:
-    """Return how far the outputs of a rewritten graph are from those before; infinite if it does not run."""
-    try:
-        return _largest_error(before, _outputs(candidate, inputs, threads))
-    except ModelError:
-        return float("inf")
+class _Proof:
+    """What a graph computes before it is rewritten, and how far rewritten ones may be from that."""
 
+    def __init__(self, model: ir.Model, inputs: list[Inputs], threads: int) -> None:
+        self._model, self._inputs, self._threads = model, inputs, threads
 
-def _tolerance(model: ir.Model, before: list[Inputs], inputs: list[Inputs], threads: int) -> float:
-    if not any("QuantizeLinear" in node.op_type for node in model.graph.all_nodes()):
-        return FLOAT_TOLERANCE
-    fused = _outputs(model, inputs, threads, optimization="all")
-    return max(FLOAT_TOLERANCE, SENSITIVITY_FACTOR * _largest_error(before, fused))
+    def fault(self, candidate: ir.Model) -> str:
+        """Return in words how the outputs of `candidate` differ by more than they may, or an empty string."""
+        try:
+            error = _largest_error(self._before, self._outputs(candidate))
+        except ModelError as reason:
+            return f"the graph did not run ({reason.what})"
+        if error <= FLOAT_TOLERANCE or error <= self._tolerance:
+            return ""
+        return f"outputs changed by {error:.1e}"
 
+    @cached_property
+    def _before(self) -> list[Inputs]:
+        return self._outputs(self._model)
 
-def _outputs(model: ir.Model, inputs: list[Inputs], threads: int, optimization: Optimization = "basic") -> list[Inputs]:
-    session = ReferenceSession(model, threads=threads, optimization=optimization)
-    return [session.run(each) for each in inputs]
+    @cached_property
+    def _tolerance(self) -> float:
+        if not any("QuantizeLinear" in node.op_type for node in self._model.graph.all_nodes()):
+            return FLOAT_TOLERANCE
+        return SENSITIVITY_FACTOR * _largest_error(self._before, self._outputs(self._model, "all"))
+
+    def _outputs(self, model: ir.Model, optimization: Optimization = "basic") -> list[Inputs]:
+        session = ReferenceSession(model, threads=self._threads, optimization=optimization)
+        return [session.run(each) for each in self._inputs]
 
 
 def _largest_error(before: list[Inputs], after: list[Inputs]) -> float:

@@ -115,6 +115,9 @@ class ReferenceSession:
         # The default rounds activations to int8 wherever weights are packed, and zeroes fp16 outputs at "extended".
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         disabled = ["QDQSelectorActionTransformer"] if graph is not None and _uses_float8(graph) else []
+        if taps:
+            # Data streams through such a session, and on the CPU this fused kernel is slower than its parts.
+            disabled.append("SkipLayerNormFusion")
         try:
             if isinstance(model, ir.Model) or taps:
                 self._session = _open(_with_taps(graph or _read(Path(str(model))), taps), options, disabled)
