@@ -53,7 +53,7 @@ def test_methods_lists_what_a_plugin_file_brings(capsys):
     assert code == 0
     assert "copy" in out
     (method,) = [one for one in run_json(capsys, "--plugin", COPY, "methods", "--json") if one["name"] == "copy"]
-    assert method["distribution"] == "file:raises_in_observer 0"
+    assert method["distribution"].startswith("file:raises_in_observer 0+")
     assert (method["kind"], method["guarantee"]) == ("graph", "exact")
     assert method["needs"]["packages"] == []
 
@@ -107,7 +107,7 @@ def test_tracing_goes_to_standard_error(capsys):
 def test_doctor_shows_versions_and_the_whole_error_of_a_broken_plugin(capsys):
     code, out, _ = run(capsys, "--plugin", BROKEN, "doctor")
     assert code == 0
-    assert "BROKEN  file:import_error 0" in out
+    assert "BROKEN  file:import_error 0+" in out
     assert "Traceback (most recent call last)" in out
     report = run_json(capsys, "--plugin", BROKEN, "doctor", "--json")
     packages = {package["name"]: package for package in report["packages"]}

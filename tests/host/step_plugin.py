@@ -44,7 +44,7 @@ def before_step(event):
 
 @hookimpl
 def after_step(event):
-    SEEN.append(f"after {event.index} {event.method} {event.seconds > 0}")
+    SEEN.append(f"after {event.index} {event.method} {event.status} {event.seconds > 0}")
 
 
 @hookimpl

@@ -1,5 +1,6 @@
 """Loading through real entry points: temporary distributions on sys.path, beside Edgesmith's own."""
 
+import hashlib
 import sys
 
 import pytest
@@ -129,8 +130,18 @@ def test_a_plugin_file_is_loaded_when_named_and_only_then(plugin_file, monkeypat
     monkeypatch.chdir(path.parent)
     assert "local" not in names(load_registry(plugins=False))
     registry = load_registry(plugins=False, files=[path])
-    assert registry.distribution_of(registry.method("local")) == "file:local_method 0"
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert registry.distribution_of(registry.method("local")) == f"file:local_method 0+{content[:12]}"
     assert registry.method("file:local_method:local").name == "local"
+
+
+def test_an_edited_plugin_file_is_another_version(plugin_file):
+    path = plugin_file("local_method", "local")
+    versions = []
+    for comment in ("", "# edited"):
+        path.write_text(path.read_text() + comment)
+        versions.append(load_registry(plugins=False, files=[path]).plugins[-1].label)
+    assert len(set(versions)) == 2
 
 
 def test_a_plugin_file_that_is_not_there_is_an_error(tmp_path):

@@ -192,6 +192,31 @@ def test_an_option_outside_its_range_names_the_range(options, what, expected):
     assert expected.replace(".0", "") in caught.value.expected.replace(".0", "")
 
 
+def nested_aliases():
+    """Return a list that is small in memory and would print as 9 ** 30 words."""
+    value = ["much"]
+    for _ in range(30):
+        value = [value] * 9
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [nested_aliases(), {"a": nested_aliases()}, "x" * 10_000, 1 << 50_000],
+    ids=["list", "mapping", "text", "number"],
+)
+def test_a_hostile_option_cannot_blow_up_its_own_error(value):
+    with pytest.raises(RecipeError) as caught:
+        validate({"criterion": value})
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_hostile_record_cannot_blow_up_its_own_error():
+    with pytest.raises(PluginError) as caught:
+        check_record(replace(RECORD, version=nested_aliases()), MethodRecord)
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_missing_option_is_named():
     with pytest.raises(RecipeError, match="misses the option 'path'"):
         validate({}, replace(RECORD, options=f"{HERE}:RequiredOption"))

@@ -83,7 +83,8 @@ def test_a_failure_names_version_distribution_and_options(registry):
     with pytest.raises(StepError) as caught:
         run_method(registry, "scale-exactly", tiny_mlp(), {"factor": 3.0})
     author = (
-        "method scale-exactly 1.0 from file:step_plugin 0 (factor=3.0, verdict='ok', interrupt='never', reshape=False)"
+        f"method scale-exactly 1.0 from file:step_plugin {registry.plugins[0].version} "
+        "(factor=3.0, verdict='ok', interrupt='never', reshape=False)"
     )
     assert caught.value.what.startswith(author)
 
@@ -108,9 +109,19 @@ def test_observers_hear_of_start_end_and_failure(registry):
     with pytest.raises(StepError):
         run_method(registry, "scale-exactly", tiny_mlp(), {"factor": 3.0})
     before, after, before_failure, failure = seen(registry)
-    assert (before, after) == ("before 0 scale None", "after 0 scale True")
+    assert (before, after) == ("before 0 scale None", "after 0 scale ok True")
     assert before_failure == "before 0 scale-exactly None"
     assert failure.startswith("error 0 3.0 method scale-exactly 1.0")
+
+
+def test_observers_can_tell_a_skip_and_a_refusal_from_a_step_that_was_applied(registry):
+    seen(registry).clear()
+    run_method(registry, "scale", tiny_mlp(), {"verdict": "skip"})
+    run_method(registry, "scale", tiny_mlp(), {"verdict": "refuse"})
+    _, skipped, _, refused = seen(registry)
+    assert skipped == "after 0 scale skip False"
+    assert refused.startswith("error 0 1.0 method scale 1.0 from file:step_plugin")
+    assert refused.endswith("refuses this model: as asked")
 
 
 def test_one_seed_gives_one_graph(registry):

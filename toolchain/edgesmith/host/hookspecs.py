@@ -74,12 +74,12 @@ def before_step(event: "StepEvent") -> None:
 
 @hookspec
 def after_step(event: "StepEvent") -> None:
-    """Observe that a step ended well."""
+    """Observe that a step ended well: `event.status` says whether it was applied or skipped."""
 
 
 @hookspec
 def on_step_error(event: "StepEvent", error: "EdgesmithError") -> None:
-    """Observe that a step failed."""
+    """Observe that a step failed, or that its method refused the model."""
 
 
 @hookspec

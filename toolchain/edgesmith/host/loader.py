@@ -5,6 +5,7 @@ pluggy's own loader stops at the first broken import and does not name the distr
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ from types import ModuleType
 from packaging.utils import canonicalize_name
 
 from edgesmith.errors import PluginError
+from edgesmith.files import hash_file
 from edgesmith.host.candidate import OWN_DISTRIBUTION, Candidate, duplicate_name
 from edgesmith.host.names import suggest
 from edgesmith.host.plugin import Plugin, Tombstone, Trace
@@ -81,20 +83,20 @@ def _entry_point_candidate(
 
 
 def file_candidate(path: Path) -> Candidate:
-    """Return the plugin in a Python file, not imported yet.
+    """Return the plugin in a Python file, not imported yet. Its version follows the content: results are cached by it.
 
     Raises:
-        PluginError: There is no such file.
+        PluginError: There is no such file, or it cannot be read.
     """
-    if path.suffix != ".py" or not path.is_file():
+    if path.suffix != ".py" or not path.is_file() or not os.access(path, os.R_OK):
         raise PluginError(
             f"{path} is not a plugin file",
-            expected="an existing Python file ending in .py",
+            expected="a readable Python file ending in .py",
             why="A file is loaded only when it is named; folders are never searched.",
             fix="Give the path of the module that holds the hooks.",
         )
     module = _file_module(path)
-    return Candidate(f"file:{path.stem}", "0", path.stem, module)
+    return Candidate(f"file:{path.stem}", f"0+{hash_file(path)[:12]}", path.stem, module)
 
 
 def _file_module(path: Path) -> Callable[[], ModuleType]:

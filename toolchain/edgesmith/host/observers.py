@@ -33,11 +33,11 @@ class Observers:
         self._tell("before_step", event=event)
 
     def after_step(self, event: StepEvent) -> None:
-        """Tell every plugin that a step ended well."""
+        """Tell every plugin that a step was applied or skipped."""
         self._tell("after_step", event=event)
 
     def on_step_error(self, event: StepEvent, error: "EdgesmithError") -> None:
-        """Tell every plugin that a step failed."""
+        """Tell every plugin that a step failed or was refused."""
         self._tell("on_step_error", event=event, error=error)
 
     def extend_report(self, directory: str) -> tuple[tuple[str, ReportSection], ...]:

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgesmith.errors import RecipeError
+from edgesmith.host.brief import brief
 from edgesmith.host.names import suggest
 
 
@@ -91,7 +92,7 @@ def _explain(method: str, allowed: Mapping[str, Mapping[str, Any]], error: Valid
     if first["type"] == "missing":
         what = f"method {method!r} misses the option {name!r}"
     elif name:
-        what = f"option {name!r} of method {method!r} is {first['input']!r}"
+        what = f"option {name!r} of method {method!r} is {brief(first['input'])}"
     else:
         what = f"the options of method {method!r} do not fit together: {first['msg']}"
     more = f" {len(problems) - 1} further options are wrong as well." if len(problems) > 1 else ""

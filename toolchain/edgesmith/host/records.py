@@ -7,6 +7,7 @@ Records are plain dataclasses of strings and numbers, so that registering and li
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 
 class Kind(StrEnum):
@@ -162,6 +163,9 @@ class StepEvent:
     distribution: str
     options: Mapping[str, object]
     seconds: float | None = None
+    """Wall time of `apply`; None before the step."""
+    status: Literal["ok", "skip"] | None = None
+    """Whether the method was applied or had nothing to do; None before the step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,10 @@ def run_step(
     except EdgesmithError as error:
         registry.observers.on_step_error(event, error)
         raise
-    registry.observers.after_step(replace(event, seconds=result.seconds))
+    if result.verdict.status == "refuse":
+        registry.observers.on_step_error(event, _refusal(author, result.verdict))
+    else:
+        registry.observers.after_step(replace(event, seconds=result.seconds, status=result.verdict.status))
     return result
 
 
@@ -165,6 +168,16 @@ def _require_untouched(given: "Model", digest: str, promise: Promise) -> None:
             expected="a rewrite of model.clone(), with new arrays for changed weights",
             why="The model before the step must stay what it was: the ledger compares with it, and undo returns to it.",
         )
+
+
+def _refusal(author: str, verdict: Verdict) -> StepError:
+    """Return what observers hear of a verdict that the caller of `run_step` has to act on."""
+    return StepError(
+        f"{author} refuses this model: {verdict.reason}",
+        expected="a model that the method can be applied to",
+        why="The step was not applied.",
+        fix="Remove the step, or change its options.",
+    )
 
 
 def _crash(author: str, error: BaseException) -> StepError:

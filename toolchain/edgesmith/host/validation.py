@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin
 from packaging.requirements import InvalidRequirement, Requirement
 
 from edgesmith.errors import PluginError
+from edgesmith.host.brief import brief
 from edgesmith.host.records import Guarantee, MethodRecord, Needs, Order, Record, TargetRecord
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -79,9 +80,8 @@ def _fault(what: str, expected: str) -> PluginError:
     )
 
 
-def _short(value: object, limit: int = 80) -> str:
+def _short(value: object) -> str:
     """Return a bounded representation. A plugin's own `__repr__` is not trusted to work."""
     if not isinstance(value, str | int | float | tuple | list | dict | type | None):
         return f"an object of type {type(value).__name__}"
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return brief(value)
