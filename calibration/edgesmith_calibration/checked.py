@@ -30,13 +30,26 @@ class CheckedSource(DataSource):
     Args:
         source: Where the samples come from.
         inputs: Graph input name to its declared form.
+        batch_size: The one batch size that the graph takes, whatever a caller asks for; samples that do not fill a
+            last batch are left out. None for a graph that takes any.
+
+    Raises:
+        DataError: There are fewer samples than one batch needs.
     """
 
-    def __init__(self, source: DataSource, inputs: Mapping[str, InputForm]) -> None:
-        self._source = source
+    def __init__(self, source: DataSource, inputs: Mapping[str, InputForm], batch_size: int | None = None) -> None:
+        self._source = source if batch_size is None else source.take(len(source) // batch_size * batch_size)
+        self._batch_size = batch_size
         self._inputs = dict(inputs)
         self.description = source.description
         self.has_labels = source.has_labels
+        if batch_size is not None and len(self._source) == 0:
+            raise DataError(
+                f"{source.description} holds {len(source)} samples",
+                expected=f"at least {batch_size}, the batch size that the graph insists on",
+                why="the graph cannot run on fewer",
+                fix="give more samples, or export the model with a dynamic batch axis",
+            )
 
     def __len__(self) -> int:
         return len(self._source)
@@ -44,11 +57,18 @@ class CheckedSource(DataSource):
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
         """Hash of the source's fingerprint and the declared forms."""
-        return hashlib.sha256(f"{self._source.fingerprint}{sorted(self._inputs.items())}".encode()).hexdigest()
+        return hashlib.sha256(
+            f"{self._source.fingerprint}{sorted(self._inputs.items())}{self._batch_size}".encode()
+        ).hexdigest()
 
     def select(self, indices: ArrayLike) -> DataSource:
         """Return the samples at `indices`, checked alike."""
-        return CheckedSource(self._source.select(indices), self._inputs)
+        return CheckedSource(self._source.select(indices), self._inputs, self._batch_size)
+
+    def take(self, count: int) -> DataSource:
+        """Return the first `count` samples, rounded up to whole batches of the graph, or all where there are fewer."""
+        whole = self._batch_size or 1
+        return super().take(-(-count // whole) * whole)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield batches with exactly the inputs of the graph.
@@ -56,7 +76,7 @@ class CheckedSource(DataSource):
         Raises:
             DataError: An input is missing, or its type, rank or a fixed dimension is another.
         """
-        for batch in self._source.batches(batch_size):
+        for batch in self._source.batches(self._batch_size or batch_size):
             for name in self._inputs:
                 if name not in batch.inputs:
                     raise self._missing(name, batch)

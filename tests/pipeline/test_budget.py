@@ -39,19 +39,19 @@ def row(
     ],
 )
 def test_a_miss_names_the_limit_and_the_distance(budget: Budget, stage: LedgerRow, words: str | None) -> None:
-    found = misses(stage, budget, higher_is_better=True)
+    found = misses(stage, row(index=0), budget, higher_is_better=True)
     assert (found == ()) if words is None else (len(found) == 1 and words in found[0])
 
 
 def test_an_unmeasured_limit_counts_as_missed() -> None:
-    found = misses(LedgerRow(index=1, stage="step"), Budget(max_latency_ms=1), higher_is_better=True)
+    found = misses(LedgerRow(index=1, stage="step"), row(index=0), Budget(max_latency_ms=1), higher_is_better=True)
     assert found == ("latency was not measured (limit 1 ms)",)
 
 
 def test_lower_is_better_metrics_lose_upwards() -> None:
     worse = row(change=3.0)
-    assert misses(worse, Budget(max_metric_drop=1), higher_is_better=False)
-    assert not misses(worse, Budget(max_metric_drop=1), higher_is_better=True)
+    assert misses(worse, row(index=0), Budget(max_metric_drop=1), higher_is_better=False)
+    assert not misses(worse, row(index=0), Budget(max_metric_drop=1), higher_is_better=True)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_lower_is_better_metrics_lose_upwards() -> None:
     ],
 )
 def test_a_step_pays_in_what_the_budget_names(budget: Budget, stage: LedgerRow, undone: bool) -> None:
-    assert bool(reason_to_undo(stage, row(index=0), budget, higher_is_better=True)) is undone
+    assert bool(reason_to_undo(stage, row(index=0), row(index=0), budget, higher_is_better=True)) is undone
 
 
 def test_the_verdict_says_gain_cost_and_distance() -> None:
@@ -80,3 +80,22 @@ def test_the_verdict_says_gain_cost_and_distance() -> None:
     assert "Budget missed: metric drop is 0.8 points" in conclude(
         rows, 1, Budget(max_metric_drop=0.5), higher_is_better=True
     )
+
+
+def without_interval(metric: float) -> LedgerRow:
+    """A stage whose metric, like perplexity, is no mean over samples, so that no paired change is known."""
+    return row(speedup=2, low=1.9).model_copy(update={"metric": number(metric, ""), "metric_change": None})
+
+
+@pytest.mark.parametrize(("after", "undone"), [(12.0, True), (10.5, False), (9.0, False)])
+def test_a_metric_without_paired_change_is_held_against_the_budget_too(after: float, undone: bool) -> None:
+    source, stage = without_interval(10.0), without_interval(after)
+    budget = Budget(max_metric_drop=1)
+    assert bool(reason_to_undo(stage, source, source, budget, higher_is_better=False)) is undone
+    assert bool(misses(stage, source, budget, higher_is_better=False)) is undone
+
+
+def test_an_unknown_drop_is_not_taken_for_none() -> None:
+    source = row(index=0).model_copy(update={"metric": None})
+    stage = row(speedup=2, low=1.9).model_copy(update={"metric_change": None})
+    assert "not known" in reason_to_undo(stage, source, source, Budget(max_metric_drop=1), higher_is_better=True)

@@ -36,6 +36,8 @@ def test_a_recipe_file_is_read_back_as_written(tmp_path: Path, write: object) ->
         ({"steps": [], "version": 2}, "version"),
         ({"steps": [], "budget": {"max_metric_drop": -1}}, "budget.max_metric_drop"),
         ({"steps": [], "keep": "sometimes"}, "keep"),
+        ({"steps": [], "seed": -1}, "seed"),
+        ({"steps": [], "budget": {"max_latency_ms": float("inf")}}, "budget.max_latency_ms"),
         ([1, 2], "top level"),
         ("text", "top level"),
     ],
@@ -57,6 +59,16 @@ def test_a_mistyped_name_gets_the_nearest() -> None:
 def test_hostile_or_broken_text_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_bytes(content)
+    with pytest.raises(RecipeError):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize("bomb", ["aliases", "depth"])
+def test_small_files_that_stand_for_huge_data_are_refused_at_once(tmp_path: Path, bomb: str) -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]" for n in range(1, 30))]
+    text = "\n".join(lines) + "\nsteps: *a29" if bomb == "aliases" else "steps: " + "[" * 20_000
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
     with pytest.raises(RecipeError):
         load_recipe(file)
 

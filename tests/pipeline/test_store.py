@@ -1,6 +1,7 @@
 """The store: keys, facts, and what a killed or damaging run leaves."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,35 @@ def test_the_place_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("EDGESMITH_STORE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_store_directory() == tmp_path / "edgesmith"
+
+
+def write_notes(directory: Path) -> dict[str, object]:
+    (directory / "notes.txt").write_text("kept")
+    return {"entry": "notes.txt"}
+
+
+def test_files_come_back_with_their_facts(tmp_path: Path) -> None:
+    key = make_key({"a": 1})
+    kept = Store(tmp_path).keep_files("builds", key, write_notes)
+    found = Store(tmp_path).files("builds", key)
+    assert found == kept and (found.directory / found.facts["entry"]).read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: (entry / "files" / "notes.txt").write_text("kep"),
+        lambda entry: (entry / "files" / "notes.txt").unlink(),
+        lambda entry: (entry / "files" / "more.txt").write_text(""),
+        lambda entry: (entry / "facts.json").write_text("{}"),
+        lambda entry: (entry / "facts.json").write_text("[]"),
+        lambda entry: (entry / "facts.json").unlink(),
+    ],
+    ids=["changed", "missing", "added", "empty facts", "other facts", "no facts"],
+)
+def test_damaged_files_count_as_absent_and_are_replaced(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    store, key = Store(tmp_path), make_key({"a": 1})
+    damage(store.keep_files("builds", key, write_notes).directory.parent)
+    assert store.files("builds", key) is None
+    store.keep_files("builds", key, write_notes)
+    assert store.files("builds", key) is not None

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from edgesmith.errors import ModelError, RecipeError
 from edgesmith.files import require_replaceable, require_writable
 from edgesmith.graph.structure import find_structure, label_values
 from edgesmith.host.loader import load_registry
+from edgesmith.host.needs import check_needs
 from edgesmith.measure.machine import library_versions, usable_cores
 from edgesmith.measure.runner import LatencyPlan
 from edgesmith.model import Model
@@ -40,6 +41,9 @@ class Settings:
     store: Path | None = None
     """Where finished steps are kept; None takes the user's cache directory."""
     registry: "Registry | None" = None
+    """Plugins to use; None loads the installed ones."""
+    command: str = ""
+    """Command line to record for reproduction; empty writes one that is as close as words come."""
     progress: Progress = field(default_factory=SilentProgress)
     latency_plan: LatencyPlan = field(default_factory=LatencyPlan)
 
@@ -86,11 +90,14 @@ def compile(
     workshop = Workshop(registry, store, settings.progress, threads)
     model = choice.equip(load_source(source, workshop, example_inputs=example_inputs))
     opened = choice.open(model)
+    for step in plan.steps:
+        labelled = opened.calibration is not None and opened.calibration.has_labels
+        check_needs(step.record, has_data=opened.calibration is not None, has_labels=labelled)
     yardstick = _yardstick(model, opened, plan, workshop, settings)
     outcome = run_plan(plan, model, opened.calibration, yardstick, workshop)
-    command = _command(source, plan, recipe, data, out)
+    command = settings.command or _command(source, plan, recipe, data, out)
     with settings.progress.stage("writing the artifact"):
-        return write_artifact(out, plan, model, outcome.model, outcome.ledger, command, registry)
+        return write_artifact(out, plan, model, outcome, yardstick.runner, command, registry)
 
 
 def load_source(source: object, workshop: Workshop, *, example_inputs: object = None) -> Model:
@@ -115,19 +122,28 @@ def load_source(source: object, workshop: Workshop, *, example_inputs: object = 
     if found is None:
         with workshop.progress.stage(f"reading {source if isinstance(source, str | Path) else type(source).__name__}"):
             found = workshop.store.keep_model(key, frontend.load(source, example_inputs=example_inputs), {})
-    return found.model
+    # The store knows content; where it lies now is the caller's matter, and where it lay then nobody else's.
+    named = str(source) if isinstance(source, str | Path) else found.model.provenance.source
+    return replace(found.model, provenance=replace(found.model.provenance, source=named))
 
 
 def _frontend_for(source: object, registry: "Registry") -> "tuple[FrontendRecord, Frontend]":
-    records = sorted(registry.frontends(), key=lambda record: -record.priority)
-    for record in records:
-        frontend: Frontend = registry.load(record)()
-        if frontend.accepts(source):
+    broken = []
+    for record in registry.frontends():
+        try:
+            frontend: Frontend = registry.load(record)()
+            accepted = frontend.accepts(source)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  a plugin's frontend may not stop the others from being asked
+            broken.append(f"{record.name} ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
+            continue
+        if accepted:
             return record, frontend
     named = f"{str(source)!r}" if isinstance(source, str | Path) else f"an object of type {type(source).__name__}"
     raise ModelError(
-        f"No installed frontend reads {named}.",
-        expected="; ".join(f"{record.name}: {record.summary}" for record in records),
+        f"No installed frontend reads {named}.{' Broken: ' + '; '.join(broken) if broken else ''}",
+        expected="; ".join(f"{record.name}: {record.summary}" for record in registry.frontends()),
         why="A source must become a graph before anything can be done to it.",
         fix="Check the path: a directory needs a config.json, a file the ending .onnx.",
     )
@@ -137,17 +153,26 @@ def _yardstick(model: Model, data: RunData, plan: Plan, workshop: Workshop, sett
     registry = workshop.registry
     evaluation = data.evaluation or RandomInputs(model)
     record = _metric_record(model, data, plan.recipe.metric, registry)
+    if plan.recipe.budget.max_metric_drop is not None and not record.needs_labels:
+        raise RecipeError(
+            f"The budget limits the drop of {record.name!r}, which compares with the source and has no drop.",
+            expected="a metric against labels, such as accuracy",
+            why="A limit that cannot be checked would look as if it held.",
+            fix="Give labelled evaluation data, or remove `max_metric_drop`.",
+        )
     runner_record = registry.runner(plan.target_record.runner)
     runner = registry.load(runner_record)(threads=workshop.threads, tier=plan.target_record.tier)
     return Yardstick(
         runner=runner,
+        makers=tuple(
+            f"{one.name} {one.version} from {registry.distribution_of(one)}" for one in (runner_record, record)
+        ),
         metric_record=record,
         make_metric=registry.load(record),
         evaluation=evaluation,
         inputs=first_batch(evaluation, fixed_batch_size(model) or settings.batch_size).inputs,
         labels=label_values(find_structure(model.ir)),
         latency_plan=settings.latency_plan,
-        batch_size=fixed_batch_size(model),
     )
 
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
+from edgesmith.errors import MeasurementError
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.files import hash_file, replace_directory
 from edgesmith.graph.cost import count_cost
 from edgesmith.graph.structure import find_structure
+from edgesmith.host.building import build_files
 from edgesmith.ledger import FILE_NAME as LEDGER_FILE
 from edgesmith.ledger import Ledger
-from edgesmith.measure.local import LocalRunner
+from edgesmith.measure.runner import Runner
 from edgesmith.model import Model
 from edgesmith.plan import Plan
 from edgesmith.report import render_report
@@ -23,6 +25,7 @@ from edgesmith_calibration.sources import Batch
 
 if TYPE_CHECKING:
     from edgesmith.host.registry import Registry
+    from edgesmith.pipeline import Outcome
 
 MANIFEST_FILE = "manifest.json"
 """Marks a directory as an artifact; only such a directory, or an empty one, is ever replaced."""
@@ -48,15 +51,25 @@ class Artifact:
 
 
 def write_artifact(
-    directory: Path, plan: Plan, source: Model, lowered: Model, ledger: Ledger, command: str, registry: "Registry"
+    directory: Path, plan: Plan, source: Model, outcome: "Outcome", runner: Runner, command: str, registry: "Registry"
 ) -> Artifact:
     """Write everything at once: either the whole artifact is at `directory` afterwards, or what was there before.
+
+    Args:
+        directory: The destination.
+        plan: What was done.
+        source: The model before the first step, for its structure.
+        outcome: The lowered model and the ledger.
+        runner: Where the validator's expected outputs come from.
+        command: Command line that does the same again.
+        registry: Whose plugins may add sections to the report.
 
     Raises:
         OutputError: It cannot be written, or something that is no artifact stands there.
     """
+    lowered, ledger = outcome.model, outcome.ledger
     with replace_directory(directory, marker=MANIFEST_FILE) as partial:
-        build = plan.target.build(lowered, partial)
+        build = build_files(plan.target_record, plan.target, lowered, partial)
         (partial / "task.json").write_text(lowered.task.model_dump_json(indent=2))
         if lowered.assets:
             (partial / "assets").mkdir()
@@ -70,7 +83,7 @@ def write_artifact(
         cost = count_cost(source.ir)
         structure = {"structure": find_structure(source.ir).to_json(), "cost": cost.to_json()}
         (partial / "structure.json").write_text(json.dumps(structure, indent=2))
-        _write_validator(partial, partial / build.entry, lowered, ledger.threads)
+        _write_validator(partial, partial / build.entry, lowered, runner)
         manifest = {
             "format": 1,
             "entry": build.entry,
@@ -90,16 +103,21 @@ def write_artifact(
     return Artifact(directory, ledger)
 
 
-def _write_validator(directory: Path, entry: Path, lowered: Model, threads: int) -> None:
+def _write_validator(directory: Path, entry: Path, lowered: Model, runner: Runner) -> None:
     """Write inputs, the outputs they gave here, and a script that compares them anywhere.
 
-    The inputs are random, so that no sample of the user's data travels with the artifact.
+    The inputs are random, so that no sample of the user's data travels with the artifact. A graph that does not run
+    on such inputs is validated by the hashes of its files alone. Other runtimes than ONNX Runtime bring their own.
     """
+    if entry.suffix != ".onnx":
+        return
+    copyfile(Path(__file__).with_name("artifact_validator.py"), directory / "validate.py")
     inputs = sample_inputs(lowered.ir, seed=0)
-    runner = LocalRunner(threads=threads)
-    outputs = next(iter(runner.outputs(entry, [Batch(inputs=inputs, labels=None)])))
+    try:
+        outputs = next(iter(runner.outputs(entry, [Batch(inputs=inputs, labels=None)])))
+    except MeasurementError:
+        return
     arrays = {f"input/{name}": array for name, array in inputs.items()}
     arrays |= {f"output/{name}": array for name, array in outputs.items()}
     with (directory / "samples.npz").open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
-    copyfile(Path(__file__).with_name("artifact_validator.py"), directory / "validate.py")

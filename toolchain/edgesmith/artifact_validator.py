@@ -16,7 +16,6 @@ TOLERANCE = 0.05
 
 def main() -> int:
     """Print a JSON result and return 0 if everything holds."""
-    import numpy as np
     import onnxruntime
 
     here = Path(__file__).resolve().parent
@@ -26,15 +25,7 @@ def main() -> int:
         for name, facts in manifest["files"].items()
         if not (here / name).is_file() or hashlib.sha256((here / name).read_bytes()).hexdigest() != facts["sha256"]
     ]
-    samples = np.load(here / "samples.npz", allow_pickle=False)
-    inputs = {name.removeprefix("input/"): samples[name] for name in samples if name.startswith("input/")}
-    session = onnxruntime.InferenceSession(str(here / manifest["entry"]), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    errors = {}
-    for name, actual in zip(names, session.run(names, inputs), strict=True):
-        expected = samples[f"output/{name}"].astype(np.float64)
-        scale = float(np.linalg.norm(expected)) or 1.0
-        errors[name] = float(np.linalg.norm(actual.astype(np.float64) - expected)) / scale
+    errors = _compare(here, str(manifest["entry"])) if (here / "samples.npz").is_file() else {}
     passed = not damaged and all(error <= TOLERANCE for error in errors.values())
     result = {
         "passed": passed,
@@ -45,6 +36,27 @@ def main() -> int:
     }
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     return 0 if passed else 1
+
+
+def _compare(here: Path, entry: str) -> dict[str, float]:
+    """Return the relative error of each output against the one recorded; values that are not finite must be equal."""
+    import numpy as np
+    import onnxruntime
+
+    samples = np.load(here / "samples.npz", allow_pickle=False)
+    inputs = {name.removeprefix("input/"): samples[name] for name in samples if name.startswith("input/")}
+    session = onnxruntime.InferenceSession(str(here / entry), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    errors = {}
+    for name, found in zip(names, session.run(names, inputs), strict=True):
+        expected, actual = samples[f"output/{name}"].astype(np.float64), found.astype(np.float64)
+        finite = np.isfinite(expected)
+        if not np.array_equal(expected[~finite], actual[~finite], equal_nan=True):
+            errors[name] = sys.float_info.max
+            continue
+        scale = float(np.linalg.norm(expected[finite])) or 1.0
+        errors[name] = float(np.linalg.norm(actual[finite] - expected[finite])) / scale
+    return errors
 
 
 if __name__ == "__main__":

@@ -6,19 +6,26 @@ from edgesmith.ledger import LedgerRow, Measurement
 from edgesmith.recipe import Budget
 
 
-def metric_drop(row: LedgerRow, *, higher_is_better: bool) -> float | None:
-    """Return how much metric the stage lost against the source, in the metric's unit; negative is a gain."""
-    if row.metric_change is None:
+def metric_drop(row: LedgerRow, source: LedgerRow, *, higher_is_better: bool) -> float | None:
+    """Return how much metric the stage lost against the source, in the metric's unit; negative is a gain.
+
+    None where the source has no metric of its own, because the metric compares with the source.
+    """
+    if row.metric_change is not None:
+        change = row.metric_change.value
+    elif row.metric is not None and source.metric is not None:
+        change = row.metric.value - source.metric.value
+    else:
         return None
-    return -row.metric_change.value if higher_is_better else row.metric_change.value
+    return -change if higher_is_better else change
 
 
-def misses(row: LedgerRow, budget: Budget, *, higher_is_better: bool) -> tuple[str, ...]:
+def misses(row: LedgerRow, source: LedgerRow, budget: Budget, *, higher_is_better: bool) -> tuple[str, ...]:
     """Return one sentence for each limit that the stage misses, with the distance to it. Empty means: within budget.
 
     A limit on something that was not measured counts as missed, because nothing shows that it holds.
     """
-    drop = metric_drop(row, higher_is_better=higher_is_better)
+    drop = metric_drop(row, source, higher_is_better=higher_is_better)
     checks = (
         ("metric drop", drop, budget.max_metric_drop, 1, _unit_of_change(row.metric.unit if row.metric else "")),
         ("latency", _value(row.latency_ms), budget.max_latency_ms, 1, "ms"),
@@ -37,14 +44,18 @@ def misses(row: LedgerRow, budget: Budget, *, higher_is_better: bool) -> tuple[s
     return tuple(found)
 
 
-def reason_to_undo(row: LedgerRow, before: LedgerRow, budget: Budget, *, higher_is_better: bool) -> str:
+def reason_to_undo(
+    row: LedgerRow, before: LedgerRow, source: LedgerRow, budget: Budget, *, higher_is_better: bool
+) -> str:
     """Return why a step does not pay, or an empty string if it does.
 
     A step pays when it keeps the metric within the budget and improves what the budget names: time, size, or
     either of them where the budget names none. A speed-up counts when its lower quartile is above 1.
     """
-    drop = metric_drop(row, higher_is_better=higher_is_better)
+    drop = metric_drop(row, source, higher_is_better=higher_is_better)
     unit = _unit_of_change(row.metric.unit if row.metric else "")
+    if budget.max_metric_drop is not None and drop is None:
+        return "what it loses is not known, and the budget limits it"
     if budget.max_metric_drop is not None and drop is not None and drop > budget.max_metric_drop:
         return f"it loses {drop:.3g} {unit} against the source, and the budget allows {budget.max_metric_drop:g}"
     faster = row.speedup_step is not None and _low(row.speedup_step) > 1
@@ -76,7 +87,7 @@ def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_i
     sentence = (", ".join(parts) or "Nothing was measured") + "."
     if budget == Budget():
         return sentence
-    missed = misses(row, budget, higher_is_better=higher_is_better)
+    missed = misses(row, source, budget, higher_is_better=higher_is_better)
     return f"{sentence} {'Budget missed: ' + '; '.join(missed) if missed else 'Within budget'}."
 
 

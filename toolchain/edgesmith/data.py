@@ -11,7 +11,7 @@ from edgesmith.execution.sample import sample_inputs
 from edgesmith.model import Model
 from edgesmith_calibration.checked import CheckedSource, InputForm
 from edgesmith_calibration.preprocessing import TextPreprocessing
-from edgesmith_calibration.sources import Batch, DataSource
+from edgesmith_calibration.sources import Batch, DataSource, without
 from edgesmith_calibration.spec import DataSpec, load_data_spec, open_data
 
 _RANDOM_BATCHES = 8
@@ -19,7 +19,7 @@ _RANDOM_BATCHES = 8
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """Opened data. Nothing is ever calibrated on `evaluation`."""
+    """Opened data. Samples of `evaluation` are taken out of `calibration` before anything is calibrated."""
 
     calibration: DataSource | None
     evaluation: DataSource | None
@@ -70,11 +70,12 @@ class DataChoice:
         Raises:
             DataError: The data cannot be read, is empty, or does not fit the model.
         """
-        sources: tuple[DataSource | None, ...]
         if self.opened is not None:
-            sources = (self.opened.calibration, self.opened.evaluation)
+            calibration, evaluation = self.opened.calibration, self.opened.evaluation
+            if calibration is not None and evaluation is not None:
+                calibration = without(calibration, evaluation)
         else:
-            sources = open_data(
+            calibration, evaluation = open_data(
                 self.spec,
                 preprocessing=model.task.preprocessing,
                 assets=model.assets,
@@ -82,8 +83,9 @@ class DataChoice:
                 classes=model.task.labels,
             )
         forms = _input_forms(model)
-        calibration, evaluation = (None if one is None else CheckedSource(one, forms) for one in sources)
-        return RunData(calibration, evaluation)
+        size = fixed_batch_size(model)
+        checked = (None if one is None else CheckedSource(one, forms, size) for one in (calibration, evaluation))
+        return RunData(*checked)
 
 
 def choose_data(data: "str | Path | DataSpec | Mapping[str, object] | RunData | None") -> DataChoice:
@@ -172,8 +174,10 @@ def first_batch(data: DataSource, batch_size: int) -> Batch:
 
 
 def fixed_batch_size(model: Model) -> int | None:
-    """Return the batch size that the graph insists on, or None if it takes any."""
-    for value in model.graph.inputs:
-        if value.shape is not None and len(value.shape) > 0 and isinstance(value.shape[0], int):
-            return value.shape[0]
-    return None
+    """Return the batch size that every input of the graph insists on, or None where they take any or disagree."""
+    shapes = [value.shape for value in model.graph.inputs if value.name not in model.graph.initializers]
+    sizes = {shape[0] for shape in shapes if shape is not None and len(shape) > 0}
+    if len(sizes) != 1:
+        return None
+    (size,) = sizes
+    return size if isinstance(size, int) and size > 0 else None

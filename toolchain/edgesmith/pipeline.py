@@ -2,14 +2,14 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgesmith.budget import conclude, reason_to_undo
-from edgesmith.errors import StepError, TargetError
-from edgesmith.files import hash_directory, replace_directory
+from edgesmith.errors import StepError
 from edgesmith.graph.cost import count_cost
+from edgesmith.host.building import build_files, require_accepted
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.step import run_lowering, run_step
 from edgesmith.ledger import Ledger, LedgerRow
@@ -67,12 +67,13 @@ def run_plan(
         TargetError: The target does not take the result.
     """
     meter = StageMeter(yardstick, workshop.store, workshop.progress)
+    lowering = f"lower to {plan.target_record.name}"
     first = _build_stage(plan, SOURCE_LABEL, source, workshop)
     source_row = _row(0, SOURCE_LABEL, source, yardstick).model_copy(update={"remarks": source.provenance.remarks})
     rows = [meter.measure(source_row, first, None, first)]
     current, current_row = first, rows[0]
     higher = yardstick.metric_record.higher_is_better
-    labels = unique_labels([step.label for step in plan.steps])
+    labels = unique_labels([step.label for step in plan.steps], reserved=(SOURCE_LABEL, lowering))
     for index, (step, label) in enumerate(zip(plan.steps, labels, strict=True), start=1):
         base = _row(index, label, current.model, yardstick).model_copy(update=_origin(step))
         change = _apply(plan, index, step, current.model, calibration, workshop, base)
@@ -82,13 +83,17 @@ def run_plan(
         stage = _build_stage(plan, label, change.model, workshop)
         row = meter.measure(_with_cost(change.row, change.model, yardstick), stage, current, first)
         if plan.recipe.keep == "if-pays":
-            reason = reason_to_undo(row, current_row, plan.recipe.budget, higher_is_better=higher)
+            reason = reason_to_undo(row, current_row, rows[0], plan.recipe.budget, higher_is_better=higher)
             row = row.model_copy(update={"status": "undone", "reason": reason}) if reason else row
         rows.append(row)
         if row.status == "ok":
             current, current_row = stage, row
-    lowered = _lower(plan, len(rows), current.model, workshop, yardstick)
-    stage = _build_stage(plan, lowered.row.stage, lowered.model, workshop)
+    # Lowering only proves that outputs stay equal, so inputs of the evaluation will do where none are to calibrate on.
+    samples = calibration or yardstick.evaluation
+    row = LedgerRow(index=len(rows), stage=lowering, distribution=plan.target_distribution)
+    lowered = _lower(plan, row, current.model, samples, workshop)
+    lowered = replace(lowered, row=_with_cost(lowered.row, lowered.model, yardstick))
+    stage = _build_stage(plan, lowering, lowered.model, workshop)
     rows.append(meter.measure(lowered.row, stage, current, first))
     ledger = Ledger(
         source=source.provenance.source,
@@ -156,12 +161,10 @@ def _apply(
         skipped = result.verdict.reason if result.verdict.status == "skip" else ""
         return result.model, result.seconds, skipped
 
-    return _cached(key, row, workshop, work)
+    return _cached(key, row, workshop, work, deterministic=step.record.deterministic)
 
 
-def _lower(plan: Plan, index: int, model: Model, workshop: Workshop, yardstick: Yardstick) -> _Change:
-    label = f"lower to {plan.target_record.name}"
-    row = LedgerRow(index=index, stage=label, distribution=plan.target_distribution)
+def _lower(plan: Plan, row: LedgerRow, model: Model, samples: "DataSource", workshop: Workshop) -> _Change:
     key = make_key(
         {
             "kind": "lower",
@@ -169,6 +172,8 @@ def _lower(plan: Plan, index: int, model: Model, workshop: Workshop, yardstick: 
             "target": plan.target_record.name,
             "target_version": plan.target_record.version,
             "distribution": plan.target_distribution,
+            "data": samples.fingerprint,
+            "seed": plan.recipe.seed,
             "threads": workshop.threads,
             "versions": library_versions(),
         }
@@ -179,6 +184,7 @@ def _lower(plan: Plan, index: int, model: Model, workshop: Workshop, yardstick: 
             options=None,
             dialect=plan.target.dialect,
             scratch=scratch,
+            calibration=samples,
             seed=plan.recipe.seed,
             threads=workshop.threads,
             progress=workshop.progress,
@@ -188,47 +194,33 @@ def _lower(plan: Plan, index: int, model: Model, workshop: Workshop, yardstick: 
         return result.model, result.seconds, ""
 
     lowered = _cached(key, row, workshop, work)
-    verdict = plan.target.check(lowered.model)
-    if verdict.status == "refuse":
-        raise TargetError(
-            f"Target {plan.target_record.name} does not take this graph: {verdict.reason}",
-            expected="a graph made of operators and types that the target's runtime executes",
-            why=f"It would fail on the device. Nodes concerned: {', '.join(verdict.nodes[:5]) or 'the whole graph'}.",
-            fix="Choose another target (`edgesmith targets`), or change the step that produced these nodes.",
-        )
-    return _Change(lowered.model, _with_cost(lowered.row, lowered.model, yardstick))
+    require_accepted(plan.target_record, plan.target, lowered.model)
+    return lowered
 
 
 def _cached(
-    key: str, row: LedgerRow, workshop: Workshop, work: Callable[[Notes, Path], tuple[Model, float, str]]
+    key: str,
+    row: LedgerRow,
+    workshop: Workshop,
+    work: Callable[[Notes, Path], tuple[Model, float, str]],
+    *,
+    deterministic: bool = True,
 ) -> _Change:
-    """Return the stored change under `key`, or the result of `work`, stored."""
-    found = workshop.store.model(key)
+    """Return the stored change under `key`, or the result of `work`, stored.
+
+    What a method that is not deterministic made before is no answer to what it would make now.
+    """
+    found = workshop.store.model(key) if deterministic else None
     cached = found is not None
     if found is None:
         notes = Notes()
         with tempfile.TemporaryDirectory(prefix="edgesmith-") as scratch:
             model, seconds, skipped = work(notes, Path(scratch))
-        facts: dict[str, object] = {
-            "seconds": seconds,
-            "remarks": notes.remarks,
-            "skipped": notes.skipped,
-            "skip_reason": skipped,
-        }
+        facts = {"seconds": seconds, "remarks": notes.remarks, "skipped": notes.skipped, "reason": skipped}
         found = workshop.store.keep_model(key, model, facts)
-    reason = str(found.facts["skip_reason"])
-    known = LedgerRow.model_validate(
-        {
-            **row.model_dump(),
-            "status": "skipped" if reason else "ok",
-            "reason": reason,
-            "seconds": found.facts["seconds"],
-            "remarks": found.facts["remarks"],
-            "skipped": found.facts["skipped"],
-            "cached": cached,
-        }
-    )
-    return _Change(found.model, known)
+    status = "skipped" if found.facts["reason"] else "ok"
+    known = row.model_dump() | dict(found.facts) | {"status": status, "cached": cached}
+    return _Change(found.model, LedgerRow.model_validate(known))
 
 
 def _build_stage(plan: Plan, label: str, model: Model, workshop: Workshop) -> Stage:
@@ -243,14 +235,15 @@ def _build_stage(plan: Plan, label: str, model: Model, workshop: Workshop) -> St
             "versions": library_versions(),
         }
     )
-    directory = workshop.store.directory / "builds" / key[:2] / key
-    facts = workshop.store.facts(key)
-    if facts is None or not directory.is_dir():
-        with workshop.progress.stage(f"building {label}"), replace_directory(directory) as partial:
-            build = plan.target.build(model, partial)
-        facts = {"entry": build.entry, "digest": hash_directory(directory)}
-        workshop.store.keep_facts(key, facts)
-    return Stage(label, model, directory / str(facts["entry"]), str(facts["digest"]))
+
+    def write(directory: Path) -> dict[str, object]:
+        return {"entry": build_files(plan.target_record, plan.target, model, directory).entry}
+
+    found = workshop.store.files("builds", key)
+    if found is None:
+        with workshop.progress.stage(f"building {label}"):
+            found = workshop.store.keep_files("builds", key, write)
+    return Stage(label, model, found.directory / found.facts["entry"], found.digest)
 
 
 def _row(index: int, label: str, model: Model, yardstick: Yardstick) -> LedgerRow:
@@ -259,7 +252,10 @@ def _row(index: int, label: str, model: Model, yardstick: Yardstick) -> LedgerRo
 
 def _with_cost(row: LedgerRow, model: Model, yardstick: Yardstick) -> LedgerRow:
     cost = count_cost(model.ir, _dimensions(model, yardstick))
-    return row.model_copy(update={"parameters": cost.parameters, "macs": cost.macs})
+    remarks = row.remarks
+    if cost.unknown:
+        remarks += (f"MACs leave out {len(cost.unknown)} nodes whose shapes depend on data.",)
+    return row.model_copy(update={"parameters": cost.parameters, "macs": cost.macs, "remarks": remarks})
 
 
 def _dimensions(model: Model, yardstick: Yardstick) -> dict[str, int]:

@@ -79,9 +79,9 @@ def _plan_step(registry: "Registry", method: str, options: Mapping[str, object])
     return PlannedStep(record, registry.validate_options(record, options), registry.distribution_of(record))
 
 
-def unique_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return `labels` with a count appended to repetitions, so that each names one stage."""
-    seen: dict[str, int] = {}
+def unique_labels(labels: Sequence[str], reserved: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return `labels` with a count appended to repetitions and to `reserved` ones, so that each names one stage."""
+    seen = dict.fromkeys(reserved, 1)
     result = []
     for label in labels:
         seen[label] = seen.get(label, 0) + 1

@@ -1,6 +1,7 @@
 """The recipe: a declared list of steps with data and budget, validated before a model is loaded."""
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,15 @@ from edgesmith.errors import RecipeError
 _LARGEST_BYTES = 1_000_000
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Plain data without aliases, which let a small file stand for a huge one."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+
 class Step(BaseModel):
     """One method with its options. Options are checked against the method's own schema."""
 
@@ -23,9 +33,9 @@ class Step(BaseModel):
 
 
 class Budget(BaseModel):
-    """What the user asks for. The best stage found is returned also when it misses the budget."""
+    """What the user asks for. A result that misses it is returned all the same, with the distance in the verdict."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_metric_drop: float | None = Field(
         default=None, ge=0, description="Largest loss against the source, in the metric's unit (points for accuracy)."
@@ -48,10 +58,11 @@ class Recipe(BaseModel):
     budget: Budget = Field(default_factory=Budget)
     keep: Literal["always", "if-pays"] = Field(
         default="always",
-        description="Keep every step, or undo a step that misses the budget or gains nothing measured.",
+        description="Keep every step, or undo one that loses more metric than the budget allows or gains nothing in "
+        "what the budget names (time, size, or either).",
     )
     metric: str | None = Field(default=None, description="Metric name; by default chosen by task and labels.")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     required_plugins: tuple[str, ...] = Field(
         default=(), description="Distributions with version ranges that must be installed."
     )
@@ -87,8 +98,8 @@ def load_recipe(source: "str | Path | Mapping[str, object] | Recipe") -> Recipe:
             fix=f"Did you mean {close[0]!r}?" if close else "Check the path, or write a recipe (see README.md).",
         ) from error
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        data = yaml.load(text, _PlainLoader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(
             f"Recipe {path} is not valid YAML: {str(error).splitlines()[0]}.",
             expected="YAML or JSON text.",
@@ -116,7 +127,7 @@ def _parse(data: object, where: str) -> Recipe:
         first = error.errors()[0]
         location = ".".join(str(part) for part in first["loc"]) or "the top level"
         raise RecipeError(
-            f"In {where}, {location}: {first['msg'].lower()} (got {first['input']!r:.80}).",
+            f"In {where}, {location}: {first['msg'].lower()} (got {reprlib.repr(first['input'])}).",
             expected=f"a mapping with the fields {', '.join(Recipe.model_fields)}.",
             why="A misread recipe would compile something else than you asked for.",
             fix="Correct that field; `edgesmith schema` prints the whole schema.",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from edgesmith.host.records import MetricRecord
 from edgesmith.ledger import LayerError, LedgerRow, Measurement, OutputError
 from edgesmith.measure.accuracy import Evaluation, EvaluationPlan, evaluate, paired_difference
 from edgesmith.measure.divergence import layer_errors, output_error
-from edgesmith.measure.machine import processor_name
+from edgesmith.measure.machine import library_versions, processor_name, usable_cores
 from edgesmith.measure.runner import LatencyPlan, Runner
 from edgesmith.measure.size import measure_size
 from edgesmith.model import Model
@@ -50,6 +51,8 @@ class Yardstick:
     """What every stage of a run is measured with, so that their numbers are comparable."""
 
     runner: Runner
+    makers: tuple[str, ...]
+    """Who measures: runner and metric with the distributions they come from, as part of every key."""
     metric_record: MetricRecord
     make_metric: "Callable[[], Metric]"
     evaluation: "DataSource"
@@ -58,8 +61,6 @@ class Yardstick:
     labels: Mapping[str, str]
     """Value name to its place in the structure, for errors per layer."""
     latency_plan: LatencyPlan
-    batch_size: int | None = None
-    """The batch size that the graph insists on; None if it takes any."""
 
 
 class StageMeter:
@@ -139,7 +140,7 @@ class StageMeter:
                 yardstick.evaluation,
                 yardstick.make_metric,
                 reference=reference.entry if reference else None,
-                plan=EvaluationPlan(batch_size=self._batch_size(_EVALUATION_BATCH)),
+                plan=EvaluationPlan(batch_size=_EVALUATION_BATCH),
                 progress=self._progress,
             )
             scores = None if evaluation.scores is None else evaluation.scores.tolist()
@@ -169,7 +170,7 @@ class StageMeter:
                 stage.entry,
                 data.take(min(len(data), 64)),
                 against=other.label,
-                batch_size=self._batch_size(_EVALUATION_BATCH),
+                batch_size=_EVALUATION_BATCH,
                 progress=self._progress,
             )
 
@@ -188,16 +189,13 @@ class StageMeter:
                 stage.model.ir,
                 labels,
                 data.take(min(len(data), _LAYER_SAMPLES)),
-                batch_size=self._batch_size(_LAYER_BATCH),
+                batch_size=_LAYER_BATCH,
                 threads=self._yardstick.runner.threads,
                 progress=self._progress,
             )
             found = {"layers": [_as_json(error) for error in errors]}
             self._store.keep_facts(key, found)
         return tuple(LayerError.model_validate(error) for error in cast("Any", found["layers"]))
-
-    def _batch_size(self, wanted: int) -> int:
-        return self._yardstick.batch_size or wanted
 
     def _stored(self, key: str, kind: type[RecordT], measure: "Callable[[], RecordT]") -> RecordT:
         found = self._store.facts(key)
@@ -214,10 +212,18 @@ class StageMeter:
                 "kind": what,
                 "stages": [stage.digest for stage in stages],
                 "conditions": conditions,
-                "machine": processor_name(),
+                "tier": self._yardstick.runner.tier,
+                "makers": list(self._yardstick.makers),
+                "machine": _machine(),
+                "versions": library_versions(),
                 **parts,
             }
         )
+
+
+def _machine() -> list[str | int]:
+    """Return what makes numbers of this machine differ from another's."""
+    return [processor_name(), usable_cores(), platform.system(), platform.release()]
 
 
 def _as_json(record: BaseModel) -> dict[str, Any]:

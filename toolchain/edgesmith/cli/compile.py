@@ -1,6 +1,8 @@
 """`edgesmith compile`: a network in, a measured artifact out."""
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,7 +56,7 @@ def command(
     from edgesmith.cli.progress import make_progress
 
     with make_progress(silent=as_json) as progress:
-        settings = Settings(threads=threads, registry=registry, progress=progress)
+        settings = Settings(threads=threads, registry=registry, progress=progress, command=_command())
         artifact = compile(source, out=out, target=target, recipe=recipe, data=data, settings=settings)
     if as_json:
         write_json({"directory": str(artifact.directory), **json.loads(artifact.ledger.model_dump_json())})
@@ -71,4 +73,9 @@ def _show(artifact: "Artifact") -> None:
     write_text(f"Artifact  {artifact.directory}")
     write_text(f"Report    {artifact.report}")
     if not artifact.ledger.rows[0].metric:
-        show_line("No labelled data was given, so the metric compares outputs with the source.")
+        show_line(f"The metric {artifact.ledger.metric} compares outputs with the source.")
+
+
+def _command() -> str:
+    """Return this command line, which does the same again."""
+    return shlex.join(["edgesmith", *sys.argv[1:]])

@@ -54,8 +54,9 @@ def show_error(error: "EdgesmithError") -> None:
     from rich.text import Text
 
     parts: Mapping[str, str] = {"expected": error.expected, "why": error.why, "next": error.fix}
-    console = Console(file=sys.stderr)
-    console.print(Text.assemble(("error: ", "bold red"), (error.what, "bold")))
+    # Where nobody looks at columns, as in a log, nothing is wrapped, so that paths stay whole.
+    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 10_000)
+    console.print(Text.assemble(("error: ", "bold red"), (error.what, "bold")), soft_wrap=True)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", justify="right")
     grid.add_column(overflow="fold")

@@ -27,6 +27,7 @@ _LIBRARIES = (
     "torch",
     "transformers",
     "tokenizers",
+    "pillow",
 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from edgesmith.budget import metric_drop
 from edgesmith.ledger import Ledger, LedgerRow, Measurement, OutputError
 from edgesmith.report.format import (
     capitalize,
@@ -114,7 +115,7 @@ def budget_lines(ledger: Ledger) -> tuple[BudgetLine, ...]:
     """Return each demand of the budget with the distance to it."""
     row = ledger.chosen_row
     unit = row.metric.unit if row.metric else ""
-    drop = _metric_drop(ledger)
+    drop = metric_drop(row, ledger.rows[0], higher_is_better=ledger.metric_higher_is_better)
     reached: dict[str, float | None] = {
         "max_metric_drop": drop,
         "max_latency_ms": row.latency_ms.value if row.latency_ms else None,
@@ -290,18 +291,6 @@ def _positions(change: Measurement | None) -> tuple[float, float, float, float] 
         return None
     low, value, high = (0.5 + end / reach / 2 for end in (change.low, change.value, change.high))
     return low, value, high, 0.5
-
-
-def _metric_drop(ledger: Ledger) -> float | None:
-    before, row = ledger.rows[0].metric, ledger.chosen_row
-    if before is None or row.metric is None:
-        return None
-    if before.value == row.metric.value:
-        return 0.0
-    drop = before.value - row.metric.value
-    if not math.isfinite(drop):
-        return None
-    return drop if ledger.metric_higher_is_better else -drop
 
 
 def _plain_change(value: float, unit: str) -> str:
