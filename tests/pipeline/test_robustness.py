@@ -220,3 +220,28 @@ def test_a_method_that_is_not_deterministic_runs_again(job: Job) -> None:
     for _ in range(2):
         artifact = edgesmith.compile(job.model, recipe=recipe, out=job.folder / "artifact", settings=replace(options))
         assert not artifact.ledger.rows[1].cached
+
+
+LINTS = """
+def no_gemm(model, dialect):
+    nodes = tuple(node.name for node in model.graph if node.op_type == "Gemm")
+    return [Finding("Gemm is out of fashion.", "Write MatMul.", nodes)] if nodes else []
+
+def crash(model, dialect): raise ZeroDivisionError("inside")
+
+@hookimpl
+def register_lints():
+    return [LintRecord(name="no-gemm", version="1", summary="x", entry=f"{__name__}:no_gemm"),
+            LintRecord(name="crash", version="1", summary="x", entry=f"{__name__}:crash"),
+            LintRecord(name="other", version="1", summary="x", entry="no_such:module", targets=("jetson",))]
+"""
+
+
+def test_lints_speak_up_in_the_ledger_and_faulty_ones_are_named(job: Job) -> None:
+    artifact = edgesmith.compile(
+        job.model, recipe="float", out=job.folder / "artifact", settings=settings(job.folder, LINTS)
+    )
+    remarks = artifact.ledger.rows[-1].remarks
+    assert "no-gemm: Gemm is out of fashion. (head) Write MatMul." in remarks
+    assert any("crash" in remark and "ZeroDivisionError: inside" in remark for remark in remarks)
+    assert not any("other" in remark for remark in remarks)

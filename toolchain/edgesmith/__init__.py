@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 from edgesmith.host.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from edgesmith.api import compile
+    from edgesmith.api import Settings, compile
+    from edgesmith.artifact import Artifact
+    from edgesmith.data import RunData
     from edgesmith.errors import EdgesmithError
     from edgesmith.host.context import Context
     from edgesmith.host.dialect import Dialect, TensorFormat
     from edgesmith.host.interfaces import Build, Frontend, Method, Target
+    from edgesmith.host.lint import Finding
     from edgesmith.host.records import (
         FrontendRecord,
         Guarantee,
@@ -23,19 +26,28 @@ if TYPE_CHECKING:
         MetricRecord,
         Needs,
         Order,
+        ReportSection,
         RunnerRecord,
+        StepEvent,
         TargetRecord,
         Tier,
     )
     from edgesmith.host.verdict import Verdict
+    from edgesmith.measure.runner import Runner
     from edgesmith.model import Model
     from edgesmith.recipe import Recipe
     from edgesmith.task import Task
+    from edgesmith_calibration.metrics import Metric
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "compile": "edgesmith.api",
+    **dict.fromkeys(("Settings", "compile"), "edgesmith.api"),
+    "Artifact": "edgesmith.artifact",
+    "RunData": "edgesmith.data",
+    "Finding": "edgesmith.host.lint",
+    "Runner": "edgesmith.measure.runner",
+    "Metric": "edgesmith_calibration.metrics",
     "EdgesmithError": "edgesmith.errors",
     "Context": "edgesmith.host.context",
     "Dialect": "edgesmith.host.dialect",
@@ -51,7 +63,9 @@ _HOME = {
             "MetricRecord",
             "Needs",
             "Order",
+            "ReportSection",
             "RunnerRecord",
+            "StepEvent",
             "TargetRecord",
             "Tier",
         ),
@@ -64,10 +78,12 @@ _HOME = {
 }
 
 __all__ = [
+    "Artifact",
     "Build",
     "Context",
     "Dialect",
     "EdgesmithError",
+    "Finding",
     "Frontend",
     "FrontendRecord",
     "Guarantee",
@@ -75,12 +91,18 @@ __all__ = [
     "LintRecord",
     "Method",
     "MethodRecord",
+    "Metric",
     "MetricRecord",
     "Model",
     "Needs",
     "Order",
     "Recipe",
+    "ReportSection",
+    "RunData",
+    "Runner",
     "RunnerRecord",
+    "Settings",
+    "StepEvent",
     "Target",
     "TargetRecord",
     "Task",

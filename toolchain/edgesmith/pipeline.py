@@ -11,6 +11,7 @@ from edgesmith.errors import StepError
 from edgesmith.graph.cost import count_cost
 from edgesmith.host.building import build_files, require_accepted
 from edgesmith.host.context import Context, Notes
+from edgesmith.host.lint import run_lints
 from edgesmith.host.step import run_lowering, run_step
 from edgesmith.ledger import Ledger, LedgerRow
 from edgesmith.measure.machine import describe_machine, library_versions
@@ -94,7 +95,9 @@ def run_plan(
     lowered = _lower(plan, row, current.model, samples, workshop)
     lowered = replace(lowered, row=_with_cost(lowered.row, lowered.model, yardstick))
     stage = _build_stage(plan, lowering, lowered.model, workshop)
-    rows.append(meter.measure(lowered.row, stage, current, first))
+    found = run_lints(workshop.registry, plan.target_record, lowered.model, plan.target.dialect)
+    row = lowered.row.model_copy(update={"remarks": (*lowered.row.remarks, *found)})
+    rows.append(meter.measure(row, stage, current, first))
     ledger = Ledger(
         source=source.provenance.source,
         target=plan.target_record.name,

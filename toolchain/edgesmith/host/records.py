@@ -149,7 +149,7 @@ class LintRecord:
     version: str
     summary: str
     entry: str
-    """Dotted path of a callable `(Model, Dialect) -> Sequence[Finding]`."""
+    """Dotted path of a callable `(Model, Dialect) -> Iterable[Finding]`."""
     targets: tuple[str, ...] = ()
     """Names of the targets it is about; empty means all."""
 
