@@ -1,17 +1,12 @@
 """Small models and in-memory data for the measurement tests."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-
-@dataclass(frozen=True)
-class ArrayBatch:
-    inputs: Mapping[str, np.ndarray]
-    labels: np.ndarray | None = None
+from edgesmith_calibration.sources import Batch
 
 
 class ArrayData:
@@ -25,11 +20,11 @@ class ArrayData:
     def __len__(self) -> int:
         return len(self.x)
 
-    def batches(self, batch_size: int) -> Iterator[ArrayBatch]:
+    def batches(self, batch_size: int) -> Iterator[Batch]:
         self.readings += 1
         for start in range(0, len(self.x), batch_size):
             part = slice(start, start + batch_size)
-            yield ArrayBatch({"x": self.x[part]}, None if self.labels is None else self.labels[part])
+            yield Batch({"x": self.x[part]}, None if self.labels is None else self.labels[part])
 
 
 def dense_model(path: Path, *, depth: int = 2, width: int = 16, seed: int = 0, noise: float = 0.0) -> Path:

@@ -1,5 +1,7 @@
 """Evaluation over batches, and the interval of a paired difference."""
 
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,17 @@ def test_a_metric_that_needs_labels_says_so(small: Path):
         evaluate(LocalRunner(), small, ArrayData(np.ones((4, 16), dtype=np.float32)), PercentRight)
 
 
+def test_an_input_without_dimensions_may_come_first(small: Path, data: ArrayData):
+    class Scaled(ArrayData):
+        def batches(self, batch_size: int):
+            for batch in super().batches(batch_size):
+                yield replace(batch, inputs={"scale": np.float32(2), **batch.inputs})
+
+    evaluation = evaluate(LocalRunner(), small, Scaled(data.x, data.labels), PercentRight)
+    assert evaluation.samples == 70
+    assert evaluation.value == evaluate(LocalRunner(), small, data, PercentRight).value
+
+
 def test_no_samples_is_an_error(small: Path):
     with pytest.raises(MeasurementError, match="no sample in arrays"):
         evaluate(LocalRunner(), small, ArrayData(np.ones((0, 16), dtype=np.float32)), PercentRight)
@@ -123,6 +136,25 @@ def test_interval_covers_the_truth_about_as_often_as_it_claims():
         change = paired_difference(before.astype(float), after.astype(float))
         covered += change.low <= truth <= change.high
     assert covered >= 0.92 * 400
+
+
+def test_constant_scores_that_are_not_right_or_wrong_invent_no_interval():
+    scores = np.full(20, 37.0)
+    change = paired_difference(scores, scores)
+    assert (change.low, change.difference, change.high) == (0.0, 0.0, 0.0)
+
+
+def test_many_samples_are_resampled_in_bounded_memory():
+    random = np.random.default_rng(0)
+    before, after = random.random((2, 200_000))
+    tracemalloc.start()
+    try:
+        change = paired_difference(before, after, resamples=40)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 64_000_000
+    assert change.low < change.difference < change.high
 
 
 def test_percent_and_fraction_give_the_same_answer():

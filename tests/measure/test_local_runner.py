@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from measure_models import ArrayData, dense_model
 
@@ -65,6 +66,14 @@ def test_the_child_is_light(small: Path):
     assert not {"torch", "onnx", "onnx_ir", "transformers", "pydantic"} & set(memory.modules)
 
 
+@pytest.mark.parametrize("name", ["file", "allow_pickle", "args", "a/b", "../x"])
+def test_any_name_of_an_input_reaches_the_child(small: Path, name: str):
+    model = ir.load(small)
+    model.graph.inputs[0].name = name
+    ir.save(model, small)
+    assert LocalRunner().peak_memory(small, {name: X["x"]}).peak_bytes.value > 0
+
+
 def test_repeated_children_give_quartiles(small: Path):
     peak = LocalRunner().peak_memory(small, X, MemoryPlan(repeats=2)).peak_bytes
     assert peak.samples == 2 and peak.low is not None and peak.low <= peak.value <= peak.high
@@ -117,6 +126,7 @@ def test_files_that_are_no_models_are_refused(tmp_path: Path):
         LocalRunner().peak_memory(tmp_path / "missing.onnx", X)
 
 
-def test_no_threads_are_refused():
-    with pytest.raises(MeasurementError, match="0 threads"):
-        LocalRunner(threads=0)
+@pytest.mark.parametrize("threads", [0, 100_000])
+def test_no_threads_and_absurdly_many_are_refused(threads: int):
+    with pytest.raises(MeasurementError, match=f"{threads} threads"):
+        LocalRunner(threads=threads)

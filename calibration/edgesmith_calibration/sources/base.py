@@ -24,8 +24,8 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Number of samples."""
-        return next((array.shape[0] for array in self.inputs.values()), 0)
+        """Number of samples: the first dimension of the first array that has one, else 1."""
+        return next((array.shape[0] for array in self.inputs.values() if array.ndim), 1)
 
 
 class DataSource(ABC):

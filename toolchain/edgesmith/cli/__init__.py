@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from edgesmith import __version__
 from edgesmith.cli.output import show_error, show_line
-from edgesmith.cli.settings import Settings
+from edgesmith.cli.settings import GlobalOptions
 from edgesmith.errors import EdgesmithError
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -80,7 +80,7 @@ def _configure(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    context.obj = Settings(
+    context.obj = GlobalOptions(
         plugins=not no_plugins, disable=tuple(disable or ()), files=tuple(plugin or ()), trace=trace_plugins
     )
 

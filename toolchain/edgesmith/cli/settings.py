@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class GlobalOptions:
     """What stands before the command on the command line."""
 
     plugins: bool = True
@@ -26,10 +26,10 @@ def registry_of(context: typer.Context) -> "Registry":
     """Return the registry that the global options of this call ask for."""
     from edgesmith.host.loader import load_registry
 
-    settings = context.ensure_object(Settings)
+    options = context.ensure_object(GlobalOptions)
     return load_registry(
-        plugins=settings.plugins,
-        disable=settings.disable,
-        files=settings.files,
-        trace=show_line if settings.trace else None,
+        plugins=options.plugins,
+        disable=options.disable,
+        files=options.files,
+        trace=show_line if options.trace else None,
     )

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from edgesmith_calibration.metrics import Metric
     from edgesmith_calibration.sources import DataSource
 
-_RESAMPLES_PER_BLOCK = 50
+_DRAWS_PER_BLOCK = 2_000_000
+"""Samples that the bootstrap draws at once: 16 bytes each."""
+_RIGHT = (1.0, 100.0)
+"""Score of a right sample, as a fraction or in percent. A wrong one has 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +103,9 @@ def evaluate(
     for batch in (progress or SilentProgress()).track(batches, f"evaluating {entry.stem}", total):
         outputs, expected = next(streams[0]), next(streams[1]) if reference else None
         metric.update(outputs, batch.labels, expected)
-        size = next(iter(batch.inputs.values())).shape[0]
-        samples += size
+        samples += batch.size
         if scores is not None:
-            scores = _extend(scores, make_metric, size, outputs, batch.labels, expected)
+            scores = _extend(scores, make_metric, batch.size, outputs, batch.labels, expected)
     if samples == 0:
         raise no_samples(data)
     value = metric.result()
@@ -122,9 +124,9 @@ def paired_difference(
 ) -> PairedDifference:
     """Return mean(after) - mean(before) with a confidence interval for paired samples.
 
-    Scores that are right or wrong get the adjusted Wald interval of Bonett and Price (Journal of Educational and
-    Behavioral Statistics 37, 2012), which stays honest when few samples changed sides. Other scores get a
-    percentile bootstrap over samples.
+    Scores that are right (1, or 100 percent) or wrong (0) get the adjusted Wald interval of Bonett and Price (Journal
+    of Educational and Behavioral Statistics 37, 2012), which stays honest when few samples changed sides. Other scores
+    get a percentile bootstrap over samples.
 
     Args:
         before: Scores per sample, float [samples].
@@ -145,10 +147,12 @@ def paired_difference(
             why="a paired interval needs both stages on every sample",
             fix="evaluate both stages on the same data",
         )
-    scale = float(max(before.max(), after.max(), 0.0)) or 1.0
-    if np.isin(before, (0.0, scale)).all() and np.isin(after, (0.0, scale)).all():
-        low, high = _binary_interval(before == scale, after == scale, confidence)
-        low, high = low * scale, high * scale
+    scores = np.concatenate((before, after))
+    for scale in _RIGHT:
+        if np.isin(scores, (0.0, scale)).all():
+            low, high = _binary_interval(before == scale, after == scale, confidence)
+            low, high = low * scale, high * scale
+            break
     else:
         low, high = _bootstrap_interval(after - before, confidence, resamples, seed)
     difference = float(np.mean(after - before))
@@ -170,8 +174,9 @@ def _bootstrap_interval(differences: "np.ndarray", confidence: float, resamples:
 
     generator = np.random.default_rng(seed)
     means: list[np.ndarray] = []
-    for start in range(0, resamples, _RESAMPLES_PER_BLOCK):
-        block = min(_RESAMPLES_PER_BLOCK, resamples - start)
+    rows = max(1, _DRAWS_PER_BLOCK // differences.size)
+    for start in range(0, resamples, rows):
+        block = min(rows, resamples - start)
         chosen = generator.integers(0, differences.size, size=(block, differences.size))
         means.append(differences[chosen].mean(axis=1))
     tail = (1 - confidence) / 2

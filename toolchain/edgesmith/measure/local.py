@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import MeasurementError
 from edgesmith.measure.latency import Run, interleave
-from edgesmith.measure.machine import processor_name
+from edgesmith.measure.machine import processor_name, usable_cores
 from edgesmith.measure.memory import measure_in_child
 from edgesmith.measure.runner import (
     Conditions,
@@ -34,18 +34,23 @@ class LocalRunner(Runner):
     after another (one inter-op thread).
     """
 
+    def most_threads(self) -> int:
+        """Return four times the cores of this machine: enough to see what too many threads cost."""
+        return 4 * usable_cores()
+
     def conditions(self, inputs: "Mapping[str, np.ndarray]") -> Conditions:
         """Return the conditions under which `inputs` would be timed."""
         import onnxruntime
 
+        from edgesmith_calibration.sources import Batch
+
         shapes = [f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in inputs.items()]
-        batches = [array.shape[0] for array in inputs.values() if array.ndim]
         return Conditions(
             runtime=f"onnxruntime {onnxruntime.__version__}",
             provider=PROVIDER,
             optimization="all",
             threads=self.threads,
-            batch=batches[0] if batches else 1,
+            batch=Batch(inputs).size,
             shapes=", ".join(shapes),
             processor=processor_name(),
         )

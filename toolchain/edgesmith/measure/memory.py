@@ -49,10 +49,12 @@ def measure_in_child(
 
     with tempfile.TemporaryDirectory(prefix="edgesmith-memory-") as scratch:
         archive = Path(scratch) / "inputs.npz"
-        np.savez(archive, **inputs)  # type: ignore[arg-type]
+        # By position: an input may be called `file`, as is a parameter of savez, or hold what no file name can.
+        np.savez(archive, *inputs.values())
         request = {
             "model": str(entry.resolve()),
             "inputs": str(archive),
+            "names": list(inputs),
             "threads": threads,
             "runs": plan.runs,
             "provider": provider,

@@ -142,16 +142,21 @@ class Runner(ABC):
     """Runs artifacts somewhere and returns measurements."""
 
     def __init__(self, *, threads: int = 1, tier: Tier = Tier.REFERENCE) -> None:
-        if threads < 1:
+        most = self.most_threads()
+        if not 1 <= threads <= most:
             raise MeasurementError(
                 f"{threads} threads were asked for",
-                expected="a thread count of at least 1",
-                why="times without a fixed thread count cannot be compared",
+                expected=f"a thread count from 1 to {most}",
+                why="times without a fixed thread count cannot be compared, and far more threads than cores hang the device",
                 fix="pass --threads with the number of cores that the deployed program will have",
             )
         self.threads = threads
         self.tier = tier
         """The tier of every number from this runner; never above what its hardware is."""
+
+    def most_threads(self) -> int:
+        """Return the largest thread count that is of any use on the device."""
+        return 1024
 
     @abstractmethod
     def conditions(self, inputs: "Mapping[str, np.ndarray]") -> Conditions:
