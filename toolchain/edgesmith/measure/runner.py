@@ -147,7 +147,7 @@ class Runner(ABC):
             raise MeasurementError(
                 f"{threads} threads were asked for",
                 expected=f"a thread count from 1 to {most}",
-                why="times without a fixed thread count cannot be compared, and far more threads than cores hang the device",
+                why="times need a fixed thread count, and far more threads than cores hang the device",
                 fix="pass --threads with the number of cores that the deployed program will have",
             )
         self.threads = threads
