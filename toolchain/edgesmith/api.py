@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a compile runs. Of these only `threads` can change the result: sums of floats depend on it in the last bit."""
+    """How a compile runs. Only `threads` can change the result: sums of floats depend on it in the last bit."""
 
     threads: int | None = None
     """Intra-op threads for calibration and measurement; None takes the cores this process may use."""
