@@ -16,6 +16,7 @@ from edgesmith_calibration.sources import (
     TextSource,
     TokenWindowSource,
 )
+from edgesmith_calibration.sources.iterables import fault_of
 from edgesmith_calibration.spec import ImagesSpec, NpzSpec, PythonSpec, TextSpec
 from edgesmith_calibration.text_encoder import TextEncoder
 
@@ -55,12 +56,12 @@ def _open_function(spec: PythonSpec) -> DataSource:
     module, _, name = spec.function.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # The user's module runs here, and may raise anything.
         raise DataError(
-            f"the data function '{spec.function}' cannot be imported: {error}",
+            f"the data function '{spec.function}' cannot be imported: {fault_of(error)}",
             expected="'module:function' of a module that Python finds",
             why="samples come from this function",
-            fix="correct the name, install the module, or set PYTHONPATH to the folder it is in",
+            fix="correct the name or the module, install it, or set PYTHONPATH to the folder it is in",
         ) from error
     if not callable(function):
         raise DataError(

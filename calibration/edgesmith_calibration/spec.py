@@ -221,11 +221,17 @@ def _both_parts(spec: NpzSpec | ImagesSpec | TextSpec) -> DataSpec:
 def _parse(path: Path) -> DataSpec:
     import yaml
 
+    class PlainLoader(yaml.SafeLoader):
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases (*name) are not allowed: they let a small file stand for a huge one")
+            return super().compose_node(parent, index)
+
     try:
         if path.stat().st_size > _LARGEST_SPEC_BYTES:
             raise ValueError(f"it is larger than {_LARGEST_SPEC_BYTES} bytes")
-        # JSON is YAML; the safe loader makes plain data only.
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # JSON is YAML; the loader makes plain data only.
+        content = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
         return TypeAdapter(DataSpec).validate_python(content)
     except ValidationError as error:
         raise _invalid(path, "; ".join(_problem(one) for one in error.errors()[:5])) from error
@@ -236,7 +242,7 @@ def _parse(path: Path) -> DataSpec:
 def _problem(error: Mapping[str, object]) -> str:
     location = error["loc"]
     place = ".".join(map(str, location)) if isinstance(location, tuple) else ""
-    return f"{place or 'the whole'}: {error['msg']}"
+    return f"{place or 'the whole'}: {str(error['msg'])[:300]}"
 
 
 def _invalid(path: Path, reason: str) -> DataError:

@@ -167,6 +167,15 @@ def test_functions_that_cannot_be_called_are_refused(function, message):
         open_source(PythonSpec(function=function))
 
 
+def test_a_module_that_fails_to_import_is_named_with_the_line(tmp_path, monkeypatch):
+    (tmp_path / "broken_samples.py").write_text("ready = True\nraise RuntimeError('no licence')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError) as caught:
+        open_source(PythonSpec(function="broken_samples:samples"))
+    assert caught.value.what.startswith("the data function 'broken_samples:samples' cannot be imported")
+    assert f"RuntimeError: no licence (line 2 of {tmp_path / 'broken_samples.py'})" in caught.value.what
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -176,6 +185,8 @@ def test_functions_that_cannot_be_called_are_refused(function, message):
         ("d.yaml", "calibration: {kind: npz, path: a.npz, limit: 0}", "calibration.npz.limit"),
         ("d.yaml", "calibration: {kind: python, function: 'os.system(1)'}", "calibration.python.function"),
         ("d.yaml", "calibration: [", "while parsing"),
+        ("d.yaml", "a: &a [x]\ncalibration: {kind: *a, path: *a}", "aliases"),
+        ("d.yaml", f"calibration: {{kind: [{'a, ' * 9000}], path: a}}", "calibration"),
         ("d.yaml", "- a\n- b\n", "the whole"),
         ("d.yaml", "", "the whole"),
         ("d.yaml", "[" * 50_000, "recursion"),

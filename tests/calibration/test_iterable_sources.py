@@ -1,5 +1,6 @@
 """Python iterables as sources: lists of mappings, tuples, tensors, data loaders and generators."""
 
+import re
 from collections import UserDict
 
 import numpy as np
@@ -121,3 +122,48 @@ def test_items_that_cannot_be_samples_are_refused_with_all_four_parts(items, lay
     with pytest.raises(DataError, match=message) as error:
         list(CallableSource(lambda: iter(items), layout).batches(4))
     assert all((error.value.expected, error.value.why, error.value.fix))
+
+
+def first_batch(source):
+    return next(iter(source.batches(2)))
+
+
+def interrupted():
+    yield ROWS[0]
+    raise ConnectionError("the disk of samples went away\nand more")
+
+
+class BrokenDataset:
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (CallableSource(interrupted), r"interrupted cannot be read: ConnectionError: the disk .* went away \(line"),
+        (CallableSource(BrokenDataset), r"BrokenDataset cannot be read: ZeroDivisionError"),
+        (CallableSource(lambda: 5), r"cannot be read: TypeError: 'int' object is not iterable$"),
+        (CallableSource(lambda missing: []), r"cannot be read: TypeError: .*'missing'"),
+        (
+            IterableSource(BrokenDataset()),
+            r"a BrokenDataset cannot be read: .* \(line \d+ of .*py\)",
+        ),
+    ],
+)
+def test_what_code_of_the_user_raises_is_named(source, message):
+    with pytest.raises(DataError) as caught:
+        first_batch(source)
+    assert re.search(message, caught.value.what)
+    assert caught.value.__cause__ is not None
+
+
+def test_an_error_that_explains_itself_passes_through():
+    def samples():
+        raise DataError("no licence", expected="a licence", why="it is checked", fix="buy one")
+
+    with pytest.raises(DataError, match="no licence"):
+        first_batch(CallableSource(samples))

@@ -1,6 +1,8 @@
 """Texts from files: encoding, columns, labels, windows for language models, and damaged files."""
 
+import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,8 +80,9 @@ def test_the_padding_token_is_the_named_one_then_the_tokenizers_own_then_a_usual
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
 def test_every_table_format_gives_the_same_samples(tmp_path, suffix):
-    source = TextSource(write_rows(tmp_path / f"data{suffix}"), encoder())
-    reference = TextSource(write_rows(tmp_path / "reference.csv"), encoder())
+    columns = TextColumns(classes=("neg", "pos"))
+    source = TextSource(write_rows(tmp_path / f"data{suffix}"), encoder(), columns)
+    reference = TextSource(write_rows(tmp_path / "reference.csv"), encoder(), columns)
     assert source.fingerprint == reference.fingerprint
     assert source.labels().tolist() == [1, 0, 1]
     batches = list(source.batches(2))
@@ -111,15 +114,40 @@ def test_classes_number_the_labels(tmp_path):
         TextSource(path, encoder(), TextColumns(classes=("good", "neg")))
 
 
+def test_class_names_without_an_order_are_refused_with_the_list_to_put_in_order(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\ngood,pos\nbad,no\nfilm,pos\n")
+    with pytest.raises(DataError, match="which output is which") as caught:
+        TextSource(path, encoder())
+    assert caught.value.fix.endswith('`classes:` and these names in the order of the outputs: ["no", "pos"]')
+    path.write_text("text,label\n" + "".join(f"good,c{index:03}\n" for index in range(130)))
+    with pytest.raises(DataError) as caught:
+        TextSource(path, encoder())
+    assert caught.value.fix.endswith('"c099"] and the other 30')
+
+
+def test_long_cells_are_read_up_to_a_bound(tmp_path):
+    limit = csv.field_size_limit()
+    path = tmp_path / "data.csv"
+    path.write_text(f"text,label\n{'good ' * 40_000},1\n")
+    source = TextSource(path, encoder())
+    assert next(source.batches(1)).inputs["input_ids"].shape == (1, 6)
+    path.write_text(f"text,label\n{'x' * (17 << 20)},1\n")
+    with pytest.raises(DataError, match="field limit"):
+        TextSource(path, encoder())
+    assert csv.field_size_limit() == limit
+
+
 def test_the_fingerprint_follows_texts_labels_tokenizer_and_preprocessing(tmp_path):
     path = write_rows(tmp_path / "data.csv")
     other = {"tokenizer.json": word_tokenizer({"pad_token": "film", "pad_id": 6})}
+    ordered = TextColumns(classes=("neg", "pos"))
     changed = [
-        TextSource(path, encoder()),
-        TextSource(path, encoder(max_length=5)),
-        TextSource(path, encoder(assets=other)),
+        TextSource(path, encoder(), ordered),
+        TextSource(path, encoder(max_length=5), ordered),
+        TextSource(path, encoder(assets=other), ordered),
         TextSource(path, encoder(), TextColumns(classes=("pos", "neg"))),
-        TextSource(path, encoder(), TextColumns(text="label", label="label")),
+        TextSource(path, encoder(), replace(ordered, text="label", label="label")),
     ]
     assert len({source.fingerprint for source in changed}) == len(changed)
 

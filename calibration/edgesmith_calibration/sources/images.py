@@ -28,8 +28,7 @@ class ImageFolderSource(SampleSource):
     """The images in a folder and its subfolders, in the order of their paths. Hidden files are left out.
 
     Labels come from `pattern` where one is given, else from the names of the direct subfolders where there are any,
-    else there are none. Names that are all integers are the class indices; others are numbered in sorted order, or by
-    `classes`.
+    else there are none. Names that are all integers are the class indices; others are numbered by `classes`.
 
     Args:
         path: The folder.
@@ -38,7 +37,8 @@ class ImageFolderSource(SampleSource):
         classes: Class names in the order of the model's outputs.
 
     Raises:
-        DataError: The folder is missing or holds no image, or an image has no label where others have one.
+        DataError: The folder is missing or holds no image, an image has no label where others have one, or labels
+            are names without `classes` to number them.
     """
 
     def __init__(

@@ -1,14 +1,17 @@
 """Samples that come one by one from Python objects, such as a `datasets.Dataset` or a `DataLoader`."""
 
+import importlib
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from edgesmith_calibration.errors import DataError
+from edgesmith_calibration.errors import DataError, EdgesmithError
 from edgesmith_calibration.sources.base import Array, Batch, DataSource, labels_do_not_match
 from edgesmith_calibration.sources.samples import (
     Indices,
@@ -20,6 +23,8 @@ from edgesmith_calibration.sources.samples import (
 _LABELS = ("labels", "label")
 _OWN_LABELS = "__labels__"
 _ITEMS_PER_BATCH = 8
+_NOT_THEIRS = ("<frozen ", importlib.__path__[0], str(Path(__file__).parents[1]))
+"""Where a fault of the user's code is not to be looked for: in the import machinery, and here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ class CallableSource(SampleSource):
     Values are arrays, tensors (anything with `__array__`, or `detach` and `cpu`), numbers or nested lists.
 
     Args:
-        function: Called once per reading; must give the same items each time.
+        function: Called once per reading; must give the same items each time. What it raises becomes a DataError.
         layout: How items become samples.
         description: Where they come from.
     """
@@ -110,12 +115,26 @@ class CallableSource(SampleSource):
             )
 
     def _samples(self) -> Iterator[_Sample]:
-        for item in self._function():
+        for item in self._contained(self._function):
             sample = _sample(item, self._layout, self.description)
             if self._layout.batched:
                 yield from _unbatched(sample, self.description)
             else:
                 yield sample
+
+    def _contained(self, function: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+        """Yield what the user's code gives; whatever it raises becomes an error that names it."""
+        try:
+            yield from function()
+        except EdgesmithError:
+            raise
+        except Exception as error:  # Code of the user runs here, and may raise anything.
+            raise DataError(
+                f"{self.description} cannot be read: {fault_of(error)}",
+                expected="an iterable of samples that can be read to its end",
+                why="samples come from there",
+                fix="correct the code that makes the samples",
+            ) from error
 
     @cached_property
     def _summary(self) -> _Summary:
@@ -167,7 +186,8 @@ class IterableSource(CallableSource):
         if self._items is None:
             yield from super().read(indices, batch_size)
         else:
-            samples = (_sample(self._items[index], self._layout, self.description) for index in indices.tolist())
+            items = self._contained(lambda: (self._items[index] for index in indices.tolist()))
+            samples = (_sample(item, self._layout, self.description) for item in items)
             yield from _stacked(samples, batch_size, self.description)
 
 
@@ -182,6 +202,15 @@ def as_samples(source: DataSource) -> SampleSource:
 
     layout = Layout(labels=_OWN_LABELS if source.has_labels else "", batched=True)
     return CallableSource(items, layout, source.description)
+
+
+def fault_of(error: Exception) -> str:
+    """Return what an exception of the user's code says, and where that code raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
+    place = f" (line {theirs[-1].lineno} of {theirs[-1].filename})" if theirs else ""
+    text = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
 
 
 def _sample(item: object, layout: Layout, description: str) -> _Sample:

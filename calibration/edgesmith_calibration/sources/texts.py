@@ -25,6 +25,8 @@ from edgesmith_calibration.text_encoder import TextEncoder
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 LABEL_COLUMNS = ("label", "labels", "category", "class", "target")
 """Columns taken for labels when none is named."""
+_LARGEST_CELL = 16 << 20
+"""Characters in one cell of a table. What is longer is more likely a missing quote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,9 @@ def _read_text(path: Path) -> str:
 
 def _table_rows(content: str, delimiter: Literal[",", "\t"], path: Path) -> Iterator[Mapping[str, str]]:
     reader = csv.DictReader(io.StringIO(content), delimiter=delimiter, strict=True)
+    # Python's own limit is that of all readers of the process, so it is put back.
+    limit = csv.field_size_limit()
+    csv.field_size_limit(max(limit, _LARGEST_CELL))
     try:
         for row in reader:
             # DictReader gathers surplus cells under None, and fills missing ones with None.
@@ -194,6 +199,8 @@ def _table_rows(content: str, delimiter: Literal[",", "\t"], path: Path) -> Iter
             why="texts and labels are found by the column's name",
             fix='quote cells that hold separators or line ends ("..."), or use a .jsonl file',
         ) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _json_rows(content: str, path: Path) -> Iterator[Mapping[str, str]]:
