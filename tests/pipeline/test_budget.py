@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgesmith.budget import conclude, misses, reason_to_undo
+from edgesmith.budget import conclude, metric_drop, misses, reason_to_undo
 from edgesmith.host.records import Tier
 from edgesmith.ledger import LedgerRow, Measurement
 from edgesmith.recipe import Budget
@@ -93,6 +93,12 @@ def test_a_metric_without_paired_change_is_held_against_the_budget_too(after: fl
     budget = Budget(max_metric_drop=1)
     assert bool(reason_to_undo(stage, source, source, budget, higher_is_better=False)) is undone
     assert bool(misses(stage, source, budget, higher_is_better=False)) is undone
+
+
+@pytest.mark.parametrize("after", [float("inf"), 10.0])
+def test_a_difference_that_is_not_finite_is_unknown(after: float) -> None:
+    source, stage = without_interval(float("inf")), without_interval(after)
+    assert metric_drop(stage, source, higher_is_better=False) is None
 
 
 def test_an_unknown_drop_is_not_taken_for_none() -> None:

@@ -1,5 +1,6 @@
 """Budgets: what a stage misses, whether a step pays, and the verdict on a whole run. Pure functions of the ledger."""
 
+import math
 from collections.abc import Sequence
 
 from edgesmith.ledger import LedgerRow, Measurement
@@ -9,13 +10,16 @@ from edgesmith.recipe import Budget
 def metric_drop(row: LedgerRow, source: LedgerRow, *, higher_is_better: bool) -> float | None:
     """Return how much metric the stage lost against the source, in the metric's unit; negative is a gain.
 
-    None where the source has no metric of its own, because the metric compares with the source.
+    None where the source has no metric of its own, because the metric compares with the source, or where the
+    difference is not finite.
     """
     if row.metric_change is not None:
         change = row.metric_change.value
     elif row.metric is not None and source.metric is not None:
         change = row.metric.value - source.metric.value
     else:
+        return None
+    if not math.isfinite(change):
         return None
     return -change if higher_is_better else change
 
