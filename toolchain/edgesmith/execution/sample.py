@@ -12,6 +12,9 @@ _CARRIERS = frozenset(
     ("Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice", "Concat")
 )
 
+# Those among them that keep every element.
+_COPIES = frozenset(("Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand"))
+
 _DEFAULT_BATCH = 2
 _DEFAULT_LENGTH = 16
 _DEFAULT_IMAGE_SIDE = 224
@@ -89,16 +92,40 @@ def _consumers(value: ir.Value) -> list[tuple[ir.Node, int]]:
 
 
 def _index_bound(value: ir.Value) -> int | None:
-    """Return how many rows the smallest table has that this value selects from, or None."""
+    """Return how many rows the smallest table or one-hot code has that this value selects from, or None."""
     bounds: list[int] = []
     for node, index in _consumers(value):
-        table = node.inputs[0]
-        if node.op_type in ("Gather", "GatherElements") and index == 1 and table is not None and table.shape:
-            axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-            rows = table.shape[axis]
-            if isinstance(rows, int) and table.const_value is not None:
-                bounds.append(rows)
+        if node.op_type in ("Gather", "GatherElements") and index == 1:
+            bounds.extend(_table_rows(node))
+        elif node.op_type == "OneHot" and index == 0:
+            depth = _constant(node.inputs[1])
+            if depth is not None and depth.size == 1:
+                bounds.append(int(depth.reshape(-1)[0]))
+        elif node.op_type == "Equal":
+            # Some exporters write a one-hot code as a comparison with 0, 1, 2 and so on.
+            codes = _constant(node.inputs[1 - index])
+            if codes is not None and codes.size > 1 and np.array_equal(np.unique(codes), np.arange(codes.size)):
+                bounds.append(codes.size)
     return min(bounds) if bounds else None
+
+
+def _table_rows(node: ir.Node) -> list[int]:
+    table = node.inputs[0]
+    if table is None or table.shape is None or table.const_value is None:
+        return []
+    rows = table.shape[node.attributes["axis"].as_int() if "axis" in node.attributes else 0] if table.shape else None
+    return [rows] if isinstance(rows, int) else []
+
+
+def _constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """Return a constant, also one that is cast, reshaped or expanded first, in the shape that it is stored in."""
+    while value is not None:
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is not None:
+            return tensor.numpy()
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type in _COPIES else None
+    return None
 
 
 def _compared_constant(value: ir.Value) -> int | None:

@@ -22,6 +22,7 @@ from onnxscript.rewriter.rules import common as rules
 from edgesmith.digest import digest_graph
 from edgesmith.errors import DataError, ModelError
 from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.runnable import BATCHES, LENGTHS, dimensions_for
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.frontends.equality import find_difference
 from edgesmith.frontends.torch_export import quiet
@@ -48,8 +49,6 @@ _RANDOM = frozenset(
 _NEVER_FOLDED = frozenset(("ConstantOfShape", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"))
 # Their outputs can be of any size, whatever the size of their inputs.
 _GROWING = frozenset(("Expand", "Gather", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"))
-_LENGTHS: tuple[tuple[int | None, int | None], ...] = ((None, 24), (64, 64), (576, 512), (1, 1))
-"""Sizes to try for dimensions that vary, for the two cases of a proof; None leaves it to the sampler."""
 
 # The rules that drop zero biases are left out: a bias that is zero now is a parameter that a later step may correct.
 _SIMPLIFICATIONS = (
@@ -152,10 +151,10 @@ class _Proof:
         session = ReferenceSession(model)
         if _random_node(model):
             return None
-        for lengths in _LENGTHS:
+        for lengths in LENGTHS:
             cases = []
-            for seed, batch in enumerate((2, 1)):
-                inputs = sample_inputs(model, seed=seed, dimensions=_sizes(model, batch, lengths[seed]))
+            for seed, batch in enumerate(BATCHES):
+                inputs = sample_inputs(model, seed=seed, dimensions=dimensions_for(model, batch, lengths[seed]))
                 try:
                     cases.append((inputs, session.run(inputs)))
                 except (ModelError, DataError):
@@ -174,22 +173,6 @@ class _Proof:
         except (ModelError, DataError) as error:
             return error.what
         return ""
-
-
-def _sizes(model: ir.Model, batch: int, length: int | None) -> dict[str, int]:
-    """Return sizes of the symbolic dimensions: `batch` in front, `length` elsewhere, or what the sampler takes."""
-    sizes: dict[str, int] = {}
-    for value in model.graph.inputs:
-        rank = len(value.shape or ())
-        for axis, dimension in enumerate(value.shape or ()):
-            if isinstance(dimension, ir.SymbolicDim):
-                name = dimension.value or f"{value.name}:{axis}"
-                # Recurrent states put the batch second, without a name in older exports.
-                if rank > 1 and (axis == 0 or (axis == 1 and not dimension.value and rank == 3)):
-                    sizes.setdefault(name, batch)
-                elif length is not None:
-                    sizes.setdefault(name, length)
-    return sizes
 
 
 def _apply(model: ir.Model, proof: _Proof | None) -> tuple[ir.Model, list[str]]:
