@@ -7,8 +7,10 @@ as BaseException (a plugin may call `sys.exit`); only Ctrl-C passes through.
 import random
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import EdgesmithError, StepError
@@ -152,7 +154,7 @@ def _check(kind: "type[Method[Any]]", model: "Model", context: Context[Any], aut
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  contains plugin faults, see the head of this file
-        return Verdict.refuse(f"check crashed: {author}: {_line(error)}{_at_node(error)}")
+        return Verdict.refuse(f"check crashed: {author}: {_line(error)}{_place(error)}{_at_node(error)}")
     if not isinstance(verdict, Verdict) or verdict.status not in ("ok", "skip", "refuse"):
         return Verdict.refuse(f"check crashed: {author}: returned {type(verdict).__name__}, not a Verdict")
     if verdict.status != "ok" and not verdict.reason:
@@ -185,7 +187,7 @@ def _crash(author: str, error: BaseException) -> StepError:
     if isinstance(error, EdgesmithError):
         what, expected, why, fix = error.what, error.expected, error.why, error.fix
     else:
-        what = f"crashed with {_line(error)}"
+        what = f"crashed with {_line(error)}{_place(error)}"
         expected = "a method that checks its input in `check` and applies without an exception"
         why = "The step has no result. The model before it is intact, and a corrected run resumes there."
         fix = "Remove the step, change its options, or report the crash to the author of the plugin."
@@ -195,6 +197,14 @@ def _crash(author: str, error: BaseException) -> StepError:
 def _line(error: BaseException) -> str:
     text = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _place(error: BaseException) -> str:
+    """Return " at my_plugin.py:19" for the innermost frame of the crash, or nothing where the call itself failed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or frames[-1].filename == __file__:
+        return ""
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
 
 
 def _at_node(error: BaseException) -> str:
@@ -209,10 +219,10 @@ def _at_node(error: BaseException) -> str:
 
 
 def _frame_locals(error: BaseException) -> Iterator[Mapping[str, object]]:
-    traceback = error.__traceback__
-    while traceback is not None:
-        yield traceback.tb_frame.f_locals
-        traceback = traceback.tb_next
+    frame = error.__traceback__
+    while frame is not None:
+        yield frame.tb_frame.f_locals
+        frame = frame.tb_next
 
 
 def _seed(seed: int) -> None:
