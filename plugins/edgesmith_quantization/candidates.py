@@ -1,7 +1,8 @@
 """Finds the products of a graph that can be quantized, and says why the others cannot."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
@@ -73,6 +74,21 @@ def find_candidates(
         if node.op_type in _WEIGHTED and node.domain == "":
             notes.skip(node_name(node), "stands in the body of a control-flow operator")
     return tuple(found)
+
+
+def unmatched_skip(graph: ir.Graph, patterns: Sequence[str]) -> str:
+    """Return which of the patterns name no node, with the names of near ones, or an empty string."""
+    names = [node_name(node) for node in graph.all_nodes()]
+    products = [node_name(node) for node in graph.all_nodes() if node.op_type in _WEIGHTED]
+    problems = []
+    for pattern in patterns:
+        if any(fnmatchcase(name, pattern) for name in names):
+            continue
+        plain = pattern.strip("*?")
+        near = [name for name in names if plain and plain.lower() in name.lower()]
+        near = near or get_close_matches(pattern, names) or products
+        problems.append(f"the option skip names {pattern!r}, which no node matches (near: {', '.join(near[:3])})")
+    return "; ".join(problems)
 
 
 def _inner_nodes(graph: ir.Graph) -> Iterator[ir.Node]:

@@ -13,7 +13,7 @@ from edgesmith.host.dialect import Dialect
 from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
-from edgesmith_quantization.candidates import Candidate, find_candidates
+from edgesmith_quantization.candidates import Candidate, find_candidates, unmatched_skip
 from edgesmith_quantization.dynamic_form import write_dynamic
 from edgesmith_quantization.options import QuantizeInt8Options
 from edgesmith_quantization.static_form import ActivationCode, Placement, place, write_static
@@ -34,9 +34,9 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
     def check(self, model: Model, context: Context[QuantizeInt8Options]) -> Verdict:
         """Return whether there is something to quantize, and the data that static mode needs."""
         options, dialect = context.options, context.dialect
-        form = _form_problem(options, dialect)
-        if form:
-            return Verdict.refuse(form)
+        problem = _form_problem(options, dialect) or unmatched_skip(model.graph, options.skip)
+        if problem:
+            return Verdict.refuse(problem)
         notes = Notes()
         candidates = find_candidates(model.graph, dialect, options, notes)
         if not candidates:

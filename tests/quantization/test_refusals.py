@@ -72,6 +72,17 @@ def test_dialects_without_a_form_are_refused():
     assert "does not run in integers" in check(product(), dialect=without).reason
 
 
+def test_skip_patterns_that_match_no_node_are_refused_with_near_names():
+    verdict = check(product(), skip=("node_*", "nod_y", "head?"))
+    assert verdict.status == "refuse"
+    assert "'nod_y', which no node matches (near: node_y)" in verdict.reason
+    assert "'head?', which no node matches (near: node_y)" in verdict.reason
+    assert "node_*" not in verdict.reason
+    assert check(product(), skip=("NODE_Y",)).reason.endswith("(near: node_y)")
+    relu = graph([node("Gemm", ["x", "w"], "h"), node("Relu", ["h"], "y")], {"w": normal(8, 8)}, {"x": ["n", 8]})
+    assert check(relu, skip=("node_y",)).status == "ok"
+
+
 @pytest.mark.parametrize(
     ("attributes", "reason"), [({"alpha": 0.5}, "alpha"), ({"beta": 2.0}, "beta"), ({"transA": 1}, "transA")]
 )
