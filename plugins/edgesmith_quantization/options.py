@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgesmith.host.records import Needs
+
 Operator = Literal["MatMul", "Gemm", "Conv"]
 
 
@@ -49,3 +51,8 @@ class QuantizeInt8Options(BaseModel):
         default=False,
         description="Keep weights in 7 bits. For x86 processors without VNNI, whose 8-bit products saturate.",
     )
+
+    @property
+    def needs(self) -> Needs:
+        """What these options need: static mode takes its ranges from data."""
+        return Needs(data=self.mode == "static")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from edgesmith.errors import ModelError, TargetError
 from edgesmith.execution.reference import ReferenceSession
@@ -11,13 +11,10 @@ from edgesmith.host.dialect import Dialect, TensorFormat
 from edgesmith.host.interfaces import Build, Target
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
+from edgesmith.serialization import write_onnx
 from edgesmith_onnxruntime.lowering import lower
 
 FILE_NAME = "model.onnx"
-DATA_NAME = "model.data"
-
-# Protobuf files end at 2 GB; a margin is left for everything that is not weights.
-_INLINE_BYTES = 1_500_000_000
 
 DIALECT = Dialect(
     name="onnx-cpu",
@@ -69,13 +66,10 @@ class OnnxCpu(Target):
                 why="an artifact that does not load is of no use",
                 fix="report this with the recipe; a step without the failing operator may work",
             ) from error
-        large = _weight_bytes(model.ir) > _INLINE_BYTES
-        ir.save(model.ir, directory / FILE_NAME, external_data=DATA_NAME if large else None)
+        # Exporters write stack traces and module paths, which are bytes to ship and tell of the exporting machine.
+        plain = model.ir.clone()
+        common_passes.ClearMetadataAndDocStringPass()(plain)
+        write_onnx(plain, directory / FILE_NAME)
         import onnxruntime
 
         return Build(FILE_NAME, {"runtime": "onnxruntime", "version": onnxruntime.__version__, "optimization": "all"})
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    values = model.graph.initializers.values()
-    return sum(value.const_value.nbytes for value in values if value.const_value is not None)

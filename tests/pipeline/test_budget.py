@@ -31,11 +31,11 @@ def row(
     ("budget", "stage", "words"),
     [
         (Budget(max_metric_drop=0.5), row(change=-0.4), None),
-        (Budget(max_metric_drop=0.5), row(change=-0.8), "metric drop is 0.8 points, 0.3 above"),
-        (Budget(max_latency_ms=6), row(speedup=1.0), "latency is 10 ms, 4 above"),
-        (Budget(min_speedup=2), row(speedup=1.5), "speed-up is 1.5 x, 0.5 below"),
+        (Budget(max_metric_drop=0.5), row(change=-0.8), "metric drop is 0.8 points, 0.3 points above"),
+        (Budget(max_latency_ms=6), row(speedup=1.0), "latency is 10 ms, 4 ms above"),
+        (Budget(min_speedup=2), row(speedup=1.5), "speed-up is 1.5 x, 0.5 x below"),
         (Budget(max_size_bytes=50), row(size=50), None),
-        (Budget(max_size_bytes=50), row(size=51), "size is 51 bytes, 1 above"),
+        (Budget(max_size_bytes=50), row(size=51), "size is 51 bytes, 1 bytes above"),
     ],
 )
 def test_a_miss_names_the_limit_and_the_distance(budget: Budget, stage: LedgerRow, words: str | None) -> None:
@@ -59,7 +59,9 @@ def test_lower_is_better_metrics_lose_upwards() -> None:
     [
         (Budget(), row(speedup=1.5, low=1.4), False),
         (Budget(), row(speedup=1.05, low=0.95), True),
-        (Budget(), row(speedup=0.9, low=0.8, size=50), False),
+        (Budget(), row(speedup=0.9, low=0.8, size=50), True),
+        (Budget(), row(speedup=1.02, low=0.95, size=50), False),
+        (Budget(), row(speedup=1.02, low=0.95, size=100), True),
         (Budget(max_latency_ms=20), row(speedup=0.9, low=0.8, size=50), True),
         (Budget(max_size_bytes=60), row(speedup=2.0, low=1.9), True),
         (Budget(max_size_bytes=60), row(speedup=0.9, low=0.8, size=50), False),
@@ -105,3 +107,16 @@ def test_an_unknown_drop_is_not_taken_for_none() -> None:
     source = row(index=0).model_copy(update={"metric": None})
     stage = row(speedup=2, low=1.9).model_copy(update={"metric_change": None})
     assert "not known" in reason_to_undo(stage, source, source, Budget(max_metric_drop=1), higher_is_better=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        (row(speedup=0.25, low=0.24, size=25), "4.00 times SLOWER than the source, 4.00 times smaller"),
+        (row(speedup=1.04, low=0.95), "No measurable difference in speed"),
+        (row(speedup=2.0, low=1.9, size=200), "2.00 times the speed of the source, 2.00 times larger"),
+        (row(speedup=2.0, low=1.9, size=100.2), "of equal size"),
+    ],
+)
+def test_the_verdict_says_loss_and_noise_as_plainly_as_gain(stage: LedgerRow, words: str) -> None:
+    assert words in conclude([row(index=0), stage], 1, Budget(), higher_is_better=True)

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -51,6 +52,9 @@ def test_a_module_compiles_with_example_inputs(tmp_path: Path) -> None:
     compiled = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
     with torch.inference_mode():
         original = module(images).numpy()
+    # Stack traces and module paths of the exporter stay behind.
+    assert b"test_sources.py" not in artifact.entry.read_bytes()
+    assert not any(node.metadata_props for node in onnx.load(artifact.entry).graph.node)
     noise = np.linalg.norm(compiled - original) / np.linalg.norm(original)
     assert 0 < noise < 0.1
     # The bare file was cut in two parts that share no sample.
@@ -127,3 +131,16 @@ def test_an_onnx_file_takes_images_when_the_description_says_how(job: Job) -> No
     artifact = edgesmith.compile(job.model, data=job.data, out=job.folder / "artifact", settings=quick(job.folder))
     assert artifact.ledger.metric == "accuracy"
     assert '"crop"' in (artifact.directory / "task.json").read_text()
+
+
+def test_external_data_of_the_source_ends_up_in_the_artifact(job: Job) -> None:
+    model = onnx.load(job.model)
+    onnx.save(model, job.model, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    artifact = edgesmith.compile(
+        job.model, recipe="float", data=job.data, out=job.folder / "artifact", settings=quick(job.folder)
+    )
+    (job.folder / "weights.bin").unlink()
+    (job.folder / "store").rename(job.folder / "elsewhere")
+    moved = (job.folder / "artifact").rename(job.folder / "moved")
+    session = onnxruntime.InferenceSession(str(moved / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"image": np.zeros((2, 3, 16, 16), np.float32)})[0].shape == (2, 4)

@@ -100,11 +100,11 @@ def test_build_writes_what_users_load(tmp_path, tiny_vit):
 
 
 def test_large_weights_stand_beside_the_graph(tmp_path, monkeypatch, tiny_vit):
-    from edgesmith_onnxruntime import cpu
+    from edgesmith import serialization
 
-    monkeypatch.setattr(cpu, "_INLINE_BYTES", 100)
+    monkeypatch.setattr(serialization, "PROTOBUF_LIMIT_BYTES", 100)
     OnnxCpu().build(tiny_vit, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.data", "model.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
 
 
 def broken():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgesmith.artifact import MANIFEST_FILE, Artifact, write_artifact
+from edgesmith.artifact import MANIFEST_FILE, Artifact, read_entry, write_artifact
 from edgesmith.data import RandomInputs, RunData, choose_data, first_batch, fixed_batch_size
 from edgesmith.errors import ModelError, RecipeError
 from edgesmith.files import require_replaceable, require_writable
@@ -61,8 +61,8 @@ def compile(
     """Compile a trained network into a measured artifact for one target.
 
     Args:
-        source: A Hugging Face directory or hub id, an `.onnx` file, an Edgesmith model directory, a Model, or an
-            `nn.Module` together with `example_inputs`.
+        source: A Hugging Face directory or hub id, an `.onnx` file, an artifact, an Edgesmith model directory, a
+            Model, or an `nn.Module` together with `example_inputs`.
         out: Directory of the artifact. It must be new, empty, or an earlier artifact, which is replaced at the end.
         target: Target name; None takes the recipe's, or `onnx-cpu`.
         recipe: A file, the name of a bundled recipe, a mapping, or a Recipe.
@@ -92,7 +92,7 @@ def compile(
     opened = choice.open(model)
     for step in plan.steps:
         labelled = opened.calibration is not None and opened.calibration.has_labels
-        check_needs(step.record, has_data=opened.calibration is not None, has_labels=labelled)
+        check_needs(step.needing, has_data=opened.calibration is not None, has_labels=labelled)
     yardstick = _yardstick(model, opened, plan, workshop, settings)
     outcome = run_plan(plan, model, opened.calibration, yardstick, workshop)
     command = settings.command or _command(source, plan, recipe, data, out)
@@ -108,6 +108,8 @@ def load_source(source: object, workshop: Workshop, *, example_inputs: object = 
     """
     if isinstance(source, Model):
         return source
+    if isinstance(source, str | Path) and (Path(source) / MANIFEST_FILE).is_file():
+        source = read_entry(Path(source))
     record, frontend = _frontend_for(source, workshop.registry)
     key = make_key(
         {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
-from edgesmith.errors import MeasurementError
+from edgesmith.errors import MeasurementError, ModelError
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.files import hash_file, replace_directory
 from edgesmith.graph.cost import count_cost
@@ -46,8 +46,35 @@ class Artifact:
     @property
     def entry(self) -> Path:
         """The file that a runtime opens."""
-        manifest = json.loads((self.directory / MANIFEST_FILE).read_text(encoding="utf-8"))
-        return self.directory / str(manifest["entry"])
+        return read_entry(self.directory)
+
+    def __str__(self) -> str:
+        return f"{self.directory}: {self.ledger.verdict}"
+
+
+def read_entry(directory: Path) -> Path:
+    """Return the file that a runtime opens, of the artifact in `directory`.
+
+    Raises:
+        ModelError: The manifest is damaged, or names no file in the artifact.
+    """
+    try:
+        manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+        entry = directory / str(manifest["entry"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(directory, f"its {MANIFEST_FILE} cannot be read ({type(error).__name__})") from error
+    if not entry.is_file() or directory.resolve() not in entry.resolve().parents:
+        raise _damaged(directory, f"its {MANIFEST_FILE} names {entry.name!r}, which is no file in it")
+    return entry
+
+
+def _damaged(directory: Path, problem: str) -> ModelError:
+    return ModelError(
+        f"The artifact {directory} is damaged: {problem}.",
+        expected="a directory that `edgesmith compile` wrote",
+        why="The manifest says which file is the model.",
+        fix="Compile again.",
+    )
 
 
 def write_artifact(

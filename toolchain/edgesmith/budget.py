@@ -44,7 +44,8 @@ def misses(row: LedgerRow, source: LedgerRow, budget: Budget, *, higher_is_bette
             found.append(f"{name} was not measured (limit {limit:g} {unit})")
         elif sign * (value - limit) > 0:
             direction = "above" if sign > 0 else "below"
-            found.append(f"{name} is {value:.4g} {unit}, {abs(value - limit):.3g} {direction} the limit of {limit:g}")
+            distance = f"{_plain(abs(value - limit), unit)} {direction} the limit of {_plain(limit, unit)}"
+            found.append(f"{name} is {_plain(value, unit)}, {distance}")
     return tuple(found)
 
 
@@ -53,8 +54,9 @@ def reason_to_undo(
 ) -> str:
     """Return why a step does not pay, or an empty string if it does.
 
-    A step pays when it keeps the metric within the budget and improves what the budget names: time, size, or
-    either of them where the budget names none. A speed-up counts when its lower quartile is above 1.
+    A step pays when it keeps the metric within the budget and improves what the budget names. Where the budget names
+    neither time nor size, it pays when it is faster, or smaller without being slower. A speed-up counts when its lower
+    quartile is above 1, a slow-down when its upper quartile is below.
     """
     drop = metric_drop(row, source, higher_is_better=higher_is_better)
     unit = _unit_of_change(row.metric.unit if row.metric else "")
@@ -64,15 +66,16 @@ def reason_to_undo(
         return f"it loses {drop:.3g} {unit} against the source, and the budget allows {budget.max_metric_drop:g}"
     faster = row.speedup_step is not None and _low(row.speedup_step) > 1
     sizes = _value(row.size_bytes), _value(before.size_bytes)
+    slower = row.speedup_step is not None and _high(row.speedup_step) < 1
     smaller = sizes[0] is not None and sizes[1] is not None and sizes[0] < sizes[1]
     wants_time = budget.max_latency_ms is not None or budget.min_speedup is not None
     wants_size = budget.max_size_bytes is not None
-    gained = (faster and (wants_time or not wants_size)) or (smaller and (wants_size or not wants_time))
-    if gained:
+    if (faster and (wants_time or not wants_size)) or (smaller and (wants_size or not (wants_time or slower))):
         return ""
     speedup = f"{row.speedup_step.value:.2f}x" if row.speedup_step else "not measured"
     asked = " and ".join(name for name, wanted in (("time", wants_time), ("size", wants_size)) if wanted)
-    return f"it does not improve {asked or 'time or size'} (speed-up of the step: {speedup}, smaller: {smaller})"
+    change = "smaller" if smaller else "not smaller"
+    return f"it does not improve {asked or 'time, nor size at equal time'} ({speedup} the speed before it, {change})"
 
 
 def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_is_better: bool) -> str:
@@ -80,15 +83,16 @@ def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_i
     source, row = rows[0], rows[chosen]
     parts = []
     if row.speedup is not None:
-        parts.append(f"{row.speedup.value:.2f} times the speed of the source")
+        parts.append(_speed(row.speedup))
     if row.size_bytes is not None and source.size_bytes is not None and row.size_bytes.value:
-        parts.append(f"{source.size_bytes.value / row.size_bytes.value:.2f} times smaller")
+        parts.append(_size(source.size_bytes.value / row.size_bytes.value))
     change = row.metric_change
     if change is not None:
         unit = _unit_of_change(change.unit)
         interval = f" (95 % interval {change.low:+.2f} to {change.high:+.2f})" if change.low is not None else ""
         parts.append(f"with a change of {change.value:+.2f} {unit}{interval}")
-    sentence = (", ".join(parts) or "Nothing was measured") + "."
+    sentence = ", ".join(parts) or "Nothing was measured"
+    sentence = sentence[0].upper() + sentence[1:] + "."
     if budget == Budget():
         return sentence
     missed = misses(row, source, budget, higher_is_better=higher_is_better)
@@ -102,6 +106,33 @@ def _unit_of_change(unit: str) -> str:
 
 def _value(measurement: Measurement | None) -> float | None:
     return measurement.value if measurement is not None else None
+
+
+def _plain(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return (
+            f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.3g} kB" if value >= 1e3 else f"{value:g} bytes"
+        )
+    return f"{value:.4g} {unit}".strip()
+
+
+def _speed(speedup: Measurement) -> str:
+    """Return a speed-up in words; where the quartiles lie on both sides of 1, none was measured."""
+    if _low(speedup) <= 1 <= _high(speedup):
+        return f"no measurable difference in speed ({speedup.value:.2f} times that of the source)"
+    if speedup.value < 1:
+        return f"{1 / speedup.value:.2f} times SLOWER than the source"
+    return f"{speedup.value:.2f} times the speed of the source"
+
+
+def _size(ratio: float) -> str:
+    if abs(ratio - 1) < 0.01:
+        return "of equal size"
+    return f"{ratio:.2f} times smaller" if ratio > 1 else f"{1 / ratio:.2f} times larger"
+
+
+def _high(measurement: Measurement) -> float:
+    return measurement.high if measurement.high is not None else measurement.value
 
 
 def _low(measurement: Measurement) -> float:

@@ -1,8 +1,8 @@
 """The pipeline: from a source through the steps of a plan to a lowered model, each cached, checked and measured."""
 
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,43 +69,99 @@ def run_plan(
     """
     meter = StageMeter(yardstick, workshop.store, workshop.progress)
     lowering = f"lower to {plan.target_record.name}"
+    # Lowering only proves that outputs stay equal, so inputs of the evaluation will do where none are to calibrate on.
+    samples = calibration or yardstick.evaluation
     first = _build_stage(plan, SOURCE_LABEL, source, workshop)
     source_row = _row(0, SOURCE_LABEL, source, yardstick).model_copy(update={"remarks": source.provenance.remarks})
-    rows = [meter.measure(source_row, first, None, first)]
-    current, current_row = first, rows[0]
-    higher = yardstick.metric_record.higher_is_better
+    entries = [_Entry(meter.measure(source_row, first, None, first), first)]
+    judge = _Judge(plan, meter, workshop, samples, first, yardstick.metric_record.higher_is_better)
+    current = first
     labels = unique_labels([step.label for step in plan.steps], reserved=(SOURCE_LABEL, lowering))
     for index, (step, label) in enumerate(zip(plan.steps, labels, strict=True), start=1):
         base = _row(index, label, current.model, yardstick).model_copy(update=_origin(step))
         change = _apply(plan, index, step, current.model, calibration, workshop, base)
         if change.row.status == "skipped":
-            rows.append(change.row)
+            entries.append(_Entry(change.row))
             continue
         stage = _build_stage(plan, label, change.model, workshop)
         row = meter.measure(_with_cost(change.row, change.model, yardstick), stage, current, first)
-        if plan.recipe.keep == "if-pays":
-            reason = reason_to_undo(row, current_row, rows[0], plan.recipe.budget, higher_is_better=higher)
-            row = row.model_copy(update={"status": "undone", "reason": reason}) if reason else row
-        rows.append(row)
-        if row.status == "ok":
-            current, current_row = stage, row
-    # Lowering only proves that outputs stay equal, so inputs of the evaluation will do where none are to calibrate on.
-    samples = calibration or yardstick.evaluation
-    row = LedgerRow(index=len(rows), stage=lowering, distribution=plan.target_distribution)
+        reason = judge.reason_to_undo(current, stage) if plan.recipe.keep == "if-pays" else ""
+        if reason:
+            row = row.model_copy(update={"status": "undone", "reason": reason})
+        entries.append(_Entry(row, stage, current))
+        current = current if reason else stage
+    row = LedgerRow(index=len(entries), stage=lowering, distribution=plan.target_distribution)
     lowered = _lower(plan, row, current.model, samples, workshop)
-    lowered = replace(lowered, row=_with_cost(lowered.row, lowered.model, yardstick))
     stage = _build_stage(plan, lowering, lowered.model, workshop)
     found = run_lints(workshop.registry, plan.target_record, lowered.model, plan.target.dialect)
-    row = lowered.row.model_copy(update={"remarks": (*lowered.row.remarks, *found)})
-    rows.append(meter.measure(row, stage, current, first))
-    ledger = Ledger(
+    row = _with_cost(lowered.row, lowered.model, yardstick)
+    row = row.model_copy(update={"remarks": (*row.remarks, *found)})
+    entries.append(_Entry(meter.measure(row, stage, current, first), stage, current))
+    return Outcome(lowered.model, _ledger(plan, source, _timed(meter, entries), calibration, yardstick, workshop))
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A row on its way into the ledger, with its stage and the one before, if there are any."""
+
+    row: LedgerRow
+    stage: Stage | None = None
+    before: Stage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Decides whether a step pays by what would ship: both stages lowered, and timed together with the source."""
+
+    plan: Plan
+    meter: StageMeter
+    workshop: Workshop
+    samples: "DataSource"
+    source: Stage
+    higher_is_better: bool
+
+    def reason_to_undo(self, before: Stage, after: Stage) -> str:
+        """Return why the step from `before` to `after` does not pay, or an empty string if it does."""
+        old, new = self._lowered(before), self._lowered(after)
+        stages = ((self.source, None), (old, self.source), (new, old))
+        rows = [
+            self.meter.measure(LedgerRow(index=index, stage=stage.label), stage, earlier, self.source)
+            for index, (stage, earlier) in enumerate(stages)
+        ]
+        timed = self.meter.time([(row, *pair) for row, pair in zip(rows, stages, strict=True)])
+        budget = self.plan.recipe.budget
+        return reason_to_undo(timed[2], timed[1], timed[0], budget, higher_is_better=self.higher_is_better)
+
+    def _lowered(self, stage: Stage) -> Stage:
+        row = LedgerRow(index=0, stage=f"{stage.label}, lowered")
+        lowered = _lower(self.plan, row, stage.model, self.samples, self.workshop)
+        return _build_stage(self.plan, row.stage, lowered.model, self.workshop)
+
+
+def _timed(meter: StageMeter, entries: Sequence[_Entry]) -> tuple[LedgerRow, ...]:
+    """Return all rows, those of stages with their times from one comparison."""
+    stages = [(entry.row, entry.stage, entry.before) for entry in entries if entry.stage is not None]
+    timed = {row.index: row for row in meter.time(stages)}
+    return tuple(timed.get(entry.row.index, entry.row) for entry in entries)
+
+
+def _ledger(
+    plan: Plan,
+    source: Model,
+    rows: tuple[LedgerRow, ...],
+    calibration: "DataSource | None",
+    yardstick: Yardstick,
+    workshop: Workshop,
+) -> Ledger:
+    higher, chosen = yardstick.metric_record.higher_is_better, len(rows) - 1
+    return Ledger(
         source=source.provenance.source,
         target=plan.target_record.name,
         metric=yardstick.metric_record.name,
         metric_higher_is_better=higher,
-        rows=tuple(rows),
-        chosen=len(rows) - 1,
-        verdict=conclude(rows, len(rows) - 1, plan.recipe.budget, higher_is_better=higher),
+        rows=rows,
+        chosen=chosen,
+        verdict=conclude(rows, chosen, plan.recipe.budget, higher_is_better=higher),
         budget=plan.recipe.budget.model_dump(exclude_none=True),
         seed=plan.recipe.seed,
         threads=workshop.threads,
@@ -114,7 +170,6 @@ def run_plan(
         machine=describe_machine(),
         plugins=tuple(sorted({plugin.label for plugin in workshop.registry.plugins})),
     )
-    return Outcome(lowered.model, ledger)
 
 
 def _apply(

@@ -1,11 +1,11 @@
 """The plan: a recipe and a target resolved against the installed plugins, checked before a model is loaded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgesmith.host.interfaces import Target
-from edgesmith.host.records import MethodRecord, TargetRecord
+from edgesmith.host.records import MethodRecord, Needs, TargetRecord
 from edgesmith.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ class PlannedStep:
     options: "BaseModel"
     distribution: str
     """Where the method comes from, as "name version"."""
+
+    @property
+    def needing(self) -> MethodRecord:
+        """The record with what these very options need, where the options say so in a property `needs`."""
+        needs = getattr(self.options, "needs", None)
+        return replace(self.record, needs=needs) if isinstance(needs, Needs) else self.record
 
     @property
     def label(self) -> str:
@@ -63,7 +69,7 @@ def make_plan(registry: "Registry", recipe: Recipe, target: str | None, *, has_c
         registry.metric(recipe.metric)
     check_order(tuple(step.record for step in steps), registry)
     for step in steps:
-        check_needs(step.record, has_data=has_calibration)
+        check_needs(step.needing, has_data=has_calibration)
     check_needs(target_record)
     return Plan(
         recipe=recipe,

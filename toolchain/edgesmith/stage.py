@@ -3,10 +3,10 @@
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 _LAYER_SAMPLES = 16
+_RIGHT = {"%": 100.0}
+"""Score of a right answer in metrics that count right answers, by unit."""
 _LAYER_BATCH = 4
 _EVALUATION_BATCH = 16
 
@@ -72,7 +74,7 @@ class StageMeter:
         self._progress = progress
 
     def measure(self, row: LedgerRow, stage: Stage, before: Stage | None, source: Stage) -> LedgerRow:
-        """Return `row` with everything measured: against `before` and `source`, interleaved with both.
+        """Return `row` with everything measured but time, which `time` measures for several stages at once.
 
         Args:
             row: What is known of the stage without measuring.
@@ -80,7 +82,6 @@ class StageMeter:
             before: The stage before it; None for the source itself.
             source: The first stage of the run.
         """
-        row = self._with_latency(row, stage, before, source)
         evaluation, reference = self._evaluation(stage, source), self._evaluation(source, source)
         unit, tier = self._yardstick.metric_record.unit, self._yardstick.runner.tier
         # Without labels the source is compared with itself, which is no number worth a row.
@@ -88,8 +89,8 @@ class StageMeter:
             metric = Measurement(value=evaluation.value, unit=unit, tier=tier, samples=evaluation.samples)
             row = row.model_copy(update={"metric": metric})
         if before is not None and evaluation.scores is not None and reference.scores is not None:
-            change = paired_difference(reference.scores, evaluation.scores).measurement(unit=unit, tier=tier)
-            row = row.model_copy(update={"metric_change": change})
+            change = paired_difference(reference.scores, evaluation.scores, right=_RIGHT.get(unit))
+            row = row.model_copy(update={"metric_change": change.measurement(unit=unit, tier=tier)})
         others = {} if before is None else {one.label: one for one in (before, source)}
         return row.model_copy(
             update={
@@ -100,29 +101,39 @@ class StageMeter:
             }
         )
 
-    def _with_latency(self, row: LedgerRow, stage: Stage, before: Stage | None, source: Stage) -> LedgerRow:
-        entries = {one.label: one for one in (source, before, stage) if one is not None}
-        key = self._key("latency", *entries.values(), plan=asdict(self._yardstick.latency_plan))
+    def time(self, stages: Sequence[tuple[LedgerRow, Stage, Stage | None]]) -> list[LedgerRow]:
+        """Return the rows with their times, all taken in one comparison, so that any two of them may be compared.
+
+        Args:
+            stages: Row, stage and the stage before it. The first is the source, which has none before it.
+        """
+        source = stages[0][1]
+        pairs = [[stage.label, before.label if before else ""] for _, stage, before in stages]
+        plan = asdict(self._yardstick.latency_plan)
+        key = self._key("latency", *(stage for _, stage, _ in stages), pairs=pairs, plan=plan)
         found = self._store.facts(key)
         if found is None:
-            with self._progress.stage(f"timing {stage.label}"):
+            with self._progress.stage(f"timing {len(stages)} stages in turns"):
                 comparison = self._yardstick.runner.latency(
-                    {label: one.entry for label, one in entries.items()},
+                    {stage.label: stage.entry for _, stage, _ in stages},
                     self._yardstick.inputs,
                     self._yardstick.latency_plan,
                 )
-            numbers = {"latency_ms": comparison.latency_ms(stage.label)}
-            if before is not None:
-                numbers["speedup"] = comparison.speedup(stage.label, source.label)
-                numbers["speedup_step"] = comparison.speedup(stage.label, before.label)
-            found = {
-                "numbers": {name: _as_json(number) for name, number in numbers.items()},
-                "remarks": list(comparison.remarks),
-            }
+            numbers: dict[str, dict[str, Measurement]] = {}
+            for _, stage, before in stages:
+                numbers[stage.label] = {"latency_ms": comparison.latency_ms(stage.label)}
+                if before is not None:
+                    numbers[stage.label]["speedup"] = comparison.speedup(stage.label, source.label)
+                    numbers[stage.label]["speedup_step"] = comparison.speedup(stage.label, before.label)
+            plain = {label: {name: _as_json(one) for name, one in its.items()} for label, its in numbers.items()}
+            found = {"numbers": plain, "remarks": list(comparison.remarks)}
             self._store.keep_facts(key, found)
-        facts: Any = found
-        numbers = {name: Measurement.model_validate(number) for name, number in facts["numbers"].items()}
-        return row.model_copy(update={**numbers, "remarks": (*row.remarks, *facts["remarks"])})
+        rows = []
+        for row, stage, _ in stages:
+            update = {name: Measurement.model_validate(one) for name, one in found["numbers"][stage.label].items()}
+            remarks = (*row.remarks, *found["remarks"]) if stage is source else row.remarks
+            rows.append(row.model_copy(update={**update, "remarks": remarks}))
+        return rows
 
     def _evaluation(self, stage: Stage, source: Stage) -> Evaluation:
         yardstick = self._yardstick
@@ -146,9 +157,8 @@ class StageMeter:
             scores = None if evaluation.scores is None else evaluation.scores.tolist()
             found = {"value": evaluation.value, "samples": evaluation.samples, "scores": scores}
             self._store.keep_facts(key, found)
-        facts: Any = found
-        scores = None if facts["scores"] is None else np.asarray(facts["scores"], dtype=np.float64)
-        return Evaluation(facts["value"], facts["samples"], scores)
+        scores = None if found["scores"] is None else np.asarray(found["scores"], dtype=np.float64)
+        return Evaluation(found["value"], found["samples"], scores)
 
     def _peak_memory(self, stage: Stage) -> Measurement:
         def measured() -> Measurement:
@@ -195,7 +205,7 @@ class StageMeter:
             )
             found = {"layers": [_as_json(error) for error in errors]}
             self._store.keep_facts(key, found)
-        return tuple(LayerError.model_validate(error) for error in cast("Any", found["layers"]))
+        return tuple(LayerError.model_validate(error) for error in found["layers"])
 
     def _stored(self, key: str, kind: type[RecordT], measure: "Callable[[], RecordT]") -> RecordT:
         found = self._store.facts(key)

@@ -120,7 +120,13 @@ def evaluate(
 
 
 def paired_difference(
-    before: "np.ndarray", after: "np.ndarray", *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    before: "np.ndarray",
+    after: "np.ndarray",
+    *,
+    right: float | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> PairedDifference:
     """Return mean(after) - mean(before) with a confidence interval for paired samples.
 
@@ -131,6 +137,7 @@ def paired_difference(
     Args:
         before: Scores per sample, float [samples].
         after: Scores of the same samples in the same order.
+        right: Score of a right answer, where it is known; it cannot be told from scores that are all 0.
         confidence: Coverage of the interval.
         resamples: Bootstrap resamples.
         seed: Seed of the bootstrap.
@@ -148,7 +155,7 @@ def paired_difference(
             fix="evaluate both stages on the same data",
         )
     scores = np.concatenate((before, after))
-    for scale in _RIGHT:
+    for scale in (right,) if right is not None else _RIGHT:
         if np.isin(scores, (0.0, scale)).all():
             low, high = _binary_interval(before == scale, after == scale, confidence)
             low, high = low * scale, high * scale
