@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from edgesmith.errors import MeasurementError, ModelError
-from edgesmith.execution.sample import sample_inputs
+from edgesmith.execution.runnable import runnable_inputs
 from edgesmith.files import hash_file, replace_directory
 from edgesmith.graph.cost import count_cost
 from edgesmith.graph.structure import find_structure
@@ -139,10 +139,10 @@ def _write_validator(directory: Path, entry: Path, lowered: Model, runner: Runne
     if entry.suffix != ".onnx":
         return
     copyfile(Path(__file__).with_name("artifact_validator.py"), directory / "validate.py")
-    inputs = sample_inputs(lowered.ir, seed=0)
     try:
+        inputs = runnable_inputs(lowered.ir)
         outputs = next(iter(runner.outputs(entry, [Batch(inputs=inputs, labels=None)])))
-    except MeasurementError:
+    except (MeasurementError, ModelError):
         return
     arrays = {f"input/{name}": array for name, array in inputs.items()}
     arrays |= {f"output/{name}": array for name, array in outputs.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from edgesmith.errors import DataError
+from edgesmith.execution.runnable import runnable_dimensions
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.model import Model
 from edgesmith_calibration.checked import CheckedSource, InputForm
@@ -142,6 +143,7 @@ class RandomInputs(DataSource):
     def __init__(self, model: Model, *, count: int = _RANDOM_BATCHES) -> None:
         self._model = model
         self._count = count
+        self._dimensions: dict[str, int] | None = None
         self.fingerprint = f"random-inputs-{count}"
 
     def __len__(self) -> int:
@@ -149,8 +151,11 @@ class RandomInputs(DataSource):
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield every sample; `batch_size` cannot change what the graph asks for."""
+        if self._dimensions is None:
+            self._dimensions = runnable_dimensions(self._model.ir)
         for seed in range(self._count):
-            yield Batch(inputs=sample_inputs(self._model.ir, seed=seed), labels=None)
+            inputs = sample_inputs(self._model.ir, seed=seed, dimensions=self._dimensions)
+            yield Batch(inputs=inputs, labels=None)
 
     def take(self, count: int) -> DataSource:
         """Return the first `count` samples."""
