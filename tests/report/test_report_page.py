@@ -249,7 +249,8 @@ def test_structure_of_a_real_graph_is_shown(tmp_path: Path):
 
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", 3, 8, 8]))
     kernel = ir.Value(name="kernel", const_value=ir.tensor(np.ones((4, 3, 3, 3), dtype=np.float32), name="kernel"))
-    node = ir.node("Conv", [x, kernel], attributes={"kernel_shape": [3, 3], "strides": [2, 2]})
+    attributes = {"kernel_shape": [3, 3], "strides": [2, 2]}
+    node = ir.node("Conv", [x, kernel], attributes=attributes, name="node_Conv_0")
     graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[kernel], opset_imports={"": 20})
     data = {"structure": find_structure(ir.Model(graph, ir_version=10)).to_json(), "cost": {"parameters": 108}}
     directory = report_ledgers.write(tmp_path / "artifact", report_ledgers.full_ledger(), bare=True)
@@ -257,3 +258,28 @@ def test_structure_of_a_real_graph_is_shown(tmp_path: Path):
     text = Page(render_report(directory)).text
     assert "Convolutions 1" in text and "3×3 3 to 4" in text and "2×2" in text
     assert "1 convolution" in text
+    # Names are copied into the option `skip`, so they stand as they are.
+    assert "node_Conv_0" in text
+
+
+def test_the_layer_panel_of_the_step_with_the_largest_error_is_open(tmp_path: Path):
+    def layers(*decibels: float) -> dict:
+        return {"layers": tuple(LayerError(value=f"v{db}", layer=f"l{db}", sqnr_db=db) for db in decibels)}
+
+    stages = {1: layers(40, 60), 2: layers(20, 30), 3: layers(math.inf, math.inf), 4: layers(5, 9) | {"method": ""}}
+    full = report_ledgers.full_ledger()
+    rows = tuple(row.model_copy(update=stages.get(row.index, {})) for row in full.rows)
+    page = Page(render_report(report_ledgers.write(tmp_path / "artifact", report_ledgers.full_ledger(rows=rows))))
+    panels = page.source.split('id="layers"')[1].split("</section>")[0].split("<details")[1:]
+    assert [panel.startswith(" open") for panel in panels] == [True, False, False, False]
+    assert [next(stage for stage in rows if stage.stage in panel).index for panel in panels] == [2, 1, 3, 4]
+
+
+def test_a_layer_panel_without_any_error_stays_closed(tmp_path: Path):
+    equal = (LayerError(value="v", layer="l", sqnr_db=math.inf), LayerError(value="w", layer="m", sqnr_db=math.inf))
+    rows = tuple(
+        row.model_copy(update={"layers": equal if row.layers else ()}) for row in report_ledgers.full_ledger().rows
+    )
+    page = Page(render_report(report_ledgers.write(tmp_path / "artifact", report_ledgers.full_ledger(rows=rows))))
+    panel = page.source.split('id="layers"')[1].split("<details")[1]
+    assert not panel.startswith(" open")

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgesmith.errors import MeasurementError
 from edgesmith.files import write_atomically
-from edgesmith.ledger import Ledger, load_ledger
+from edgesmith.ledger import Ledger, LedgerRow, load_ledger
 from edgesmith.report import charts, content
 from edgesmith.report.format import capitalize, format_bytes, format_count, format_decibels, format_seconds, shorten
 from edgesmith.report.structure import StructureView, read_structure
@@ -107,13 +108,30 @@ def _environment() -> "Environment":
 
 
 def _layer_views(ledger: Ledger) -> list[dict[str, object]]:
-    """Return plot, worst values and all values of each stage with layer errors, the chosen one first."""
-    with_layers = [row for row in ledger.rows if row.layers]
-    with_layers.sort(key=lambda row: row.index != ledger.chosen)
+    """Return plot and worst values of each stage with layer errors: first the step with the largest error, open.
+
+    The lowering, which is no method, and stages whose values are all equal stay closed.
+    """
+    with_layers = sorted((row for row in ledger.rows if row.layers), key=_error_order)
     return [
-        {"row": row, "plot": charts.layer_plot(row), "worst": charts.worst_layers(row, _WORST_LAYERS)}
-        for row in with_layers
+        {
+            "row": row,
+            "plot": charts.layer_plot(row),
+            "worst": charts.worst_layers(row, _WORST_LAYERS),
+            "open": place == 0 and bool(row.method) and _smallest_ratio(row) < math.inf,
+        }
+        for place, row in enumerate(with_layers)
     ]
+
+
+def _error_order(row: LedgerRow) -> tuple[bool, float]:
+    return not row.method, _smallest_ratio(row)
+
+
+def _smallest_ratio(row: LedgerRow) -> float:
+    """Return the ratio at the value with the largest error in dB; infinite where all are equal."""
+    ratios = [one.sqnr_db for one in row.layers]
+    return -math.inf if any(map(math.isnan, ratios)) else min(ratios)
 
 
 def _structure(directory: Path) -> StructureView | None:

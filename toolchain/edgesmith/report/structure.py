@@ -95,7 +95,7 @@ def _attention(part: Part) -> str:
 
 
 def _mlp(part: Part) -> str:
-    details = [_text(part.get("width")), _text(part.get("activation")), "gated" if part.get("gated") else ""]
+    details = [_text(part.get("width")), _words(part.get("activation")), "gated" if part.get("gated") else ""]
     return ", ".join(detail for detail in details if detail)
 
 
@@ -115,12 +115,18 @@ def _convolution(part: Part) -> str:
 
 
 def _field(name: str) -> Callable[[Part], str]:
+    """Return a column with a number or a name as it stands in the graph, so that it can be copied into a recipe."""
     return lambda part: _text(part.get(name))
+
+
+def _term(name: str) -> Callable[[Part], str]:
+    """Return a column with a term of the structure, as words."""
+    return lambda part: _words(part.get(name))
 
 
 _BLOCK: _Columns = {
     "width": _field("width"),
-    "norm": _field("norm"),
+    "norm": _term("norm"),
     "attention": _of_residuals("attentions", _attention),
     "MLP": _of_residuals("mlps", _mlp),
     "convolutions": _of_residuals("convolutions", _convolution),
@@ -136,7 +142,7 @@ _TABLES: tuple[tuple[str, str, _Columns], ...] = (
             "channels": lambda part: f"{_text(part.get('in_channels'))} to {_text(part.get('out_channels'))}",
             "groups": _field("groups"),
             "stride": lambda part: _by(part.get("strides")),
-            "activation": _field("activation"),
+            "activation": _term("activation"),
             "node": _field("node"),
         },
     ),
@@ -149,7 +155,7 @@ _TABLES: tuple[tuple[str, str, _Columns], ...] = (
         "Embeddings",
         "embeddings",
         {
-            "kind": _field("kind"),
+            "kind": _term("kind"),
             "rows": _field("rows"),
             "size": _field("size"),
             "patch": lambda part: _by(part.get("patch")),
@@ -160,7 +166,7 @@ _TABLES: tuple[tuple[str, str, _Columns], ...] = (
         "Heads",
         "heads",
         {
-            "kind": _field("kind"),
+            "kind": _term("kind"),
             "classes": _field("classes"),
             "tied": lambda part: "to the embedding" if part.get("tied") else "",
             "output": _field("output"),
@@ -182,7 +188,11 @@ def _text(value: object) -> str:
         return _text(value.get("kind") or value.get("op_type"))
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return ""
-    return str(value).replace("_", " ") if isinstance(value, str) and value.isidentifier() else str(value)
+    return str(value)
+
+
+def _words(value: object) -> str:
+    return _text(value).replace("_", " ")
 
 
 def _by(value: object) -> str:
