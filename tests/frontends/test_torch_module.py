@@ -1,6 +1,7 @@
 """Modules with example inputs: names, dynamic axes, equality with the module, and modules left as they were."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,17 @@ def test_only_modules_are_accepted() -> None:
     assert FRONTEND.accepts(nn.Linear(1, 1))
     assert not FRONTEND.accepts("model.onnx")
     assert not FRONTEND.accepts(nn.Linear)
+    assert not FRONTEND.accepts("model.pth.onnx")
+
+
+@pytest.mark.parametrize("name", ["model.pt", "missing/model.pth"])
+def test_a_weight_file_is_refused_with_the_way_to_go(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"not read")
+    assert FRONTEND.accepts(tmp_path / name)
+    for ask in (FRONTEND.load, FRONTEND.fingerprint):
+        with pytest.raises(ModelError, match=r"not an nn\.Module but a file") as caught:
+            ask(tmp_path / name)
+        assert "edgesmith.compile(module, example_inputs" in caught.value.fix
 
 
 def test_the_fingerprint_follows_weights_code_and_shapes() -> None:

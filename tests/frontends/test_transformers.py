@@ -197,6 +197,25 @@ def test_an_unreachable_hub_id_is_one_friendly_error(tmp_path: Path, monkeypatch
         FRONTEND.load("nobody/no-such-model")
 
 
+def test_a_mistyped_directory_is_named_without_asking_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*arguments: object, **options: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
+    for ask in (FRONTEND.load, FRONTEND.fingerprint):
+        with pytest.raises(ModelError, match=r"^There is no directory `my-modle`") as caught:
+            ask("my-modle")
+        assert "owner" in caught.value.fix
+
+
+def test_a_hub_model_without_an_owner_that_is_cached_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: str(tmp_path / file))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be loaded by transformers"):
+        FRONTEND.load("bert-base-uncased")
+
+
 def test_what_is_accepted(tmp_path: Path, tiny_cnn: Model) -> None:
     for source in ("bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2", tmp_path):
         assert FRONTEND.accepts(source)

@@ -5,6 +5,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,13 +33,19 @@ if TYPE_CHECKING:
     import torch
 
 _CHECKED_BATCH = 3
+_WEIGHT_SUFFIXES = (".pt", ".pth")
 
 
 class TorchModuleFrontend(Frontend):
     """Exports a module, with a dynamic batch axis, and proves that the graph computes what the module computes."""
 
     def accepts(self, source: object) -> bool:
-        """Return whether `source` is an `nn.Module`. Does not import torch: without it there is no module."""
+        """Return whether `source` is an `nn.Module`, or names a weight file, which `load` refuses with advice.
+
+        Does not import torch: without it there is no module.
+        """
+        if isinstance(source, str | Path):
+            return Path(source).suffix in _WEIGHT_SUFFIXES and not Path(source).is_dir()
         torch = sys.modules.get("torch")
         return torch is not None and isinstance(source, torch.nn.Module)
 
@@ -57,7 +64,7 @@ class TorchModuleFrontend(Frontend):
         import torch
 
         if not isinstance(source, torch.nn.Module):
-            raise TypeError(f"expected an nn.Module, not {type(source).__name__}")
+            raise _no_module(source)
         what = type(source).__name__
         _require_cpu(source, what)
         signature = _read_signature(source, example_inputs, dynamic_axes, what)
@@ -93,7 +100,7 @@ class TorchModuleFrontend(Frontend):
         import torch
 
         if not isinstance(source, torch.nn.Module):
-            raise TypeError(f"expected an nn.Module, not {type(source).__name__}")
+            raise _no_module(source)
         total = hashlib.sha256(repr(source).encode())
         for kind in sorted(
             {type(child) for child in source.modules()}, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}"
@@ -105,6 +112,17 @@ class TorchModuleFrontend(Frontend):
         for name, tensor in _tensors_in(example_inputs):
             total.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}\n".encode())
         return total.hexdigest()
+
+
+def _no_module(source: object) -> ModelError:
+    found = f"`{source}`" if isinstance(source, str | Path) else f"An object of type {type(source).__name__}"
+    return ModelError(
+        f"{found} is not an nn.Module{' but a file of PyTorch weights' if isinstance(source, str | Path) else ''}.",
+        expected="an nn.Module in Python, a Hugging Face directory or hub id, or an .onnx file",
+        why="Weights alone do not say what the network computes, and unpickling a file can run any code.",
+        fix="Build the module in Python, load its weights, and call "
+        "`edgesmith.compile(module, example_inputs=..., out=...)`.",
+    )
 
 
 def prove_export(

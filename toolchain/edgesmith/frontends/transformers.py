@@ -120,6 +120,8 @@ def _resolve(source: str) -> Path:
                 fix="Name the right directory, or an .onnx file.",
             )
         return directory
+    if "/" not in source and not _is_cached(source):
+        raise _no_such_path(source)
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -133,6 +135,23 @@ def _resolve(source: str) -> Path:
             why=f"The hub answered: {' '.join(str(error).split())[:200]}",
             fix="Check the spelling and the network, or download the model elsewhere and name its directory.",
         ) from error
+
+
+def _is_cached(name: str) -> bool:
+    """Return whether the local cache holds the hub model `name`. A few old ones have names without an owner."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _no_such_path(source: str) -> ModelError:
+    """Return the error for a name that is no directory here. The hub is not asked: its ids have an owner in front."""
+    return ModelError(
+        f"There is no directory `{source}`.",
+        expected="a directory that exists, an .onnx file, or a hub id with its owner, as in `owner/name`",
+        why="The name has no `/`, so the Hugging Face hub was not asked for it.",
+        fix="Check the spelling and the working directory; for an old hub model, name its owner too.",
+    )
 
 
 def _family_of(architectures: list[str]) -> _Family:
