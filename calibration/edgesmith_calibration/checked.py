@@ -45,7 +45,7 @@ class CheckedSource(DataSource):
         self.has_labels = source.has_labels
         if batch_size is not None and len(self._source) == 0:
             raise DataError(
-                f"{source.description} holds {len(source)} samples",
+                f"there are {len(source)} samples in {source.description}",
                 expected=f"at least {batch_size}, the batch size that the graph insists on",
                 why="the graph cannot run on fewer",
                 fix="give more samples, or export the model with a dynamic batch axis",
@@ -85,7 +85,7 @@ class CheckedSource(DataSource):
 
     def _missing(self, name: str, batch: Batch) -> DataError:
         return DataError(
-            f"{self.description} gives no array for the input '{name}'",
+            f"there is no array for the input '{name}' in {self.description}",
             expected=f"arrays named {', '.join(self._inputs)}; there are {', '.join(batch.inputs) or 'none'}",
             why="every input of the graph needs a value",
             fix="rename the arrays like the inputs of the graph",

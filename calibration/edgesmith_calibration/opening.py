@@ -79,5 +79,6 @@ def _no_preprocessing(kind: str, path: Path) -> DataError:
         f"the model does not say how {kind} in {path} become inputs",
         expected=f"{kind} preprocessing in the model's task",
         why="the same pixels or tokens must reach the model as when it was trained",
-        fix="compile from a directory with a tokenizer or image processor, or pass arrays in an .npz file",
+        fix="compile from a directory with a tokenizer or image processor, describe it under `preprocessing:` "
+        "in a YAML data description (see `edgesmith schema --data`), or pass arrays in an .npz file",
     )

@@ -215,7 +215,7 @@ def test_a_missing_file_is_refused(tmp_path):
 )
 def test_raw_data_needs_the_models_preprocessing(tmp_path, kind, preprocessing):
     spec = DataSpec.model_validate({"evaluation": {"kind": kind, "path": "data"}}).evaluation
-    with pytest.raises(DataError, match="the model does not say how"):
+    with pytest.raises(DataError, match=r"(?s)the model does not say how.*`preprocessing:`"):
         open_source(spec, preprocessing=preprocessing, assets=ASSETS, base=tmp_path)
 
 

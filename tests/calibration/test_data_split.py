@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesmith_calibration.errors import DataError
-from edgesmith_calibration.sources import ArraySource, CallableSource, split, without
+from edgesmith_calibration.sources import ArraySource, CallableSource, NpzSource, split, without
 
 
 def source(values, labels=None):
@@ -83,3 +83,26 @@ def test_without_removes_what_the_other_holds():
     assert without(same, source([3])) is same
     with pytest.raises(DataError, match="every sample of"):
         without(source([1, 2]), source([2, 1, 0]))
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog", "cat"], [0.5, 1.0, 2.0], [0.0, float("nan"), 1.0]])
+def test_labels_that_are_no_class_indices_are_refused(labels, tmp_path):
+    with pytest.raises(DataError, match="the labels in arrays in memory") as caught:
+        source([1, 2, 3], labels)
+    assert caught.value.expected.startswith("labels must be integers 0..N-1")
+    np.savez(tmp_path / "data.npz", x=np.zeros((3, 1), np.float32), labels=np.array(labels))
+    with pytest.raises(DataError, match=repr(labels[0])):
+        NpzSource(tmp_path / "data.npz")
+
+
+def test_labels_of_a_function_are_checked_before_the_split():
+    rows = [{"x": np.array([value], np.float32), "label": np.float32(value / 4)} for value in range(8)]
+    with pytest.raises(DataError, match=r"labels in .* are float32"):
+        split(CallableSource(lambda: rows), 2)
+
+
+def test_whole_numbers_stored_as_floats_are_class_indices():
+    data = source(range(4), [0.0, 1.0, 0.0, 1.0])
+    assert data.labels().dtype == np.int64
+    first, rest = split(data, 2)
+    assert sorted(first.labels().tolist()) == sorted(rest.labels().tolist()) == [0, 1]

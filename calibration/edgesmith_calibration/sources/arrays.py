@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgesmith_calibration.errors import DataError
-from edgesmith_calibration.sources.base import Array, Batch, labels_do_not_match
+from edgesmith_calibration.sources.base import Array, Batch, labels_do_not_match, whole_labels
 from edgesmith_calibration.sources.samples import (
     Indices,
     SampleSource,
@@ -31,7 +31,7 @@ class ArraySource(SampleSource):
         description: Where they come from.
 
     Raises:
-        DataError: There is no sample, or arrays disagree on the number of samples.
+        DataError: There is no sample, arrays disagree on the number of samples, or labels are not integers.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class ArraySource(SampleSource):
             )
         if self._labels is not None and self._labels.shape[:1] != (self._length,):
             raise labels_do_not_match(len(np.atleast_1d(self._labels)), self._length, description)
+        if self._labels is not None:
+            self._labels = whole_labels(self._labels, description)
 
     def __len__(self) -> int:
         return self._length

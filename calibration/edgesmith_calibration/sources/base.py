@@ -118,3 +118,22 @@ def labels_do_not_match(labels: int, samples: int, description: str) -> DataErro
         why="a score needs to know which label belongs to which sample",
         fix="correct the labels, or remove them to compare with the source model instead",
     )
+
+
+def whole_labels(labels: Array, description: str) -> Array:
+    """Return labels that are integers, also where they are stored as floats.
+
+    Raises:
+        DataError: They are texts, objects, fractions, or not finite.
+    """
+    if labels.dtype.kind in "iub":
+        return labels
+    if labels.dtype.kind == "f" and np.isfinite(labels).all() and np.array_equal(labels, np.rint(labels)):
+        return labels.astype(np.int64)
+    shown = ", ".join(repr(one) for one in labels.reshape(-1)[:3].tolist())
+    raise DataError(
+        f"the labels in {description} are {labels.dtype}: {shown}",
+        expected="labels must be integers 0..N-1 for N classes",
+        why="a label is the index of the model's output for its class",
+        fix="store each label as the index of its class, or leave labels out to compare with the source model instead",
+    )

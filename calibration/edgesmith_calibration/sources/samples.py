@@ -131,7 +131,7 @@ def require_samples(count: int, description: str) -> None:
     """
     if count == 0:
         raise DataError(
-            f"{description} holds no samples",
+            f"there are no samples in {description}",
             expected="at least one sample",
             why="nothing can be calibrated or measured without data",
             fix="check the path and the format of the data",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgesmith_calibration.errors import DataError
-from edgesmith_calibration.sources.base import Array, DataSource
+from edgesmith_calibration.sources.base import Array, DataSource, whole_labels
 from edgesmith_calibration.sources.iterables import as_samples
 from edgesmith_calibration.sources.samples import SampleSource
 
@@ -25,7 +25,8 @@ def split(source: DataSource, count: int, *, seed: int = 0) -> tuple[SampleSourc
         seed: Another seed chooses other samples.
 
     Raises:
-        DataError: There are fewer than two different samples, or `count` leaves no sample for either part.
+        DataError: There are fewer than two different samples, `count` leaves no sample for either part, or labels are
+            not integers.
     """
     source = as_samples(source)
     if not 1 <= count < len(source):
@@ -34,7 +35,8 @@ def split(source: DataSource, count: int, *, seed: int = 0) -> tuple[SampleSourc
     if len(groups) < 2:
         raise _too_few(source, "all its samples are equal")
     labels = source.labels()
-    strata = _strata(groups, labels if labels is not None and labels.ndim == 1 else None)
+    classes = whole_labels(labels, source.description) if labels is not None and labels.ndim == 1 else None
+    strata = _strata(groups, classes)
     quotas = _shares({name: sum(map(len, group.values())) for name, group in strata.items()}, count, seed)
     chosen: list[int] = []
     for name, stratum in strata.items():
