@@ -136,9 +136,7 @@ def test_an_onnx_file_takes_images_when_the_description_says_how(job: Job) -> No
 def test_external_data_of_the_source_ends_up_in_the_artifact(job: Job) -> None:
     model = onnx.load(job.model)
     onnx.save(model, job.model, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    artifact = edgesmith.compile(
-        job.model, recipe="float", data=job.data, out=job.folder / "artifact", settings=quick(job.folder)
-    )
+    edgesmith.compile(job.model, recipe="float", data=job.data, out=job.folder / "artifact", settings=quick(job.folder))
     (job.folder / "weights.bin").unlink()
     (job.folder / "store").rename(job.folder / "elsewhere")
     moved = (job.folder / "artifact").rename(job.folder / "moved")
