@@ -3,10 +3,12 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from small_graphs import executed_operators, graph, lower, node, operators, quantize, run, sqnr, strip_quantization
+from edgesmith.execution.reference import ReferenceSession
+from edgesmith_onnxruntime.cpu import OnnxCpu
+from small_graphs import context, executed_operators, graph, node, operators, quantize, run, strip_quantization
 
 # Normal data of a few hundred values reaches 4 standard deviations. Rounding it to 255 steps leaves 1e-4 of its power
 # as noise, about 40 dB. Each product adds at most three roundings (input, weight, output), and chains here have at
@@ -80,6 +82,20 @@ def _finished(nodes, weights, value, shape, data):
     return graph(nodes, weights, {"x": shape}), {"x": data.astype(np.float32)}
 
 
+def noise_db(model, result, data):
+    """Return by how many decibels the output's noise lies below the strongest value inside the original graph.
+
+    Noise is in proportion to the values that were rounded. A residual that cancels, or a Relu that cuts nearly
+    everything off, makes the output smaller than them, but not its noise.
+    """
+    taps = [each.outputs[0].name for each in model.graph]
+    values = ReferenceSession(model.ir, taps=taps).run(data)
+    strongest = max(float(np.sqrt(np.mean(np.square(value, dtype=np.float64)))) for value in values.values())
+    error = (run(result, data)["y"] - values["y"]).astype(np.float64)
+    noise = float(np.sqrt(np.mean(np.square(error))))
+    return 200.0 if noise == 0 else 20 * np.log10(strongest / noise)
+
+
 CHAINS = st.one_of(dense_chains(), convolution_chains())
 
 
@@ -89,10 +105,13 @@ def test_static_output_is_close_and_runs_in_integers(chain, per_channel):
     model, data = chain
     result = quantize(model, data, range_estimator="min-max", per_channel=per_channel)
     assert [v.name for v in (*result.graph.inputs, *result.graph.outputs)] == ["x", "y"]
-    expected = run(model, data)["y"]
-    if np.abs(expected).max() > 1e-3:
-        assert sqnr(expected, run(result, data)["y"]) > DECIBELS
-    executed = executed_operators(lower(result, data))
+    assert noise_db(model, result, data) > DECIBELS
+    working = context(None, data)
+    lowered = OnnxCpu().lower(result, working)
+    # On a graph this small, one code that float noise flips can exceed the tolerance of the proof. Lowering then leaves
+    # a rewrite out and says so; what runs in integers is promised for the rewrites that are kept.
+    assume(not any("outputs changed" in remark for remark in working.notes.remarks))
+    executed = executed_operators(lowered)
     products = sum(operators(model)[each] for each in ("MatMul", "Gemm", "Conv"))
     assert executed["MatMulIntegerToFloat"] + executed["QGemm"] + executed["QLinearConv"] == products
 
@@ -110,9 +129,7 @@ def test_static_without_its_pairs_is_the_original(chain):
 def test_dynamic_output_is_close(chain):
     model, data = chain
     result = quantize(model, None, mode="dynamic")
-    expected = run(model, data)["y"]
-    if np.abs(expected).max() > 1e-3:
-        assert sqnr(expected, run(result, data)["y"]) > DECIBELS
+    assert noise_db(model, result, data) > DECIBELS
     assert sum(operators(result)[each] for each in ("MatMul", "Gemm", "Conv")) == 0
 
 
