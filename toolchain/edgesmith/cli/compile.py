@@ -50,14 +50,14 @@ def command(
     # Checked before heavy imports, so that a mistyped name answers at once.
     from edgesmith.recipe import load_recipe
 
-    load_recipe(recipe)
+    chosen = load_recipe(recipe)
     registry = registry_of(context)
     from edgesmith.api import Settings, compile
     from edgesmith.cli.progress import make_progress
 
     with make_progress(silent=as_json) as progress:
         settings = Settings(threads=threads, registry=registry, progress=progress, command=_command())
-        artifact = compile(source, out=out, target=target, recipe=recipe, data=data, settings=settings)
+        artifact = compile(source, out=out, target=target, recipe=chosen, data=data, settings=settings)
     if as_json:
         write_json({"directory": str(artifact.directory), **json.loads(artifact.ledger.model_dump_json())})
     else:
