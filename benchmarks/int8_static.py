@@ -39,7 +39,7 @@ def quantize_with_edgesmith(model: Path, data: Mapping[str, np.ndarray], out: Pa
     from edgesmith.task import Task
     from edgesmith_calibration.sources import ArraySource
     from edgesmith_onnxruntime.cpu import OnnxCpu
-    from edgesmith_quantization.options import QuantizeInt8Options
+    from edgesmith_quantization.options.int8 import QuantizeInt8Options
     from edgesmith_quantization.quantize_int8 import QuantizeInt8
 
     target, source = OnnxCpu(), ArraySource(data)

@@ -19,7 +19,7 @@ from edgesmith.model import Model, Provenance
 from edgesmith.task import Task
 from edgesmith_calibration.sources import ArraySource
 from edgesmith_onnxruntime.cpu import DIALECT, OnnxCpu
-from edgesmith_quantization.options import QuantizeInt8Options
+from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
 
 Arrays = Mapping[str, np.ndarray]

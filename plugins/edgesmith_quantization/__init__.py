@@ -18,7 +18,7 @@ def register_methods() -> Sequence[MethodRecord]:
             summary="8-bit integers for MatMul, Gemm and Conv, static or dynamic, in the dialect of the target.",
             entry="edgesmith_quantization.quantize_int8:QuantizeInt8",
             kind=Kind.QUANTIZE,
-            options="edgesmith_quantization.options:QuantizeInt8Options",
+            options="edgesmith_quantization.options.int8:QuantizeInt8Options",
             guarantee=Guarantee.LOSSY,
             order=Order(after=(Kind.PRUNE, Kind.FOLD, Kind.LOW_RANK)),
             tags=("int8", "q/dq"),

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from edgesmith.graph.edit import constant_scalar, constant_tensor
 from edgesmith.host.context import Notes
 from edgesmith.host.dialect import Dialect
-from edgesmith_quantization.options import QuantizeInt8Options
+from edgesmith_quantization.options.int8 import QuantizeInt8Options
+from edgesmith_quantization.options.selection import Selection
 
 _WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _QUANTIZED = ("DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear")
@@ -76,8 +77,13 @@ def find_candidates(
     return tuple(found)
 
 
-def unmatched_skip(graph: ir.Graph, patterns: Sequence[str]) -> str:
-    """Return which of the patterns name no node, with the names of near ones, or an empty string."""
+def unmatched_names(graph: ir.Graph, selection: Selection) -> str:
+    """Return which patterns of `only` and `skip` name no node, with the names of near ones, or an empty string."""
+    problems = (_unmatched(graph, option, getattr(selection, option)) for option in ("only", "skip"))
+    return "; ".join(filter(None, problems))
+
+
+def _unmatched(graph: ir.Graph, option: str, patterns: Sequence[str]) -> str:
     names = [node_name(node) for node in graph.all_nodes()]
     products = [node_name(node) for node in graph.all_nodes() if node.op_type in _WEIGHTED]
     problems = []
@@ -87,7 +93,7 @@ def unmatched_skip(graph: ir.Graph, patterns: Sequence[str]) -> str:
         plain = pattern.strip("*?")
         near = [name for name in names if plain and plain.lower() in name.lower()]
         near = near or get_close_matches(pattern, names) or products
-        problems.append(f"the option skip names {pattern!r}, which no node matches (near: {', '.join(near[:3])})")
+        problems.append(f"the option {option} names {pattern!r}, which no node matches (near: {', '.join(near[:3])})")
     return "; ".join(problems)
 
 
@@ -98,8 +104,9 @@ def _inner_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
 
 def _obstacle(node: ir.Node, dialect: Dialect, options: QuantizeInt8Options) -> str:
     """Return why `node` stays as it is, or an empty string."""
-    if any(fnmatchcase(node_name(node), pattern) for pattern in options.skip):
-        return "named in the option skip"
+    unselected = options.obstacle(node_name(node))
+    if unselected:
+        return unselected
     if node.op_type not in dialect.operators:
         return f"{node.op_type} does not run in integers on {dialect.name}"
     if node.op_type not in options.operators:

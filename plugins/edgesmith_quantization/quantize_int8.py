@@ -13,9 +13,9 @@ from edgesmith.host.dialect import Dialect
 from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
-from edgesmith_quantization.candidates import Candidate, find_candidates, unmatched_skip
+from edgesmith_quantization.candidates import Candidate, find_candidates, unmatched_names
 from edgesmith_quantization.dynamic_form import write_dynamic
-from edgesmith_quantization.options import QuantizeInt8Options
+from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.static_form import ActivationCode, Placement, place, write_static
 from edgesmith_quantization.weights import WeightStore
 
@@ -34,7 +34,7 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
     def check(self, model: Model, context: Context[QuantizeInt8Options]) -> Verdict:
         """Return whether there is something to quantize, and the data that static mode needs."""
         options, dialect = context.options, context.dialect
-        problem = _form_problem(options, dialect) or unmatched_skip(model.graph, options.skip)
+        problem = _form_problem(options, dialect) or unmatched_names(model.graph, options)
         if problem:
             return Verdict.refuse(problem)
         notes = Notes()

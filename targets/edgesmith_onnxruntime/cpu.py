@@ -7,7 +7,7 @@ import onnx_ir.passes.common as common_passes
 from edgesmith.errors import ModelError, TargetError
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.host.context import Context
-from edgesmith.host.dialect import Dialect, TensorFormat
+from edgesmith.host.dialect import Dialect, TensorFormat, WeightFormat
 from edgesmith.host.interfaces import Build, Target
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
@@ -15,6 +15,8 @@ from edgesmith.serialization import write_onnx
 from edgesmith_onnxruntime.lowering import lower
 
 FILE_NAME = "model.onnx"
+
+_BLOCK_SIZES = (16, 32, 64, 128)
 
 DIALECT = Dialect(
     name="onnx-cpu",
@@ -28,6 +30,16 @@ DIALECT = Dialect(
     # MatMul and Gemm have kernels with float output; Conv runs in integers only between Q/DQ pairs.
     quantize_outputs=frozenset({"Conv"}),
     carried=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"}),
+    weight_only=(
+        WeightFormat("int8", symmetric=False, block_sizes=_BLOCK_SIZES, opset=21),
+        WeightFormat("uint8", symmetric=False, block_sizes=_BLOCK_SIZES, opset=21),
+        WeightFormat("int4", symmetric=False, block_sizes=_BLOCK_SIZES, opset=21),
+        WeightFormat("uint4", symmetric=False, block_sizes=_BLOCK_SIZES, opset=21),
+        WeightFormat("int2", symmetric=False, block_sizes=_BLOCK_SIZES, opset=25),
+        WeightFormat("uint2", symmetric=False, block_sizes=_BLOCK_SIZES, opset=25),
+        WeightFormat("float8e4m3fn"),
+    ),
+    float8="simulated",
 )
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from edgesmith.errors import DataError, StepError
 from edgesmith_onnxruntime.cpu import DIALECT
-from edgesmith_quantization.options import QuantizeInt8Options
+from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
 from small_graphs import context, graph, node, operators, quantize
 

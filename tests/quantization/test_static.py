@@ -7,7 +7,7 @@ import pytest
 from edgesmith.errors import DataError
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.host.dialect import Dialect, TensorFormat
-from edgesmith_quantization.options import QuantizeInt8Options
+from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
 from small_graphs import (
     context,

@@ -1,6 +1,7 @@
 """The quantized form that a target accepts. A method decides numerics; the dialect decides how they are written."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -12,6 +13,19 @@ class TensorFormat:
     symmetric: bool
     """Symmetric means zero point 0 for signed types; asymmetric uses the whole range with a zero point."""
     granularity: Literal["tensor", "channel"] = "tensor"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """One way to store a weight that is dequantized before it is used (weight-only quantization)."""
+
+    dtype: Literal["int8", "uint8", "int4", "uint4", "int2", "uint2", "float8e4m3fn"]
+    symmetric: bool = True
+    """Whether zero points must be 0. A target that takes zero points takes symmetric weights too."""
+    block_sizes: tuple[int, ...] = ()
+    """Sizes that blocks along the summed dimension may have; empty where only whole channels share a scale."""
+    opset: int = 20
+    """First ONNX opset that can write it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +48,15 @@ class Dialect:
     carried: frozenset[str] = frozenset()
     """Operator types between quantized operators that run in integers once all their inputs and outputs are
     quantized, such as Add in residual connections of convolutional networks."""
+    attention_products: bool = False
+    """Whether products of two activations, as in attention, run in integers."""
+    weight_only: tuple[WeightFormat, ...] = ()
+    """Formats of weights that are stored small and dequantized before a product in float."""
+    float8: Literal["none", "simulated", "hardware"] = "none"
+    """Whether float8 Q/DQ pairs load (simulated: rounded, then computed in float) or run on float8 hardware."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Format name, such as "int2", to the reason the runtime takes none of it and what would work instead."""
+
+    def weight_format(self, dtype: str) -> WeightFormat | None:
+        """Return the weight-only format of that type, or None where the runtime has none."""
+        return next((each for each in self.weight_only if each.dtype == dtype), None)

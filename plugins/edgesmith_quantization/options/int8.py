@@ -1,18 +1,17 @@
-"""Options of the quantization methods. Imports neither onnx nor numpy."""
+"""Options of `quantize-int8`."""
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from edgesmith.host.records import Needs
+from edgesmith_quantization.options.selection import Selection
 
 Operator = Literal["MatMul", "Gemm", "Conv"]
 
 
-class QuantizeInt8Options(BaseModel):
+class QuantizeInt8Options(Selection):
     """Options of `quantize-int8`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["static", "dynamic"] = Field(
         default="static",
@@ -37,9 +36,6 @@ class QuantizeInt8Options(BaseModel):
     operators: tuple[Operator, ...] = Field(
         default=("MatMul", "Gemm", "Conv"),
         description="Operator types to quantize. Those that the target's dialect does not list stay in float.",
-    )
-    skip: tuple[str, ...] = Field(
-        default=(), description="Names of nodes to leave in float; `*` and `?` match as in file names."
     )
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
     batch_size: int = Field(
