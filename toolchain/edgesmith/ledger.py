@@ -67,7 +67,7 @@ class LedgerRow(_Record):
     distribution: str = ""
     """Distribution and version that the method comes from, as "name version"."""
     options: Mapping[str, object] = Field(default_factory=dict)
-    status: Literal["ok", "skipped", "refused", "undone"] = "ok"
+    status: Literal["ok", "skipped", "undone"] = "ok"
     reason: str = ""
     metric: Measurement | None = None
     metric_change: Measurement | None = None

@@ -31,7 +31,6 @@ TIERS: Mapping[str, str] = {
 STATUSES: Mapping[str, str] = {
     "ok": "kept",
     "skipped": "skipped",
-    "refused": "refused",
     "undone": "undone",
 }
 
