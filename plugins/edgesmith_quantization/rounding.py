@@ -25,7 +25,7 @@ def quantize(values: Float, scale: Float, zero_point: Integer, axis: int | None 
         axis: Dimension that scales belong to; None for one scale.
     """
     limits = np.iinfo(zero_point.dtype)
-    scale, zero_point = _along(scale, axis, values.ndim), _along(zero_point, axis, values.ndim)
+    scale, zero_point = along(scale, axis, values.ndim), along(zero_point, axis, values.ndim)
     offset = zero_point.astype(np.float32)
     codes = values / scale
     # Saturation comes before rounding, so that quotients beyond the integer range stay exact.
@@ -37,12 +37,12 @@ def quantize(values: Float, scale: Float, zero_point: Integer, axis: int | None 
 
 def dequantize(codes: Integer, scale: Float, zero_point: Integer, axis: int | None = None) -> Float:
     """Return the float32 values that `codes` stand for. Arguments as in `quantize`."""
-    offset = _along(zero_point, axis, codes.ndim).astype(np.int32)
-    result: Float = (codes.astype(np.int32) - offset).astype(np.float32) * _along(scale, axis, codes.ndim)
+    offset = along(zero_point, axis, codes.ndim).astype(np.int32)
+    result: Float = (codes.astype(np.int32) - offset).astype(np.float32) * along(scale, axis, codes.ndim)
     return result
 
 
-def symmetric_scale(values: Float, largest_code: int, axis: int | None = None) -> Float:
+def symmetric_scale(values: Float, largest_code: float, axis: int | None = None) -> Float:
     """Return the scale that puts the largest magnitude on `largest_code`: one number, or one per index along `axis`.
 
     Where all values are zero, or too small for a normal float32 scale, the scale is 1 and all codes are zero.
@@ -62,7 +62,8 @@ def bias_safe_scale(weight_scale: Float, activation_scale: np.float32, bias: Flo
     return np.maximum(weight_scale, needed.astype(np.float32))
 
 
-def _along(parameter: Any, axis: int | None, rank: int) -> NDArray[Any]:
+def along(parameter: Any, axis: int | None, rank: int) -> NDArray[Any]:
+    """Return one number per index along `axis` in a shape that broadcasts against an array of that rank."""
     array = np.asarray(parameter)
     if axis is None or array.ndim == 0:
         return array

@@ -70,7 +70,7 @@ class OnnxCpu(Target):
             TargetError: ONNX Runtime does not load the graph at the level that users run.
         """
         try:
-            ReferenceSession(model.ir, optimization="all")
+            ReferenceSession(model.ir, optimization="default")
         except ModelError as error:
             raise TargetError(
                 f"ONNX Runtime does not load the lowered graph: {error.what}",

@@ -14,6 +14,7 @@ from edgesmith.execution.reference import Optimization, ReferenceSession
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.host.context import Context, Notes
 from edgesmith_onnxruntime.attention import fuse_attention
+from edgesmith_onnxruntime.float8_casts import write_float8_casts
 from edgesmith_onnxruntime.integer_products import join_integer_products
 from edgesmith_onnxruntime.residual_sum import write_residual_sums
 from edgesmith_onnxruntime.softmax_guard import move_softmax_guards
@@ -84,6 +85,7 @@ def _rewrites(notes: Notes) -> tuple[Rewrite, ...]:
 
     return (
         edit(lambda graph: move_softmax_guards(graph, notes), "Moved {} NaN guards from attention into its mask."),
+        edit(write_float8_casts, "Wrote {} conversions from eight-bit floats as Cast and Mul, which load."),
         edit(join_integer_products, "Joined scale and bias of {} integer products."),
         attention,
         edit(write_residual_sums, "Kept {} residual additions apart from LayerNormalization, which is faster."),
