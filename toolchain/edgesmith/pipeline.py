@@ -13,6 +13,7 @@ from edgesmith.host.building import build_files, require_accepted
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.lint import run_lints
 from edgesmith.host.step import run_lowering, run_step
+from edgesmith.host.trial import Scoring
 from edgesmith.ledger import Ledger, LedgerRow
 from edgesmith.measure.machine import describe_machine, library_versions
 from edgesmith.model import Model
@@ -20,6 +21,7 @@ from edgesmith.plan import Plan, PlannedStep, unique_labels
 from edgesmith.progress import Progress
 from edgesmith.stage import Stage, StageMeter, Yardstick
 from edgesmith.store import Store, make_key
+from edgesmith.trial import RunnerTrial
 
 if TYPE_CHECKING:
     from edgesmith.host.registry import Registry
@@ -79,7 +81,7 @@ def run_plan(
     labels = unique_labels([step.label for step in plan.steps], reserved=(SOURCE_LABEL, lowering))
     for index, (step, label) in enumerate(zip(plan.steps, labels, strict=True), start=1):
         base = _row(index, label, current.model, yardstick).model_copy(update=_origin(step))
-        change = _apply(plan, index, step, current.model, calibration, workshop, base)
+        change = _apply(plan, index, step, current.model, calibration, yardstick, workshop, base)
         if change.row.status == "skipped":
             entries.append(_Entry(change.row))
             continue
@@ -178,6 +180,7 @@ def _apply(
     step: PlannedStep,
     model: Model,
     calibration: "DataSource | None",
+    yardstick: Yardstick,
     workshop: Workshop,
     row: LedgerRow,
 ) -> _Change:
@@ -191,6 +194,7 @@ def _apply(
             "options": step.options.model_dump(mode="json"),
             "dialect": _as_json(asdict(plan.target.dialect)),
             "data": calibration.fingerprint if calibration is not None else None,
+            "scoring": f"{yardstick.metric_record.name} {yardstick.metric_record.version}",
             "seed": plan.recipe.seed,
             "threads": workshop.threads,
             "versions": library_versions(),
@@ -207,6 +211,8 @@ def _apply(
             threads=workshop.threads,
             progress=workshop.progress,
             notes=notes,
+            trial=_trial(plan, calibration, yardstick, workshop, scratch),
+            scoring=_scoring(yardstick),
         )
         result = run_step(workshop.registry, step.record, model, context, index=index)
         if result.verdict.status == "refuse":
@@ -220,6 +226,27 @@ def _apply(
         return result.model, result.seconds, skipped
 
     return _cached(key, row, workshop, work, deterministic=step.record.deterministic)
+
+
+def _trial(
+    plan: Plan, calibration: "DataSource | None", yardstick: Yardstick, workshop: Workshop, scratch: Path
+) -> RunnerTrial:
+    """Return what a step may try."""
+    context = Context(
+        options=None,
+        dialect=plan.target.dialect,
+        scratch=scratch,
+        calibration=calibration or yardstick.evaluation,
+        seed=plan.recipe.seed,
+        threads=workshop.threads,
+        progress=workshop.progress,
+    )
+    return RunnerTrial(plan, yardstick.runner, yardstick.inputs, calibration, yardstick.latency_plan, context)
+
+
+def _scoring(yardstick: Yardstick) -> Scoring:
+    record = yardstick.metric_record
+    return Scoring(record.name, yardstick.make_metric, record.higher_is_better, record.unit, record.needs_labels)
 
 
 def _lower(plan: Plan, row: LedgerRow, model: Model, samples: "DataSource", workshop: Workshop) -> _Change:

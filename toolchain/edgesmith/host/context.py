@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edgesmith.host.dialect import Dialect
+from edgesmith.host.trial import Scoring, Trial
 from edgesmith.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -44,3 +45,7 @@ class Context(Generic[OptionsT]):
     threads: int = 1
     progress: Progress = field(default_factory=SilentProgress)
     notes: Notes = field(default_factory=Notes)
+    trial: Trial | None = None
+    """Lowers and times models on the target and runner of the run; None where nothing is measured."""
+    scoring: Scoring | None = None
+    """The metric that the run is judged by; None where there is none."""

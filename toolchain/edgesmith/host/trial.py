@@ -1,0 +1,55 @@
+"""What a method may try while it works: lower and time a model on the run's target, and score it as the run will."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from edgesmith.ledger import Measurement
+    from edgesmith.model import Model
+    from edgesmith_calibration.metrics import Metric
+
+
+class Trial(Protocol):
+    """Lowers and times models that a method is trying out, on the target and the runner of the run.
+
+    A result that depends on times is not deterministic: the record of such a method says so.
+    """
+
+    def lower(self, model: "Model") -> "Model":
+        """Return `model` in the form that the target would ship, proven equal to it.
+
+        Raises:
+            EdgesmithError: The target does not take it.
+        """
+        ...
+
+    def speedups(
+        self, models: "Sequence[Model]", baseline: "Model", *, max_seconds: float = 30.0
+    ) -> "tuple[Measurement, ...]":
+        """Return how many times faster each model is than `baseline`, as medians with quartiles of their ratios.
+
+        All are lowered, built and timed in turns within one comparison, so that the results may also be compared
+        with each other. Above 1 is faster.
+
+        Args:
+            models: What is tried.
+            baseline: What it is compared with.
+            max_seconds: Time for all timed rounds together; lowering and building come on top.
+
+        Raises:
+            EdgesmithError: The target or the runner does not take one of them.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """The metric that the run is judged by. A method may use it on calibration data only."""
+
+    name: str
+    make: "Callable[[], Metric]"
+    """Returns a fresh metric."""
+    higher_is_better: bool = True
+    unit: str = ""
+    needs_labels: bool = True

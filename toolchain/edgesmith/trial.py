@@ -1,0 +1,72 @@
+"""The service behind `Context.trial`: lowers a model for the run's target and times it on the run's runner."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgesmith.data import first_batch
+from edgesmith.host.building import build_files, require_accepted
+from edgesmith.host.context import Context, Notes
+from edgesmith.host.step import run_lowering
+from edgesmith.ledger import Measurement
+from edgesmith.measure.runner import LatencyPlan, Runner
+from edgesmith.model import Model
+from edgesmith.plan import Plan
+from edgesmith_calibration.sources import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgesmith_calibration.sources import DataSource
+
+_BASELINE = "baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerTrial:
+    """Tries models as the run would ship them. Keeps nothing in the store."""
+
+    plan: Plan
+    runner: Runner
+    inputs: "Mapping[str, np.ndarray]"
+    """The batch that the run measures latency on."""
+    calibration: "DataSource | None"
+    """Where there is any, models are timed on a batch of it of equal size, since a method selects by these times."""
+    latency_plan: LatencyPlan
+    context: Context[None]
+    """What lowering may use: the data that proves it, seed, threads."""
+
+    def lower(self, model: Model) -> Model:
+        """Return `model` lowered; see `edgesmith.host.trial.Trial`."""
+        context = replace(self.context, notes=Notes())
+        lowered = run_lowering(self.plan.target_record, self.plan.target, model, context).model
+        require_accepted(self.plan.target_record, self.plan.target, lowered)
+        return lowered
+
+    def speedups(
+        self, models: Sequence[Model], baseline: Model, *, max_seconds: float = 30.0
+    ) -> tuple[Measurement, ...]:
+        """Return speed-ups of all `models`, timed in turns; see `edgesmith.host.trial.Trial`."""
+        if not models:
+            return ()
+        labels = [str(index) for index in range(len(models))]
+        plan = replace(self.latency_plan, max_seconds=max_seconds)
+        with tempfile.TemporaryDirectory(prefix="edgesmith-trial-", dir=self.context.scratch) as folder:
+            entries = {_BASELINE: self._build(baseline, Path(folder) / _BASELINE)}
+            for label, model in zip(labels, models, strict=True):
+                entries[label] = self._build(model, Path(folder) / label)
+            with self.context.progress.stage(f"timing {len(entries)} alternatives in turns"):
+                comparison = self.runner.latency(entries, self._inputs(), plan)
+        return tuple(comparison.speedup(label, _BASELINE) for label in labels)
+
+    def _inputs(self) -> "Mapping[str, np.ndarray]":
+        if self.calibration is None:
+            return self.inputs
+        return first_batch(self.calibration, Batch(self.inputs).size).inputs
+
+    def _build(self, model: Model, folder: Path) -> Path:
+        folder.mkdir()
+        lowered = self.lower(model)
+        return folder / build_files(self.plan.target_record, self.plan.target, lowered, folder).entry
