@@ -77,12 +77,18 @@ def register_metrics() -> list[MetricRecord]:
 
 @hookimpl
 def register_runners() -> list[RunnerRecord]:
-    """Return the runner of this machine."""
+    """Return the runner of this machine, and the one for devices that are elsewhere."""
     return [
         RunnerRecord(
             name="local",
             version=__version__,
             summary="Runs artifacts on this machine: interleaved latency, and peak memory in a child process.",
             entry="edgesmith.measure.local:LocalRunner",
-        )
+        ),
+        RunnerRecord(
+            name="reference",
+            version=__version__,
+            summary="Computes outputs in ONNX Runtime here, for devices that are elsewhere; measures no time.",
+            entry="edgesmith.measure.reference:ReferenceRunner",
+        ),
     ]

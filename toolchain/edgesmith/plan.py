@@ -52,17 +52,19 @@ def make_plan(registry: "Registry", recipe: Recipe, target: str | None, *, has_c
     Args:
         registry: The installed plugins.
         recipe: What to do.
-        target: Target name; None takes the recipe's, or `onnx-cpu`.
+        target: Target name, or a profile file that extends one; None takes the recipe's, or `onnx-cpu`.
         has_calibration: Whether calibration data will be there.
 
     Raises:
         RecipeError: A method, option or order is wrong, or a step needs what is not there.
         PluginError: A name belongs to a broken plugin, or to two plugins.
+        TargetError: A profile file is wrong.
     """
     from edgesmith.host.needs import check_needs
     from edgesmith.host.order import check_order
+    from edgesmith.host.targets import find_target
 
-    target_record = registry.target(target or recipe.target or "onnx-cpu")
+    target_record, target_instance = find_target(registry, target or recipe.target or "onnx-cpu")
     steps = tuple(_plan_step(registry, step.method, step.options) for step in recipe.steps)
     registry.require(recipe.required_plugins)
     if recipe.metric is not None:
@@ -74,7 +76,7 @@ def make_plan(registry: "Registry", recipe: Recipe, target: str | None, *, has_c
     return Plan(
         recipe=recipe,
         target_record=target_record,
-        target=registry.load(target_record)(),
+        target=target_instance,
         target_distribution=registry.distribution_of(target_record),
         steps=steps,
     )

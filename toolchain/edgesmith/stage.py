@@ -107,6 +107,8 @@ class StageMeter:
         Args:
             stages: Row, stage and the stage before it. The first is the source, which has none before it.
         """
+        if not self._yardstick.runner.measures_cost:
+            return [row for row, _, _ in stages]
         source = stages[0][1]
         pairs = [[stage.label, before.label if before else ""] for _, stage, before in stages]
         plan = asdict(self._yardstick.latency_plan)
@@ -160,7 +162,10 @@ class StageMeter:
         scores = None if found["scores"] is None else np.asarray(found["scores"], dtype=np.float64)
         return Evaluation(found["value"], found["samples"], scores)
 
-    def _peak_memory(self, stage: Stage) -> Measurement:
+    def _peak_memory(self, stage: Stage) -> Measurement | None:
+        if not self._yardstick.runner.measures_cost:
+            return None
+
         def measured() -> Measurement:
             with self._progress.stage(f"measuring memory of {stage.label}"):
                 return self._yardstick.runner.peak_memory(stage.entry, self._yardstick.inputs).peak_bytes

@@ -35,8 +35,10 @@ def command(
 ) -> None:
     """Show what is in a model: blocks, attention, MLPs, convolutions, parameters, MACs, and which methods apply."""
     registry = registry_of(context)
-    dialect = registry.load(registry.target(target))().dialect
     from edgesmith.cli.progress import make_progress
+    from edgesmith.host.targets import find_target
+
+    dialect = find_target(registry, target)[1].dialect
 
     with make_progress(silent=as_json) as progress:
         from edgesmith.api import load_source

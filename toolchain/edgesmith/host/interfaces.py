@@ -12,6 +12,7 @@ from edgesmith.host.verdict import Verdict
 
 if TYPE_CHECKING:
     from edgesmith.model import Model
+    from edgesmith.profile import Profile
 
 
 class Method(ABC, Generic[OptionsT]):
@@ -37,9 +38,16 @@ class Build:
 
 
 class Target(ABC):
-    """One device and runtime."""
+    """One device and runtime.
+
+    Args:
+        profile: Facts of the device, where the target's record names a profile.
+    """
 
     dialect: Dialect
+
+    def __init__(self, profile: "Profile | None" = None) -> None:
+        self.profile = profile
 
     @abstractmethod
     def check(self, model: "Model") -> Verdict:

@@ -101,6 +101,8 @@ class TargetRecord:
     tier: Tier = Tier.REFERENCE
     """The strongest tier that measurements with this target's default runner can claim."""
     packages: tuple[str, ...] = ()
+    profile: str = ""
+    """Facts of the device as "package:resource.toml" (see `edgesmith.profile`); empty for a target without any."""
 
 
 @dataclass(frozen=True, slots=True)

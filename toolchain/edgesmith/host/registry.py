@@ -59,6 +59,8 @@ class Registry:
         self.observers = Observers(self.plugins, trace=trace)
         # By identity: two distributions may register equal records.
         self._owners = {id(record): plugin for plugin in self.plugins for record in plugin.records}
+        # Kept alive, since owners are known by identity.
+        self._derived: list[Record] = []
         self._loaded: dict[int, object] = {}
         self._options: dict[int, type[BaseModel]] = {}
 
@@ -128,6 +130,12 @@ class Registry:
                 fix=f"Look it up with registry.{WORDS[type(record)]}({record.name!r}).",
             )
         return self._owners[id(record)]
+
+    def derive(self, record: RecordT, base: RecordT) -> RecordT:
+        """Return `record`, from now on known to come from the plugin that registered `base`."""
+        self._owners[id(record)] = self.plugin_of(base)
+        self._derived.append(record)
+        return record
 
     def distribution_of(self, record: Record) -> str:
         """Return the distribution that brought `record` and its version, as "name version"."""

@@ -141,6 +141,9 @@ class MemoryUse:
 class Runner(ABC):
     """Runs artifacts somewhere and returns measurements."""
 
+    measures_cost: bool = True
+    """Whether latency and memory can be measured; otherwise it yields outputs only."""
+
     def __init__(self, *, threads: int = 1, tier: Tier = Tier.REFERENCE) -> None:
         most = self.most_threads()
         if not 1 <= threads <= most:

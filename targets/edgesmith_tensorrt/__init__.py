@@ -1,0 +1,31 @@
+"""TensorRT as a target, one for each device profile. Nothing heavy is imported until one of them is used."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgesmith.host.hookspecs import hookimpl
+from edgesmith.host.records import TargetRecord, Tier
+
+EDGESMITH_API = 1
+
+_PROFILES = Path(__file__).with_name("profiles")
+
+
+@hookimpl
+def register_targets() -> Sequence[TargetRecord]:
+    """Return a target for each profile of this package."""
+    return tuple(_record(path) for path in sorted(_PROFILES.glob("*.toml")))
+
+
+def _record(path: Path) -> TargetRecord:
+    return TargetRecord(
+        name=path.stem,
+        version="0.1.0",
+        summary=tomllib.loads(path.read_text(encoding="utf-8"))["summary"],
+        entry="edgesmith_tensorrt.target:TensorRT",
+        # The device is not here: outputs come from the numeric reference, and times only from the device itself.
+        runner="reference",
+        tier=Tier.REFERENCE,
+        profile=f"{__name__}:profiles/{path.name}",
+    )

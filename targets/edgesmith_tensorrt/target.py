@@ -1,0 +1,62 @@
+"""TensorRT on one device: a strongly typed ONNX graph, and the recipe that builds the engine where it runs."""
+
+from pathlib import Path
+
+import onnx_ir.passes.common as common_passes
+
+from edgesmith.errors import TargetError
+from edgesmith.host.context import Context
+from edgesmith.host.interfaces import Build, Target
+from edgesmith.host.verdict import Verdict
+from edgesmith.model import Model
+from edgesmith.profile import Profile
+from edgesmith.serialization import write_onnx
+from edgesmith_tensorrt.dialect import dialect_of
+
+FILE_NAME = "model.onnx"
+
+_RUNTIME_ONLY = ("com.microsoft",)
+_INTEGER_FORMS = frozenset(
+    ("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "QLinearAdd")
+)
+
+
+class TensorRT(Target):
+    """TensorRT or TensorRT for RTX on the device of a profile."""
+
+    def __init__(self, profile: Profile | None = None) -> None:
+        if profile is None:
+            raise TargetError(
+                "TensorRT was asked for without a device profile",
+                expected="the profile of one device",
+                why="formats, opset and limits differ from device to device",
+                fix="name a target such as jetson-orin-nano",
+            )
+        super().__init__(profile)
+        self.device = profile
+        self.dialect = dialect_of(profile)
+
+    def check(self, model: Model) -> Verdict:
+        """Return whether TensorRT's parser takes the graph, as far as its documented rules say."""
+        opset = model.graph.opset_imports.get("", 0)
+        if opset > self.dialect.opset:
+            return Verdict.refuse(f"the graph uses opset {opset}; {self.device.name} reads up to {self.dialect.opset}")
+        for node in model.graph.all_nodes():
+            name = node.name or node.op_type
+            if node.domain in _RUNTIME_ONLY:
+                return Verdict.refuse(f"{node.op_type} of ONNX Runtime is unknown to TensorRT", nodes=(name,))
+            if node.op_type in _INTEGER_FORMS:
+                reason = f"{node.op_type} is a form that TensorRT does not parse; it takes QuantizeLinear pairs"
+                return Verdict.refuse(reason, nodes=(name,))
+        return Verdict.ok()
+
+    def lower(self, model: Model, context: Context[None]) -> Model:
+        """Return the graph as TensorRT takes it."""
+        return model.clone()
+
+    def build(self, model: Model, directory: Path) -> Build:
+        """Write `model.onnx` and how to build the engine from it on the device."""
+        plain = model.ir.clone()
+        common_passes.ClearMetadataAndDocStringPass()(plain)
+        write_onnx(plain, directory / FILE_NAME)
+        return Build(FILE_NAME, {"runtime": self.device.runtimes[0].name, "strongly_typed": True})

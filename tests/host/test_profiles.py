@@ -1,0 +1,93 @@
+"""Device profiles: read, validated, extended by a user's own file, and part of what identifies a target."""
+
+from pathlib import Path
+
+import pytest
+
+from edgesmith.errors import PluginError, TargetError
+from edgesmith.host.loader import load_registry
+from edgesmith.host.targets import find_target
+from edgesmith.profile import extend, load_profile, parse_profile, read_facts
+
+SHIPPED = "edgesmith_tensorrt:profiles/jetson-orin-nano.toml"
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return load_registry()
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "my-board.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_profile_is_valid_and_named_as_its_target(registry):
+    records = [record for record in registry.targets() if record.profile]
+    assert len(records) >= 8
+    for record in records:
+        profile = load_profile(record.profile)
+        assert (profile.name, profile.summary) == (record.name, record.summary)
+        assert not set(profile.formats.hardware) & set(profile.formats.absent)
+
+
+def test_a_users_profile_changes_facts_and_identity(registry, tmp_path):
+    text = (
+        'extends = "jetson-orin-nano"\nname = "my-board"\nsummary = "Ours."\n[device]\nmemory_bytes = 4_000_000_000\n'
+    )
+    record, target = find_target(registry, str(write(tmp_path, text)))
+    base, _ = find_target(registry, "jetson-orin-nano")
+    assert (record.name, target.profile.device.memory_bytes) == ("my-board", 4_000_000_000)
+    assert target.profile.device.compute_capability == "8.7"
+    assert record.version != base.version
+    assert registry.distribution_of(record) == registry.distribution_of(base)
+    other, _ = find_target(registry, str(write(tmp_path, text.replace("4_000", "5_000"))))
+    assert other.version != record.version
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('name = "my-board"\n', "extends nothing"),
+        ('extends = "onnx-cpu"\nname = "my-board"\n', "extends onnx-cpu"),
+        ('extends = "jetson-orin-nano"\nname = "My Board"\n', "name"),
+        ('extends = "jetson-orin-nano"\n[device]\nmemory_bytes = -1\n', "device.memory_bytes"),
+        ('extends = "jetson-orin-nano"\n[device]\ncolour = "red"\n', "device.colour"),
+        ('extends = "jetson-orin-nano"\n[formats]\nhardware = ["int3"]\n', "formats.hardware.0"),
+        ("= broken", "cannot be read"),
+        ("#" * 200_000, "200000 bytes"),
+    ],
+)
+def test_a_wrong_profile_is_refused_with_the_place(registry, tmp_path, text, words):
+    with pytest.raises(TargetError, match=words):
+        find_target(registry, str(write(tmp_path, text)))
+
+
+def test_an_unknown_base_is_named(registry, tmp_path):
+    with pytest.raises(PluginError, match="jetson-orin-nona"):
+        find_target(registry, str(write(tmp_path, 'extends = "jetson-orin-nona"\nname = "x"\n')))
+
+
+def test_a_missing_profile_file_is_an_error_of_the_family(registry, tmp_path):
+    with pytest.raises(TargetError, match="cannot be read"):
+        find_target(registry, str(tmp_path / "none.toml"))
+
+
+def test_facts_without_a_source_are_refused():
+    facts = read_facts(SHIPPED)
+    del facts["device"]["source"]
+    with pytest.raises(TargetError, match=r"device\.source"):
+        parse_profile(facts, "test")
+
+
+def test_extending_replaces_lists_and_merges_tables():
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+    assert extend(base, {"a": {"c": [4]}, "e": 5}) == {"a": {"b": 1, "c": [4]}, "d": 3, "e": 5}
+    assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+
+
+def test_the_opset_is_what_every_runtime_reads():
+    facts = read_facts(SHIPPED)
+    facts["runtimes"][0]["opset"] = 19
+    assert parse_profile(facts, "test").opset == 19

@@ -1,0 +1,64 @@
+"""Finds the target that a user names: an installed one, or a profile file of the user's own that extends one."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgesmith.errors import TargetError
+from edgesmith.host.records import TargetRecord
+
+if TYPE_CHECKING:
+    from edgesmith.host.interfaces import Target
+    from edgesmith.host.registry import Registry
+
+PROFILE_SUFFIX = ".toml"
+
+
+def find_target(registry: "Registry", name: str) -> "tuple[TargetRecord, Target]":
+    """Return the record and an instance of the target called `name`.
+
+    Args:
+        registry: The installed plugins.
+        name: Name of an installed target, or the path of a profile (`.toml`) that extends one.
+
+    Raises:
+        PluginError: There is no such target, or it is broken.
+        TargetError: The profile cannot be read, extends nothing, or a fact in it is wrong.
+    """
+    if not name.endswith(PROFILE_SUFFIX):
+        record = registry.target(name)
+        kind = registry.load(record)
+        if not record.profile:
+            return record, kind()
+        from edgesmith.profile import load_profile
+
+        return record, kind(load_profile(record.profile))
+    return _extended(registry, Path(name))
+
+
+def _extended(registry: "Registry", path: Path) -> "tuple[TargetRecord, Target]":
+    from edgesmith.profile import extend, parse_profile, read_facts
+
+    changes = read_facts(path)
+    parent = str(changes.pop("extends", ""))
+    base = registry.target(parent) if parent else None
+    if base is None or not base.profile:
+        known = ", ".join(record.name for record in registry.targets() if record.profile)
+        raise TargetError(
+            f"Profile {path} extends {parent or 'nothing'}.",
+            expected=f'a line extends = "NAME" with one of {known}',
+            why="The installed target brings the code that lowers and builds for the device.",
+            fix="Add that line with the target nearest to your device.",
+        )
+    profile = parse_profile(extend(read_facts(base.profile), changes), path)
+    facts = hashlib.sha256(profile.model_dump_json().encode()).hexdigest()
+    record = replace(
+        base,
+        name=profile.name,
+        summary=profile.summary,
+        # Part of every cache key: other facts are another target.
+        version=f"{base.version}+{facts[:12]}",
+        profile=str(path),
+    )
+    return registry.derive(record, base), registry.load(base)(profile)

@@ -1,0 +1,67 @@
+"""The runner of targets whose hardware is not here: outputs from the numeric reference, and no times."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from edgesmith.errors import MeasurementError
+from edgesmith.measure.machine import processor_name
+from edgesmith.measure.runner import Conditions, LatencyComparison, LatencyPlan, MemoryPlan, MemoryUse, Runner
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgesmith.execution.reference import Optimization
+    from edgesmith_calibration.sources import Batch
+
+OPTIMIZATION: "Optimization" = "basic"
+"""The level at which ONNX Runtime computes every quantized form as the graph says."""
+
+
+class ReferenceRunner(Runner):
+    """Computes outputs in ONNX Runtime on this machine. Times and memory of another device cannot be had here."""
+
+    measures_cost = False
+
+    def conditions(self, inputs: "Mapping[str, np.ndarray]") -> Conditions:
+        """Return the conditions under which outputs are computed."""
+        import onnxruntime
+
+        from edgesmith_calibration.sources import Batch
+
+        return Conditions(
+            runtime=f"onnxruntime {onnxruntime.__version__}",
+            provider="CPUExecutionProvider",
+            optimization=OPTIMIZATION,
+            threads=self.threads,
+            batch=Batch(inputs).size,
+            shapes=", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in inputs.items()),
+            processor=processor_name(),
+        )
+
+    def latency(
+        self, entries: Mapping[str, Path], inputs: "Mapping[str, np.ndarray]", plan: LatencyPlan | None = None
+    ) -> LatencyComparison:
+        """Refuse: a time on this machine says nothing about the device."""
+        _refuse("latency")
+
+    def peak_memory(self, entry: Path, inputs: "Mapping[str, np.ndarray]", plan: MemoryPlan | None = None) -> MemoryUse:
+        """Refuse: memory on this machine says nothing about the device."""
+        _refuse("peak memory")
+
+    def outputs(self, entry: Path, batches: "Iterable[Batch]") -> "Iterator[Mapping[str, np.ndarray]]":
+        """Yield the outputs of `entry` for each batch, by output name."""
+        from edgesmith.execution.reference import ReferenceSession
+
+        session = ReferenceSession(entry, optimization=OPTIMIZATION, threads=self.threads)
+        for batch in batches:
+            yield session.run({name: batch.inputs[name] for name in session.input_names})
+
+
+def _refuse(what: str) -> NoReturn:
+    raise MeasurementError(
+        f"the reference runner has no {what}",
+        expected="a runner on the device",
+        why="numbers of this machine would be taken for the device's",
+        fix="validate the artifact on the device",
+    )

@@ -1,0 +1,176 @@
+"""Device profiles: what one device is and what its runtime executes, as data with a source for each group of facts.
+
+A profile is a TOML file. Plugins ship one per device; users add their own, which extends one of these:
+
+    extends = "jetson-orin-nano"
+    name = "my-board"
+    summary = "Our carrier board with 4 GB."
+
+    [device]
+    memory_bytes = 4_000_000_000
+"""
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgesmith.errors import TargetError
+
+Format = Literal["float32", "float16", "bfloat16", "int8", "uint8", "int4-weights", "int2-weights", "float8", "float4"]
+
+_LARGEST_BYTES = 100_000
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Sourced(_Facts):
+    source: str = Field(min_length=1, description="Where these facts come from.")
+
+
+class Device(_Sourced):
+    """The hardware."""
+
+    processor: str = Field(description="Name of the chip or family.")
+    memory_bytes: int = Field(gt=0, description="Memory that the accelerator can use.")
+    unified_memory: bool = Field(default=False, description="Whether the processor shares this memory.")
+    compute_capability: str | None = Field(
+        default=None, pattern=r"^\d+\.\d$", description="Of an NVIDIA GPU, such as 8.7."
+    )
+
+
+class Formats(_Sourced):
+    """Number formats that the device and its runtime execute."""
+
+    hardware: tuple[Format, ...] = Field(description="Formats with arithmetic or storage support.")
+    absent: Mapping[str, str] = Field(
+        default_factory=dict, description="Format to why it is missing and what to use instead."
+    )
+
+
+class Alignment(_Sourced):
+    """Channel counts that the fast kernels need, by format."""
+
+    float16: int = Field(default=1, ge=1)
+    int8: int = Field(default=1, ge=1)
+
+
+class Runtime(_Sourced):
+    """One range of runtime versions that the device can run."""
+
+    name: str = Field(description="Name of the runtime, such as TensorRT.")
+    versions: str = Field(description="Versions, as a requirement specifier such as >=10.3,<11.")
+    opset: int = Field(ge=9, description="Highest ONNX opset that all of these versions read.")
+    platform: str = Field(default="", description="Software release that brings it, such as JetPack 6.2.")
+
+
+class DeepLearningAccelerator(_Sourced):
+    """NVIDIA's fixed-function accelerator beside the GPU."""
+
+    cores: int = Field(ge=1)
+    formats: tuple[Format, ...]
+    largest_batch: int = Field(ge=1)
+    largest_dimension: int = Field(ge=1)
+    loadables_per_core: int = Field(ge=1)
+    layers: tuple[str, ...] = Field(description="ONNX operators that it runs; all others fall back to the GPU.")
+
+
+class PowerMode(_Facts):
+    """One setting of `nvpmodel`."""
+
+    name: str
+    identifier: int | None = Field(default=None, description="Number to pass to nvpmodel -m, where documented.")
+    watts: float | None = Field(default=None, gt=0, description="Power budget; None where there is no limit.")
+
+
+class PowerModes(_Sourced):
+    """The power settings of a device. Numbers taken in different modes are not comparable."""
+
+    modes: tuple[PowerMode, ...]
+
+
+class Profile(_Facts):
+    """One device with its runtime. Every group of facts names its source."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")
+    summary: str = Field(min_length=1)
+    device: Device
+    formats: Formats
+    runtimes: tuple[Runtime, ...] = Field(min_length=1)
+    alignment: Alignment | None = None
+    dla: DeepLearningAccelerator | None = None
+    power: PowerModes | None = None
+
+    @property
+    def opset(self) -> int:
+        """The highest opset that every listed runtime version reads."""
+        return min(runtime.opset for runtime in self.runtimes)
+
+    def has(self, form: Format) -> bool:
+        """Return whether the device executes a format."""
+        return form in self.formats.hardware
+
+
+def load_profile(location: str) -> Profile:
+    """Return the profile at "package:resource", or in a file that extends none.
+
+    Raises:
+        TargetError: It cannot be read, or a fact is missing or wrong.
+    """
+    return parse_profile(read_facts(location), location)
+
+
+def read_facts(location: str | Path) -> dict[str, Any]:
+    """Return the raw content of a profile: "package:resource", or the path of a file.
+
+    Raises:
+        TargetError: It cannot be read, or is no TOML.
+    """
+    package, separator, resource = str(location).partition(":")
+    try:
+        file = resources.files(package) / resource if separator and package.isidentifier() else Path(location)
+        content = file.read_bytes()
+        if len(content) > _LARGEST_BYTES:
+            raise ValueError(f"it has {len(content)} bytes")
+        return tomllib.loads(content.decode())
+    except (OSError, ModuleNotFoundError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TargetError(
+            f"Profile {location} cannot be read: {reason}.",
+            expected=f"a TOML file of at most {_LARGEST_BYTES} bytes",
+            why="The profile says what the device can run.",
+            fix="Check the path and the syntax; docs/targets shows an example.",
+        ) from error
+
+
+def parse_profile(facts: Mapping[str, Any], location: str | Path) -> Profile:
+    """Return `facts` as a profile.
+
+    Raises:
+        TargetError: A fact is missing, unknown or of the wrong type; the message names the first.
+    """
+    try:
+        return Profile.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise TargetError(
+            f"In profile {location}, {place}: {first['msg'].lower()}.",
+            expected=f"the fields {', '.join(Profile.model_fields)}, each table with its source",
+            why="A misread fact would produce an artifact that the device cannot run.",
+            fix="Correct that field; docs/targets lists all of them.",
+        ) from error
+
+
+def extend(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes` laid over it, table by table; lists are replaced as a whole."""
+    merged = dict(base)
+    for name, value in changes.items():
+        below = merged.get(name)
+        merged[name] = extend(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
