@@ -4,7 +4,6 @@
 QuantizeLinear with `block_size` computes it. Every grid contains 0.0 exactly, so zeros stay zero.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,12 +12,11 @@ from numpy.typing import NDArray
 
 from edgesmith_calibration.grid import normal_scale
 from edgesmith_quantization.rounding import Float
+from edgesmith_quantization.tiles import block_extremes, tiles, widened
 
 Codes = NDArray[Any]
+Weights = NDArray[np.float16] | NDArray[np.float32]
 Clip = Literal["none", "mse"]
-
-_VALUES_PER_STEP = 1 << 18
-"""Rows are taken in steps of about so many values, so that intermediates stay in the processor's cache."""
 
 _SHRINKS = np.linspace(1.0, 0.3, 15)
 """Parts of the full range that the fit tries. Two bits want about half of the range of a block of 32."""
@@ -73,7 +71,7 @@ def code_limits(bits: int, *, symmetric: bool) -> tuple[int, int]:
 
 
 def round_blocks(
-    values: Float,
+    values: Weights,
     bits: int,
     block_size: int | None,
     symmetric: bool,
@@ -83,19 +81,20 @@ def round_blocks(
     """Return `values` rounded to the nearest points of grids that are fitted to each block.
 
     Args:
-        values: float32 [rows, inputs].
+        values: float32 or float16 [rows, inputs], finite, row by row in memory or transposed; the codes lie likewise.
         bits: Bits of a code, 2 to 8.
         block_size: Inputs that share a grid; None for one grid a row.
         symmetric: Whether 0.0 has code 0; otherwise each block gets a zero point.
         clip: "none": the grid covers the whole block. "mse": it minimises the squared rounding error.
         importance: [inputs] weight of each input's squared error in the fit, at least 0; None for equal weights.
     """
-    grid = fit_blocks(values, bits, block_size, symmetric, clip, importance)
-    return BlockCodes(round_to_grid(values, grid), grid.scale, grid.zero_point, bits, grid.block_size)
+    codes = np.empty_like(values, np.int8 if symmetric else np.uint8)
+    grid = _fit(values, bits, block_size, symmetric, clip, importance, codes)
+    return BlockCodes(codes, grid.scale, grid.zero_point, bits, grid.block_size)
 
 
 def fit_blocks(
-    values: Float,
+    values: Weights,
     bits: int,
     block_size: int | None,
     symmetric: bool,
@@ -103,46 +102,65 @@ def fit_blocks(
     importance: Float | None = None,
 ) -> BlockGrid:
     """Return the grids of `values`. Arguments as in `round_blocks`."""
+    return _fit(values, bits, block_size, symmetric, clip, importance, None)
+
+
+def _fit(
+    values: Weights,
+    bits: int,
+    block_size: int | None,
+    symmetric: bool,
+    clip: Clip,
+    importance: Float | None,
+    codes: Codes | None,
+) -> BlockGrid:
+    """Return the grids of `values`, and write its codes on them into `codes` if given, in the same pass."""
     rows, inputs = values.shape
     size = block_size or max(inputs, 1)
-    blocks = -(-inputs // size)
     limits = code_limits(bits, symmetric=symmetric)
-    scale = np.ones((rows, blocks), np.float32)
-    offset = np.zeros((rows, blocks), np.float32)
-    weights = None if importance is None else _blocked(importance[None, :].astype(np.float32), size)
-    for part in _row_steps(values):
-        cut = _blocked(values[part], size)
+    scale = np.ones((rows, -(-inputs // size)), np.float32)
+    zero_point = None if symmetric else np.zeros(scale.shape, np.uint8)
+    for tile in tiles(values, size):
+        cut = _blocked(widened(values[tile.rows, tile.inputs]), size)
         fitted = _cover(cut, limits, 1.0, symmetric)
         if clip == "mse":
+            weights = None if importance is None else _blocked(widened(importance[None, tile.inputs]), size)
             fitted = _least_error(cut, limits, symmetric, fitted, weights)
-        scale[part], offset[part] = fitted
-    return BlockGrid(scale, None if symmetric else offset.astype(np.uint8), bits, size)
+        scale[tile.rows, tile.blocks] = fitted[0]
+        if zero_point is not None:
+            zero_point[tile.rows, tile.blocks] = fitted[1]
+        if codes is not None:
+            offset = None if symmetric else fitted[1][..., None]
+            rounded = _round(cut, fitted[0][..., None], offset, limits, out=cut)
+            part = codes[tile.rows, tile.inputs]
+            part[:] = rounded.reshape(len(rounded), -1)[:, : part.shape[1]]
+    return BlockGrid(scale, zero_point, bits, size)
 
 
-def round_to_grid(values: Float, grid: BlockGrid) -> Codes:
+def round_to_grid(values: Weights, grid: BlockGrid) -> Codes:
     """Return the codes of `values` [rows, inputs] on given grids: int8, or uint8 where there are zero points."""
-    codes = np.empty(values.shape, np.int8 if grid.zero_point is None else np.uint8)
+    codes = np.empty_like(values, np.int8 if grid.zero_point is None else np.uint8)
     scale, offset = grid.scale[..., None], grid.offset[..., None]
-    for part in _row_steps(values):
-        rounded = _round(_blocked(values[part], grid.block_size), scale[part], offset[part], grid.limits)
-        codes[part] = rounded.reshape(rounded.shape[0], -1)[:, : values.shape[1]]
+    for tile in tiles(values, grid.block_size):
+        cut = _blocked(widened(values[tile.rows, tile.inputs]), grid.block_size)
+        place = tile.rows, tile.blocks
+        rounded = _round(cut, scale[place], offset[place], grid.limits, out=cut)
+        part = codes[tile.rows, tile.inputs]
+        part[:] = rounded.reshape(len(rounded), -1)[:, : part.shape[1]]
     return codes
 
 
 def dequantize_blocks(rounded: BlockCodes) -> Float:
     """Return the float32 values [rows, inputs] that the codes stand for."""
-    result = np.empty(rounded.codes.shape, np.float32)
+    result = np.empty_like(rounded.codes, np.float32)
     scale, offset = rounded.scale[..., None], rounded.grid.offset[..., None]
-    for part in _row_steps(rounded.codes):
-        cut = _blocked(rounded.codes[part].astype(np.float32), rounded.block_size)
-        values: Float = (cut - offset[part]) * scale[part]
-        result[part] = values.reshape(len(values), -1)[:, : rounded.codes.shape[1]]
+    for tile in tiles(rounded.codes, rounded.block_size):
+        cut = _blocked(rounded.codes[tile.rows, tile.inputs].astype(np.float32), rounded.block_size)
+        place = tile.rows, tile.blocks
+        values: Float = (cut - offset[place]) * scale[place]
+        part = result[tile.rows, tile.inputs]
+        part[:] = values.reshape(len(values), -1)[:, : part.shape[1]]
     return result
-
-
-def _row_steps(values: Codes) -> Iterator[slice]:
-    step = max(1, _VALUES_PER_STEP // max(values.shape[1], 1))
-    return (slice(start, start + step) for start in range(0, values.shape[0], step))
 
 
 def _blocked(values: Float, size: int) -> Float:
@@ -156,17 +174,19 @@ def _blocked(values: Float, size: int) -> Float:
 def _cover(cut: Float, limits: tuple[int, int], part: float, symmetric: bool) -> tuple[Float, Float]:
     """Return scale and zero point [rows, blocks] of the grids that hold `part` of each block's range."""
     lowest, highest = limits
-    low, high = np.minimum(cut.min(axis=2), 0) * part, np.maximum(cut.max(axis=2), 0) * part
+    bottom, top = block_extremes(cut)
+    low, high = np.minimum(bottom, 0) * part, np.maximum(top, 0) * part
     if symmetric:
         return normal_scale(np.maximum(low / lowest, high / highest)), np.zeros_like(low)
     scale = normal_scale((high.astype(np.float64) - low) / (highest - lowest))
     return scale, np.clip(np.rint(lowest - low / scale), lowest, highest)
 
 
-def _round(cut: Float, scale: Float, offset: Float, limits: tuple[int, int]) -> Float:
-    codes = cut / scale
+def _round(cut: Float, scale: Float, offset: Float | None, limits: tuple[int, int], out: Float | None = None) -> Float:
+    codes = np.divide(cut, scale, out=out)
     np.rint(codes, out=codes)
-    codes += offset
+    if offset is not None:
+        codes += offset
     return np.clip(codes, *limits, out=codes)
 
 
