@@ -29,7 +29,9 @@ DIALECT = Dialect(
     dynamic=True,
     # MatMul and Gemm have kernels with float output; Conv runs in integers only between Q/DQ pairs.
     quantize_outputs=frozenset({"Conv"}),
-    carried=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"}),
+    carried=frozenset(
+        {"Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool", "ReduceMean", "MaxPool"}
+    ),
     weight_only=(
         WeightFormat("int8", symmetric=False, block_sizes=_BLOCK_SIZES, opset=21),
         WeightFormat("uint8", symmetric=False, block_sizes=_BLOCK_SIZES, opset=21),

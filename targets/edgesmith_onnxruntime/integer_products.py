@@ -5,13 +5,12 @@ product of 2-D activations with a bias into a float Gemm, and leaves a Gemm in f
 quantized and not. Written out, all run in integers, and biases are added while the accumulators are scaled.
 """
 
-import numpy as np
 import onnx_ir as ir
 
-from edgesmith.graph.edit import GraphEditor, constant_tensor, constant_value
+from edgesmith.graph.edit import GraphEditor, constant_tensor
 from edgesmith_onnxruntime.edits import take_over
+from edgesmith_onnxruntime.pairs import dequantize_behind, has_one_scale, is_accumulator_bias
 
-_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 _GEMM_DEFAULTS = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 
 
@@ -20,8 +19,8 @@ def join_integer_products(graph: ir.Graph) -> int:
     editor = GraphEditor(graph)
     joined = 0
     for node in [each for each in graph if each.op_type in ("MatMul", "Gemm") and each.domain == ""]:
-        activation, weight = (_dequantize(value, _BYTES) for value in node.inputs[:2])
-        if activation is None or weight is None or not _has_one_scale(activation):
+        activation, weight = (dequantize_behind(value) for value in node.inputs[:2])
+        if activation is None or weight is None or not has_one_scale(activation):
             continue
         join = _join_matmul if node.op_type == "MatMul" else _join_gemm
         joined += join(editor, node, activation, weight)
@@ -30,28 +29,12 @@ def join_integer_products(graph: ir.Graph) -> int:
     return joined
 
 
-def _dequantize(value: ir.Value | None, types: tuple[ir.DataType, ...]) -> ir.Node | None:
-    """Return the DequantizeLinear behind a value of one of the types, with constant scale and zero point."""
-    node = value.producer() if value is not None else None
-    if node is None or node.op_type != "DequantizeLinear" or node.domain != "" or len(node.inputs) != 3:
-        return None
-    scale, zero_point = (constant_tensor(parameter) for parameter in node.inputs[1:])
-    if scale is None or zero_point is None or scale.dtype != ir.DataType.FLOAT or zero_point.dtype not in types:
-        return None
-    return node
-
-
-def _has_one_scale(dequantize: ir.Node) -> bool:
-    scale = constant_tensor(dequantize.inputs[1])
-    return scale is not None and scale.size == 1
-
-
 def _scales_along(dequantize: ir.Node, axis: int) -> bool:
     """Return whether a 2-D constant weight has one scale, or one per index along `axis`."""
     codes = constant_tensor(dequantize.inputs[0])
     if codes is None or len(codes.shape) != 2 or "block_size" in dequantize.attributes:
         return False
-    return _has_one_scale(dequantize) or dequantize.attributes.get_int("axis", 1) % 2 == axis
+    return has_one_scale(dequantize) or dequantize.attributes.get_int("axis", 1) % 2 == axis
 
 
 def _join_matmul(editor: GraphEditor, node: ir.Node, activation: ir.Node, weight: ir.Node) -> bool:
@@ -80,8 +63,8 @@ def _join_gemm(editor: GraphEditor, node: ir.Node, activation: ir.Node, weight: 
         return False
     inputs = [*activation.inputs, *weight.inputs]
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = _dequantize(node.inputs[2], (ir.DataType.INT32,))
-        if bias is None or not _is_accumulator_bias(bias, activation, weight):
+        bias = dequantize_behind(node.inputs[2], (ir.DataType.INT32,))
+        if bias is None or not is_accumulator_bias(bias, activation, weight):
             return False
         inputs.append(bias.inputs[0])
     joined = editor.insert_before(
@@ -89,12 +72,3 @@ def _join_gemm(editor: GraphEditor, node: ir.Node, activation: ir.Node, weight: 
     )
     take_over(editor, node, joined.outputs[0])
     return True
-
-
-def _is_accumulator_bias(bias: ir.Node, activation: ir.Node, weight: ir.Node) -> bool:
-    """Return whether a bias has the scale of the products and zero points of 0, so that it adds to accumulators."""
-    scale, zero_point = constant_value(bias.inputs[1]), constant_value(bias.inputs[2])
-    activation_scale, weight_scale = constant_value(activation.inputs[1]), constant_value(weight.inputs[1])
-    if scale is None or zero_point is None or activation_scale is None or weight_scale is None:
-        return False
-    return bool((zero_point == 0).all()) and np.allclose(scale, activation_scale * weight_scale, rtol=1e-6, atol=0)
