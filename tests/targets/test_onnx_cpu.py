@@ -102,7 +102,7 @@ def test_build_writes_what_users_load(tmp_path, tiny_vit):
 def test_large_weights_stand_beside_the_graph(tmp_path, monkeypatch, tiny_vit):
     from edgesmith import serialization
 
-    monkeypatch.setattr(serialization, "PROTOBUF_LIMIT_BYTES", 100)
+    monkeypatch.setattr(serialization, "SINGLE_FILE_BYTES", 100)
     OnnxCpu().build(tiny_vit, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
 

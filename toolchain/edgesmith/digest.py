@@ -7,7 +7,9 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-_CHUNK_BYTES = 1 << 26
+from edgesmith.mapped import is_unchangeable, stored_pieces
+
+_REMEMBERED = "edgesmith.sha256"
 
 
 class _Sink(Protocol):
@@ -18,7 +20,7 @@ def digest_graph(model: ir.Model) -> str:
     """Return the SHA-256 of a graph: operators, names, shapes, attributes, metadata and weights.
 
     Two graphs have the same digest when they would be written to the same bytes; whether weights sit in external
-    files, in raw or in typed fields makes no difference. Weights are read in pieces.
+    files, in raw or in typed fields makes no difference. Weights are read in pieces, and mapped ones only once.
     """
     sink = hashlib.sha256()
     _text(sink, "opsets", *(f"{domain}={version}" for domain, version in sorted(model.opset_imports.items())))
@@ -103,10 +105,25 @@ def _attribute(sink: _Sink, attribute: ir.Attr) -> None:
 
 def _tensor(sink: _Sink, tensor: ir.TensorProtocol) -> None:
     _text(sink, "tensor", tensor.dtype.name, str(list(tensor.shape.numpy())))
-    array = tensor.numpy()
     if tensor.dtype == ir.DataType.STRING:
-        _text(sink, *(str(item) for item in array.reshape(-1)))
+        _text(sink, *(str(item) for item in tensor.numpy().reshape(-1)))
         return
-    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    for start in range(0, content.size, _CHUNK_BYTES):
-        sink.update(content[start : start + _CHUNK_BYTES].data)
+    sink.update(content_hash(tensor))
+
+
+def content_hash(tensor: ir.TensorProtocol) -> bytes:
+    """Return the SHA-256 of a tensor's bytes as an ONNX file holds them.
+
+    It is remembered for tensors in mapped files, which nobody can change: a graph is hashed before and after each
+    step, and reading gigabytes of weights each time would take longer than most steps. A tensor in memory is hashed
+    again each time, since a faulty method may have written to it.
+    """
+    remembered = tensor.meta.get(_REMEMBERED)
+    if isinstance(remembered, bytes):
+        return remembered
+    sink = hashlib.sha256()
+    for piece in stored_pieces(tensor):
+        sink.update(piece.data)
+    if is_unchangeable(tensor):
+        tensor.meta[_REMEMBERED] = sink.digest()
+    return sink.digest()

@@ -10,19 +10,22 @@ import os
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 from onnx_ir.passes.common import CheckerPass, TopologicalSortPass
 
 from edgesmith.errors import ModelError, UnsupportedOperatorError
+from edgesmith.mapped import map_file, release, release_array, tensor_of
 
 OLDEST_OPSET = 9
 EXTERNAL_DATA_SUFFIX = ".data"
-PROTOBUF_LIMIT_BYTES = 2_000_000_000
-"""Protobuf cannot hold more than 2 GiB; the rest is room for names and shapes."""
+SINGLE_FILE_BYTES = 512 * 2**20
+"""More weights than this go into a file of their own: a single one must fit into memory twice to be written or read."""
 RUNTIME_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "ai.onnx.contrib", "com.ms.internal.nhwc"})
 """Domains without a schema in the `onnx` package that ONNX Runtime may know. It is asked later."""
 
@@ -30,7 +33,7 @@ _LARGEST_DIMENSION = 2**31 - 1
 _LARGEST_ELEMENT_COUNT = 2**40
 _EXTERNAL_THRESHOLD_BYTES = 1024
 _EXTERNAL_ALIGNMENT_BYTES = 4096
-_CHUNK_ELEMENTS = 1 << 22
+_CHUNK_ELEMENTS = 1 << 17
 
 
 def read_onnx(path: str | Path) -> ir.Model:
@@ -80,11 +83,18 @@ def write_onnx(model: ir.Model, path: Path, *, external_data: bool | None = None
         model: The graph. It is not changed.
         path: The destination, in a directory that nothing else is written to; not atomic by itself.
         external_data: Put weights into a second file beside it, named after it with `.data` appended. The default
-            does so when one file would exceed what protobuf holds.
+            does so above `SINGLE_FILE_BYTES`.
     """
     _type_initializers(model)
     if external_data is None:
-        external_data = weight_bytes(model) > PROTOBUF_LIMIT_BYTES
+        external_data = weight_bytes(model) > SINGLE_FILE_BYTES
+    written: list[ir.TensorProtocol] = []
+
+    def give_back(following: ir.TensorProtocol | None = None, _info: object = None) -> None:
+        while written:
+            release(written.pop())
+        written.extend([following] if following is not None else [])
+
     if external_data:
         ir.save(
             model,
@@ -94,7 +104,9 @@ def write_onnx(model: ir.Model, path: Path, *, external_data: bool | None = None
             alignment=_EXTERNAL_ALIGNMENT_BYTES,
             align_threshold=0,
             max_workers=1,
+            callback=give_back,
         )
+        give_back()
     else:
         path.write_bytes(to_bytes(model))
 
@@ -169,9 +181,11 @@ def check_weights(model: ir.Model, what: str) -> None:
             continue
         array = tensor.numpy().reshape(-1)
         for start in range(0, array.size, _CHUNK_ELEMENTS):
-            broken = np.isnan(array[start : start + _CHUNK_ELEMENTS])
-            if broken.any():
-                index = np.unravel_index(start + int(broken.argmax()), tensor.shape.numpy())
+            piece = array[start : start + _CHUNK_ELEMENTS]
+            found = _holds_nan(piece)
+            release_array(piece)
+            if found:
+                index = np.unravel_index(start + int(np.isnan(piece).argmax()), tensor.shape.numpy())
                 raise ModelError(
                     f"Tensor `{name}` of `{what}`, shape {list(tensor.shape.numpy())}, "
                     f"holds NaN at {[int(i) for i in index]}.",
@@ -179,6 +193,13 @@ def check_weights(model: ir.Model, what: str) -> None:
                     why="Every output that depends on it would be NaN, and no measurement would mean anything.",
                     fix="Export the model again from a checkpoint that works; training may have diverged.",
                 )
+
+
+def _holds_nan(values: NDArray[Any]) -> bool:
+    if values.dtype == np.float16:
+        # NumPy widens halves one by one; their bits tell as well: the exponent is full and the mantissa is not 0.
+        return bool((values.view(np.uint16) & 0x7FFF).max() > 0x7C00)
+    return bool(np.isnan(values).any())
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -355,7 +376,7 @@ def _locate(entries: object, needed: int, name: str, directory: Path) -> tuple[P
 
 
 def _map_external_data(model: ir.Model, directory: Path) -> None:
-    maps: dict[Path, np.ndarray] = {}
+    maps: dict[Path, NDArray[np.uint8]] = {}
 
     def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
         dtype, shape = tensor.dtype, tensor.shape
@@ -364,11 +385,8 @@ def _map_external_data(model: ir.Model, directory: Path) -> None:
         if not tensor.nbytes:
             return ir.Tensor(np.empty(shape.numpy(), dtype.numpy()), dtype, shape=shape, name=tensor.name)
         if file not in maps:
-            maps[file] = np.memmap(file, dtype=np.uint8, mode="r")
-        content = maps[file][offset : offset + tensor.nbytes].view(np.ndarray)
-        if dtype.bitwidth < 8:
-            return ir.PackedTensor(content, dtype, shape=shape, name=tensor.name)
-        return ir.Tensor(content.view(dtype.numpy()).reshape(shape.numpy()), dtype, shape=shape, name=tensor.name)
+            maps[file] = map_file(file)
+        return tensor_of(maps[file][offset : offset + tensor.nbytes], dtype, ir.Shape(shape.numpy()), tensor.name)
 
     for graph in [*model.graphs(), *model.functions.values()]:
         for value in graph.initializers.values() if isinstance(graph, ir.Graph) else ():

@@ -1,0 +1,153 @@
+"""Weights on disk: mapped instead of read, given back after use, and written away as they are made.
+
+Pages of a mapped file count as memory of the process from the first touch until the system wants them back. So
+whoever walks over the weights of a model gives each one back after use; then the walk needs the memory of the largest
+weight, whatever the size of the model.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgesmith.errors import OutputError
+
+Bytes = NDArray[np.uint8]
+
+_PIECE_BYTES = 1 << 24
+_SMALL_BYTES = 1 << 16
+"""Weights up to this size stay in memory: a page of a file would not be much smaller."""
+_SEGMENT_BYTES = 1 << 28
+
+
+def map_file(path: Path) -> Bytes:
+    """Return the content of a file that is not empty, read from disk where and when it is used. Read-only."""
+    with path.open("rb") as stream:
+        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def tensor_of(content: Bytes, dtype: ir.DataType, shape: ir.Shape, name: str | None) -> ir.TensorProtocol:
+    """Return the tensor whose bytes, as an ONNX file holds them, are `content`. Nothing is copied."""
+    if dtype.bitwidth < 8:
+        return ir.PackedTensor(content, dtype, shape=shape, name=name)
+    return ir.Tensor(content.view(dtype.numpy()).reshape(shape.numpy()), dtype, shape=shape, name=name)
+
+
+def stored_pieces(tensor: ir.TensorProtocol) -> Iterator[Bytes]:
+    """Yield the bytes of a tensor, as an ONNX file holds them, in pieces. Mapped pages are given back after each."""
+    content = _stored(tensor)
+    for start in range(0, content.size, _PIECE_BYTES):
+        piece = content[start : start + _PIECE_BYTES]
+        yield piece
+        release_array(piece)
+
+
+def release(tensor: ir.TensorProtocol) -> None:
+    """Give the memory of a mapped tensor back. It stays valid: its next use reads it from the file again."""
+    raw = tensor.raw if isinstance(tensor, ir.Tensor | ir.PackedTensor) else None
+    if isinstance(raw, np.ndarray):
+        release_array(raw)
+
+
+def release_array(array: NDArray[Any]) -> None:
+    """Give the memory of an array back if it lies in a mapped file; do nothing otherwise."""
+    mapping = _mapping(array)
+    if mapping is None or not array.size:
+        return
+    first, behind = np.lib.array_utils.byte_bounds(array)
+    origin = np.frombuffer(mapping, np.uint8).ctypes.data
+    start = (first - origin) // mmap.PAGESIZE * mmap.PAGESIZE
+    mapping.madvise(mmap.MADV_DONTNEED, start, behind - origin - start)
+
+
+def is_unchangeable(tensor: ir.TensorProtocol) -> bool:
+    """Return whether nobody can write to a tensor, because it lies in a file that is mapped for reading."""
+    raw = tensor.raw if isinstance(tensor, ir.Tensor | ir.PackedTensor) else None
+    return isinstance(raw, np.ndarray) and _mapping(raw) is not None and not raw.flags.writeable
+
+
+class WeightFile:
+    """Takes the weights that a method makes into files, so that they need no memory until they are used.
+
+    Args:
+        directory: Where the files are made, such as the scratch directory of a step. It may be deleted as soon as
+            all weights are in: the system keeps the content for as long as a tensor uses it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._segment: Bytes = np.empty(0, np.uint8)
+        self._file = -1
+        self._used = 0
+        self._segments = 0
+
+    def keep(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        """Return a tensor equal to `tensor` that lies in a file; one that is small is returned itself.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        if tensor.nbytes <= _SMALL_BYTES or tensor.dtype == ir.DataType.STRING:
+            return tensor
+        try:
+            if self._used + tensor.nbytes > self._segment.size:
+                self._open_segment(tensor.nbytes)
+            start = self._used
+            for piece in stored_pieces(tensor):
+                self._write(piece)
+        except OSError as error:
+            raise OutputError(
+                f"Cannot write weights to `{self._directory}`: {error.strerror or error}.",
+                expected=f"room for {tensor.nbytes} more bytes there",
+                why="A model that does not fit into memory is rewritten on disk.",
+                fix="Free space there, or name another directory with TMPDIR.",
+            ) from error
+        content = self._segment[start : self._used]
+        # The next weight begins on a page of its own, so that giving one back leaves the other alone.
+        self._used += -self._used % mmap.PAGESIZE
+        return tensor_of(content, tensor.dtype, ir.Shape(tensor.shape.numpy()), tensor.name)
+
+    def close(self) -> None:
+        """Close the file. Weights that it holds stay valid."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._segment, self._used = -1, np.empty(0, np.uint8), 0
+
+    def _open_segment(self, needed: int) -> None:
+        self.close()
+        path = self._directory / f"weights-{self._segments}"
+        self._segments += 1
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # A file that is long and empty takes no room on disk, and one mapping serves all weights in it.
+        os.truncate(self._file, max(_SEGMENT_BYTES, needed))
+        self._segment = map_file(path)
+
+    def _write(self, piece: Bytes) -> None:
+        content = piece.data
+        while content:
+            written = os.pwrite(self._file, content, self._used)
+            self._used += written
+            content = content[written:]
+
+
+def _stored(tensor: ir.TensorProtocol) -> Bytes:
+    if isinstance(tensor, ir.PackedTensor):
+        return np.ascontiguousarray(tensor.numpy_packed()).reshape(-1)
+    if tensor.dtype.bitwidth < 8:
+        return np.frombuffer(tensor.tobytes(), np.uint8)
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+
+
+def _mapping(array: NDArray[Any]) -> mmap.mmap | None:
+    """Return the mapped file that an array lies in, or None."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    return owner if isinstance(owner, mmap.mmap) else None
