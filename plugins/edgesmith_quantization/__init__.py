@@ -24,4 +24,16 @@ def register_methods() -> Sequence[MethodRecord]:
             tags=("int8", "q/dq"),
             source="Jacob et al. 2018, arXiv 1712.05877, sections 2 and 3",
         ),
+        MethodRecord(
+            name="quantize-fp8",
+            version="0.1.0",
+            summary="8-bit floats for weights and inputs of products, attention's own included; or for weights alone.",
+            entry="edgesmith_quantization.quantize_fp8:QuantizeFp8",
+            kind=Kind.QUANTIZE,
+            options="edgesmith_quantization.options.fp8:QuantizeFp8Options",
+            guarantee=Guarantee.LOSSY,
+            order=Order(after=(Kind.PRUNE, Kind.FOLD, Kind.LOW_RANK)),
+            tags=("fp8", "q/dq"),
+            source="Li et al. 2023, arXiv 2312.05725; Micikevicius et al. 2022, arXiv 2209.05433",
+        ),
     )

@@ -1,0 +1,88 @@
+"""Calibration data without padding, where the graph says which positions are padding.
+
+A padded position holds whatever the model makes of the pad token, often with outliers, and no output depends on it.
+Cutting the padding off before a sample runs keeps these numbers out of every statistic, and makes calibration faster.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgesmith.graph.dataflow import Dataflow, data_inputs
+from edgesmith.graph.structure import Attention
+from edgesmith_calibration.sources import Batch, DataSource
+
+
+class UnpaddedSource(DataSource):
+    """The samples of another source one by one, each cut behind its last position that is not masked.
+
+    Args:
+        source: Where the samples come from.
+        mask: Name of the input that is 0 at padding, [samples, positions].
+        inputs: Names of the inputs to cut along their second dimension, `mask` among them.
+    """
+
+    def __init__(self, source: DataSource, mask: str, inputs: frozenset[str]) -> None:
+        self._source, self._mask, self._inputs = source, mask, inputs
+        self.description = f"{source.description} without padding"
+        self.has_labels = source.has_labels
+        self.fingerprint = source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield each sample as a batch of its own, whatever `batch_size` is: they differ in length."""
+        del batch_size
+        for batch in self._source.batches(1):
+            length = used_length(batch.inputs[self._mask])
+            cut = {name: array[:, :length] if name in self._inputs else array for name, array in batch.inputs.items()}
+            yield Batch(cut, batch.labels)
+
+
+def used_length(mask: NDArray[Any]) -> int:
+    """Return how many leading positions hold everything that the mask shows, at least 1."""
+    shown = np.flatnonzero((mask != 0).any(axis=0))
+    return int(shown[-1]) + 1 if shown.size else 1
+
+
+def without_padding(model: ir.Model, attentions: tuple[Attention, ...], data: DataSource) -> tuple[DataSource, str]:
+    """Return the data without padding, and a remark where padding stays in though the model masks it.
+
+    Args:
+        model: The graph that will run on the data.
+        attentions: Its attention layers.
+        data: Samples to cut.
+    """
+    masks = [attention.mask for attention in attentions if attention.padding_mask and attention.mask is not None]
+    if not masks:
+        return data, ""
+    names = _inputs_behind(model, masks)
+    inputs = {value.name: value for value in model.graph.inputs if value.name in names}
+    if len(inputs) != 1:
+        return data, f"Statistics include padding: several inputs make the mask ({', '.join(sorted(names))})."
+    mask = next(iter(inputs.values()))
+    if mask.shape is None or len(mask.shape) != 2 or isinstance(mask.shape[1], int):
+        return data, f"Statistics include padding, because the length of the input {mask.name} is fixed."
+    length = mask.shape[1]
+    cut = frozenset(
+        str(value.name)
+        for value in model.graph.inputs
+        if value.shape is not None and len(value.shape) > 1 and value.shape[1] == length
+    )
+    return UnpaddedSource(data, str(mask.name), cut), ""
+
+
+def _inputs_behind(model: ir.Model, masks: list[str]) -> set[str]:
+    """Return the names of the inputs whose numbers, not only shapes, the masks are computed from."""
+    flow = Dataflow(model)
+    inputs = set(model.graph.inputs)
+    found: set[str] = set()
+    for name in dict.fromkeys(masks):
+        value = flow.value(name)
+        read = {source for node in flow.ancestors(value) for source in data_inputs(node)} | {value}
+        found |= {str(source.name) for source in read & inputs}
+    return found
