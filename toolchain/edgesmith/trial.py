@@ -38,6 +38,11 @@ class RunnerTrial:
     context: Context[None]
     """What lowering may use: the data that proves it, seed, threads."""
 
+    @property
+    def measures_latency(self) -> bool:
+        """Whether `speedups` works on the runner of this run."""
+        return self.runner.measures_cost
+
     def lower(self, model: Model) -> Model:
         """Return `model` lowered; see `edgesmith.host.trial.Trial`."""
         context = replace(self.context, notes=Notes())

@@ -16,6 +16,11 @@ class Trial(Protocol):
     A result that depends on times is not deterministic: the record of such a method says so.
     """
 
+    @property
+    def measures_latency(self) -> bool:
+        """Whether the runner has times; where the device is not here it has outputs only."""
+        ...
+
     def lower(self, model: "Model") -> "Model":
         """Return `model` in the form that the target would ship, proven equal to it.
 
@@ -38,7 +43,7 @@ class Trial(Protocol):
             max_seconds: Time for all timed rounds together; lowering and building come on top.
 
         Raises:
-            EdgesmithError: The target or the runner does not take one of them.
+            EdgesmithError: The target or the runner does not take one of them, or the runner has no times.
         """
         ...
 

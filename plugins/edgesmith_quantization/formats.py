@@ -1,0 +1,78 @@
+"""The formats that mixed precision chooses from: methods of this family with options, on any set of nodes."""
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edgesmith.errors import StepError
+from edgesmith.host.context import Context
+from edgesmith.host.interfaces import Method
+from edgesmith.host.verdict import Verdict
+from edgesmith.model import Model
+from edgesmith_quantization.options.int8 import QuantizeInt8Options
+from edgesmith_quantization.options.selection import Selection
+from edgesmith_quantization.quantize_int8 import QuantizeInt8
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A method with options. The options `only` and `skip` of that method say which nodes it rewrites."""
+
+    name: str
+    method: type[Method[Any]]
+    options: type[Selection]
+    values: Mapping[str, object] = field(default_factory=dict)
+
+    def check(self, model: Model, context: Context[Any], selection: Selection) -> Verdict:
+        """Return whether the target takes this format, with the names of the nodes that it could rewrite."""
+        return self.method().check(model, self._context(context, only=selection.only, skip=selection.skip))
+
+    def apply(self, model: Model, context: Context[Any], nodes: Sequence[str]) -> Model:
+        """Return `model` with the named nodes in this format; the notes of `context` hear of it.
+
+        Raises:
+            EdgesmithError: The method refuses these nodes, or fails.
+        """
+        own = self._context(context, only=tuple(glob.escape(node) for node in nodes))
+        verdict = self.method().check(model, own)
+        if verdict.status != "ok":
+            raise StepError(
+                f"{', '.join(nodes[:3])} cannot be in format {self.name}: {verdict.reason}",
+                expected="nodes that the format's method takes",
+                why="an assignment is only worth what its methods can do",
+                fix="leave the format out of the option formats, or name the nodes in the option skip",
+            )
+        return self.method().apply(model, own)
+
+    def _context(self, context: Context[Any], **selection: tuple[str, ...]) -> Context[Any]:
+        values: dict[str, object] = {**self.values, **selection}
+        if "samples" in self.options.model_fields and context.calibration is not None:
+            values["samples"] = max(1, len(context.calibration))
+        return replace(context, options=self.options.model_validate(values), trial=None, scoring=None)
+
+
+FORMATS = (
+    Format("int8", QuantizeInt8, QuantizeInt8Options, {"mode": "static"}),
+    Format("int8-dynamic", QuantizeInt8, QuantizeInt8Options, {"mode": "dynamic"}),
+)
+"""All formats, in the order in which they are written into one graph: those that take ranges see the float graph."""
+
+
+def compose(model: Model, assignment: Mapping[str, Sequence[str]], context: Context[Any]) -> Model:
+    """Return `model` with every node in the format it is assigned to.
+
+    Args:
+        model: The float model. It is not changed.
+        assignment: Format name to names of nodes, disjoint. Nodes in no format stay in float.
+        context: Data and dialect; its notes hear what the methods say.
+
+    Raises:
+        EdgesmithError: A method refuses its nodes, or fails.
+    """
+    result = model.clone()
+    for each in FORMATS:
+        nodes = assignment.get(each.name, ())
+        if nodes:
+            result = each.apply(result, context, nodes)
+    return result
