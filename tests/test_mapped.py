@@ -62,7 +62,6 @@ def test_kept_weights_are_equal_and_so_are_their_bytes(
         patch.setattr(mapped, "_SEGMENT_BYTES", 20_000)
         file = WeightFile(tmp_path_factory.mktemp("kept"))
         kept = [file.keep(tensor) for _ in range(3)]
-        file.close()
         assert b"".join(each.tobytes() for each in stored_pieces(tensor)) == tensor.tobytes()
     for each in kept:
         assert (each.dtype, each.shape, each.name) == (tensor.dtype, tensor.shape, "w")
@@ -77,7 +76,6 @@ def test_weights_outlive_their_file_and_small_ones_stay_in_memory(tmp_path: Path
     file = WeightFile(tmp_path)
     kept = file.keep(large)
     assert file.keep(small) is small
-    file.close()
     for path in tmp_path.iterdir():
         path.unlink()
     release(kept)

@@ -6,8 +6,8 @@ weight, whatever the size of the model.
 """
 
 import mmap
-import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,9 @@ class WeightFile:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._segment: Bytes = np.empty(0, np.uint8)
-        self._file = -1
-        self._used = 0
         self._segments = 0
+        self._used = 0
+        self._content: Bytes = np.empty(0, np.uint8)
 
     def keep(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         """Return a tensor equal to `tensor` that lies in a file; one that is small is returned itself.
@@ -95,11 +94,12 @@ class WeightFile:
         if tensor.nbytes <= _SMALL_BYTES or tensor.dtype == ir.DataType.STRING:
             return tensor
         try:
-            if self._used + tensor.nbytes > self._segment.size:
-                self._open_segment(tensor.nbytes)
-            start = self._used
-            for piece in stored_pieces(tensor):
-                self._write(piece)
+            if self._used + tensor.nbytes > self._content.size:
+                self._begin_segment(tensor.nbytes)
+            with self._path.open("r+b", buffering=0) as stream:
+                stream.seek(self._used)
+                for piece in stored_pieces(tensor):
+                    _write(stream, piece)
         except OSError as error:
             raise OutputError(
                 f"Cannot write weights to `{self._directory}`: {error.strerror or error}.",
@@ -107,32 +107,27 @@ class WeightFile:
                 why="A model that does not fit into memory is rewritten on disk.",
                 fix="Free space there, or name another directory with TMPDIR.",
             ) from error
-        content = self._segment[start : self._used]
+        content = self._content[self._used : self._used + tensor.nbytes]
         # The next weight begins on a page of its own, so that giving one back leaves the other alone.
-        self._used += -self._used % mmap.PAGESIZE
+        self._used += -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
         return tensor_of(content, tensor.dtype, ir.Shape(tensor.shape.numpy()), tensor.name)
 
-    def close(self) -> None:
-        """Close the file. Weights that it holds stay valid."""
-        if self._file >= 0:
-            os.close(self._file)
-        self._file, self._segment, self._used = -1, np.empty(0, np.uint8), 0
+    @property
+    def _path(self) -> Path:
+        return self._directory / f"weights-{self._segments}"
 
-    def _open_segment(self, needed: int) -> None:
-        self.close()
-        path = self._directory / f"weights-{self._segments}"
-        self._segments += 1
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    def _begin_segment(self, needed: int) -> None:
+        self._segments, self._used = self._segments + 1, 0
         # A file that is long and empty takes no room on disk, and one mapping serves all weights in it.
-        os.truncate(self._file, max(_SEGMENT_BYTES, needed))
-        self._segment = map_file(path)
+        with self._path.open("xb") as stream:
+            stream.truncate(max(_SEGMENT_BYTES, needed))
+        self._content = map_file(self._path)
 
-    def _write(self, piece: Bytes) -> None:
-        content = piece.data
-        while content:
-            written = os.pwrite(self._file, content, self._used)
-            self._used += written
-            content = content[written:]
+
+def _write(stream: FileIO, piece: Bytes) -> None:
+    content = piece.data
+    while content:
+        content = content[stream.write(content) :]
 
 
 def _stored(tensor: ir.TensorProtocol) -> Bytes:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.errors import ModelError
+from edgesmith.mapped import WeightFile
 
 Array = NDArray[Any]
 Attribute = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | ir.TensorProtocol | ir.Graph
@@ -77,10 +78,12 @@ class GraphEditor:
 
     Args:
         graph: The main graph of a cloned model.
+        weights: Takes large new constants to disk. By default they stay in memory.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, *, weights: WeightFile | None = None) -> None:
         self.graph = graph
+        self._weights = weights
         self._value_names: set[str] = set()
         self._node_names: set[str] = set()
         for each in (graph, *graph.subgraphs()):
@@ -109,7 +112,8 @@ class GraphEditor:
             dtype: Stored type, when NumPy's type does not say it.
         """
         value = ir.Value(name=self.value_name(name))
-        _describe(value, _stored(array, dtype))
+        tensor = _stored(array, dtype)
+        _describe(value, tensor if self._weights is None else self._weights.keep(tensor))
         self.graph.register_initializer(value)
         return value
 
