@@ -5,17 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgesmith.graph.edit import constant_tensor
 from edgesmith.host.context import Notes
-from edgesmith_quantization.candidates import node_name
+from edgesmith_quantization.candidates import already_quantized, node_name
 from edgesmith_quantization.options.selection import Selection
-from edgesmith_quantization.rounding import Float
 
 WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 """Operators that read weights, and which of their inputs is one."""
 
-_QUANTIZED = ("DequantizeLinear", "QuantizeLinear")
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
@@ -62,13 +61,13 @@ class WeightSite:
         """Whether one row per output channel is one run along `input_axis`, so that blocks along it can be stored."""
         return all(size == 1 for axis, size in enumerate(self.shape) if axis not in (self.output_axis, self.input_axis))
 
-    def rows(self) -> Float:
-        """Return the weight as float32 [outputs, inputs of one output]."""
+    def rows(self) -> NDArray[np.float32] | NDArray[np.float16]:
+        """Return the weight as [outputs, inputs of one output] in its own type; of a matrix, a view and no copy."""
         tensor = constant_tensor(self.weight)
         if tensor is None:  # sites hold constants only
             raise ValueError(self.name)
         array = np.moveaxis(tensor.numpy(), self.output_axis, 0)
-        return np.ascontiguousarray(array.reshape(array.shape[0], -1), np.float32)
+        return array.reshape(array.shape[0], -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +137,7 @@ def _use(node: ir.Node, notes: Notes) -> _Use | None:
     gather = node.op_type == "Gather"
     if tensor is None:
         if not gather:
-            notes.skip(node_name(node), _no_constant(node, root))
+            notes.skip(node_name(node), _no_constant(node))
         return None
     shape = tuple(tensor.shape.numpy())
     if gather and (len(shape) != 2 or not tensor.dtype.is_floating_point()):
@@ -169,10 +168,10 @@ def _is_passing(node: ir.Node) -> bool:
     return node.domain == "" and (swaps or node.op_type == "Identity")
 
 
-def _no_constant(node: ir.Node, value: ir.Value) -> str:
-    producer = value.producer()
-    if producer is not None and producer.op_type in _QUANTIZED:
-        return "already quantized"
+def _no_constant(node: ir.Node) -> str:
+    quantized = already_quantized(node)
+    if quantized:
+        return quantized
     first = node.inputs[0]
     if first is not None and constant_tensor(first) is not None:
         return "its first input is constant; weights must be the second"

@@ -88,7 +88,7 @@ def test_half_precision_weights_are_found():
     half = onnx.TensorProto.FLOAT16
     model = graph(nodes, {"w": normal(6, 4).astype(np.float16)}, {"x": ["n", 6]}, types={"x": half, "y": half})
     (site,), _ = find(model)
-    assert site.rows().dtype == np.float32
+    assert site.rows().dtype == np.float16
 
 
 def test_weights_behind_constant_and_identity_nodes_are_found():
@@ -142,7 +142,7 @@ def test_everything_left_alone_has_its_reason():
         "node_other": "its weight is read in both orientations",
         "node_m": "its weight is also read by node_sum (Add)",
         "node_selected": "it selects along another dimension than the first",
-        "node_quantized": "already quantized",
+        "node_quantized": "already quantized (float x int8)",
         "node_named": "named in the option skip",
         "node_convolved": "Conv is not among the operators to quantize",
     }

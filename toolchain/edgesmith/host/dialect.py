@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+ACTIVATIONS_KEY = "edgesmith.activations"
+"""Metadata of a product whose weight is dequantized. The value "int8" lets a target round its input to 8 bits, row by
+row as it runs, where its kernels for such weights are faster so. Without it a target computes on the input as it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorFormat:

@@ -1,0 +1,211 @@
+"""The method `quantize-weights`: weights in 8, 4 or 2 bits that are dequantized before they are multiplied."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir.passes.common as common_passes
+
+from edgesmith.errors import StepError
+from edgesmith.graph.edit import GraphEditor
+from edgesmith.graph.opset import raise_opset
+from edgesmith.host.context import Context, Notes
+from edgesmith.host.dialect import ACTIVATIONS_KEY, Dialect, WeightFormat
+from edgesmith.host.interfaces import Method
+from edgesmith.host.verdict import Verdict
+from edgesmith.mapped import WeightFile
+from edgesmith.model import Model
+from edgesmith_quantization.blocks import BlockCodes, BlockGrid, Clip, fit_blocks, round_blocks
+from edgesmith_quantization.candidates import node_name, unmatched_names
+from edgesmith_quantization.gram_passes import Gram, with_grams
+from edgesmith_quantization.options.weights import QuantizeWeightsOptions
+from edgesmith_quantization.rounding import Float
+from edgesmith_quantization.second_order import refit_scales, round_second_order
+from edgesmith_quantization.weight_form import BLOCK_OPSET, CHANNEL_OPSET, write_weight
+from edgesmith_quantization.weight_sites import WeightSite, find_weight_sites
+
+
+class QuantizeWeights(Method[QuantizeWeightsOptions]):
+    """Rounds weights to few bits in blocks or channels; activations stay in float in the graph.
+
+    Each weight is stored once, whoever reads it: a table that an embedding and a head share gets one set of codes and
+    scales. Weights are taken one by one, so that memory holds one of them in float at a time.
+    """
+
+    def check(self, model: Model, context: Context[QuantizeWeightsOptions]) -> Verdict:
+        """Return whether there is something to quantize, and a form for it in the dialect of the target."""
+        options = context.options
+        problem = _form_problem(options, context.dialect) or unmatched_names(model.graph, options)
+        if problem:
+            return Verdict.refuse(problem)
+        notes = Notes()
+        sites = find_weight_sites(model.graph, options, notes, operators=options.operators)
+        if not sites:
+            return Verdict.skip(f"no weight can be quantized ({_reasons(notes)})")
+        if options.needs.data and (context.calibration is None or len(context.calibration) == 0):
+            return Verdict.refuse(
+                "second-order rounding needs calibration data; pass it with --data, or set rounding to mse"
+            )
+        return Verdict.ok(nodes=tuple(node_name(node) for site in sites for node in site.nodes))
+
+    def apply(self, model: Model, context: Context[QuantizeWeightsOptions]) -> Model:
+        """Return the model with quantized weights.
+
+        Raises:
+            DataError: Second-order rounding without calibration data, or data that makes an activation infinite or NaN.
+            ModelError: The graph cannot be raised to the opset that the format needs.
+            StepError: Nothing can be quantized, or the target has no such format.
+        """
+        options = context.options
+        problem = _form_problem(options, context.dialect)
+        if problem:
+            raise _no_form(problem)
+        result = model.clone()
+        raise_opset(result.ir, _needed_opset(options, context.dialect))
+        sites = find_weight_sites(result.graph, options, context.notes, operators=options.operators)
+        if not sites:
+            raise _nothing_to_do(context.notes)
+        editor = GraphEditor(result.graph, weights=WeightFile(context.scratch))
+        if options.needs.data:
+            for site, gram in with_grams(result.ir.clone(), sites, context):
+                write_weight(editor, site, _round_by_output(site, gram, options, context.dialect))
+        else:
+            for site in context.progress.track(sites, "rounding", len(sites)):
+                write_weight(editor, site, _round(site, options, context.dialect))
+        if options.activations == "int8":
+            for node in (node for site in sites for node in site.readers):
+                node.metadata_props[ACTIVATIONS_KEY] = "int8"
+        common_passes.RemoveUnusedNodesPass()(result.ir)
+        context.notes.remark(_summary(sites, options))
+        return result
+
+
+def _round(site: WeightSite, options: QuantizeWeightsOptions, dialect: Dialect) -> BlockCodes:
+    clip: Clip = "none" if options.rounding == "nearest" else "mse"
+    return round_blocks(
+        site.rows(), _bits(site, options), _block_size(site, options), _symmetric(options, dialect), clip
+    )
+
+
+def _round_by_output(
+    site: WeightSite, gram: Gram | None, options: QuantizeWeightsOptions, dialect: Dialect
+) -> BlockCodes:
+    """Return codes of least output error; of least squared error of the weight where `gram` is None."""
+    if gram is None:
+        return _round(site, options, dialect)
+    weight = np.ascontiguousarray(site.rows(), np.float32)
+    bits, symmetric = _bits(site, options), _symmetric(options, dialect)
+
+    def fit(values: Float) -> BlockGrid:
+        return fit_blocks(values, bits, None, symmetric, "mse")
+
+    grid = fit_blocks(weight, bits, _block_size(site, options), symmetric, "mse")
+    rounded = round_second_order(
+        weight,
+        gram,
+        grid,
+        damping=options.damping,
+        descending=options.descending,
+        refit=None if options.descending else fit,
+    )
+    return refit_scales(weight, gram, rounded, damping=options.damping)
+
+
+def _bits(site: WeightSite, options: QuantizeWeightsOptions) -> int:
+    return (options.table_bits or options.bits) if site.gathers else options.bits
+
+
+def _block_size(site: WeightSite, options: QuantizeWeightsOptions) -> int | None:
+    """Return the block size of a weight, or None for one scale per output channel."""
+    size = options.block_size
+    return size if size is not None and site.is_matrix and site.shape[site.input_axis] > size else None
+
+
+def _symmetric(options: QuantizeWeightsOptions, dialect: Dialect) -> bool:
+    """Return whether codes stand around 0: as the options say, or else as the dialect does for all their bits."""
+    if options.symmetric is not None:
+        return options.symmetric
+    formats = [dialect.weight_format(f"uint{bits}") for bits in _used_bits(options)]
+    return not all(form is not None and not form.symmetric for form in formats)
+
+
+def _used_bits(options: QuantizeWeightsOptions) -> tuple[int, ...]:
+    tables = options.table_bits if "Gather" in options.operators else None
+    return tuple(dict.fromkeys((options.bits, tables or options.bits)))
+
+
+def _format(bits: int, options: QuantizeWeightsOptions, dialect: Dialect) -> WeightFormat | None:
+    return dialect.weight_format(f"{'int' if _symmetric(options, dialect) else 'uint'}{bits}")
+
+
+def _form_problem(options: QuantizeWeightsOptions, dialect: Dialect) -> str:
+    """Return why the dialect has no form for these options and what would work, or an empty string."""
+    for bits in _used_bits(options):
+        problem = _format_problem(bits, options, dialect)
+        if problem:
+            return problem
+    return ""
+
+
+def _format_problem(bits: int, options: QuantizeWeightsOptions, dialect: Dialect) -> str:
+    refused = dialect.refusals.get(f"int{bits}")
+    if refused:
+        return f"{dialect.name} takes no int{bits}: {refused}"
+    form = _format(bits, options, dialect)
+    if form is None:
+        taken = ", ".join(dict.fromkeys(each.dtype for each in dialect.weight_only))
+        return f"{dialect.name} stores no weights of {bits} bits so; it takes {taken or 'no weights of few bits'}"
+    if options.symmetric is False and form.symmetric:
+        return f"{dialect.name} takes no zero points for {bits} bits; leave the option symmetric out, or set it to true"
+    if options.block_size is not None and options.block_size not in form.block_sizes:
+        sizes = ", ".join(map(str, form.block_sizes))
+        return (
+            f"{dialect.name} has no blocks of {options.block_size} for {bits} bits; block_size may be {sizes or 'none'}"
+        )
+    if dialect.opset < _first_opset(form, options):
+        return (
+            f"{bits} bits are written from opset {_first_opset(form, options)} on; {dialect.name} reads {dialect.opset}"
+        )
+    return ""
+
+
+def _needed_opset(options: QuantizeWeightsOptions, dialect: Dialect) -> int:
+    forms = [_format(bits, options, dialect) for bits in _used_bits(options)]
+    return max(_first_opset(form, options) for form in forms if form is not None)
+
+
+def _first_opset(form: WeightFormat, options: QuantizeWeightsOptions) -> int:
+    """Return the first opset that writes these codes: whole channels of bytes need no more than scales per channel."""
+    if options.block_size is None and form.dtype in ("int8", "uint8"):
+        return CHANNEL_OPSET
+    return max(form.opset, BLOCK_OPSET)
+
+
+def _summary(sites: Sequence[WeightSite], options: QuantizeWeightsOptions) -> str:
+    counts = Counter(_bits(site, options) for site in sites)
+    parts = " and ".join(f"{count} weights to {bits} bits" for bits, count in sorted(counts.items()))
+    form = "per channel" if options.block_size is None else f"in blocks of {options.block_size}"
+    return f"Rounded {parts} {form} ({options.rounding})."
+
+
+def _reasons(notes: Notes) -> str:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in list(notes.skipped.items())[:3])
+    return reasons or "the graph has no product or table with a constant weight"
+
+
+def _no_form(problem: str) -> StepError:
+    return StepError(
+        f"quantize-weights cannot write this form: {problem}",
+        expected="bits, block size and symmetry that the target takes",
+        why="the target would refuse the graph, or compute something else",
+        fix="change the options as said, or choose another target",
+    )
+
+
+def _nothing_to_do(notes: Notes) -> StepError:
+    return StepError(
+        f"quantize-weights found nothing to quantize ({_reasons(notes)})",
+        expected="at least one MatMul, Gemm, Conv or Gather with a constant float weight",
+        why="the step would change nothing",
+        fix="remove the step from the recipe, or widen the options operators, only and skip",
+    )

@@ -1,0 +1,102 @@
+"""Writes a rounded weight as codes behind one DequantizeLinear that all its readers share."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgesmith.graph.edit import GraphEditor, constant_tensor
+from edgesmith.mapped import release
+from edgesmith_quantization.blocks import BlockCodes
+from edgesmith_quantization.packing import pack_codes
+from edgesmith_quantization.weight_sites import WeightSite
+
+BLOCK_OPSET = 21
+"""First opset whose DequantizeLinear takes blocks, and types of 4 bits."""
+CHANNEL_OPSET = 13
+"""First opset whose DequantizeLinear takes one scale per channel."""
+
+_TYPES = {
+    (8, True): ir.DataType.INT8,
+    (8, False): ir.DataType.UINT8,
+    (4, True): ir.DataType.INT4,
+    (4, False): ir.DataType.UINT4,
+    (2, True): ir.DataType.INT2,
+    (2, False): ir.DataType.UINT2,
+}
+
+
+def write_weight(editor: GraphEditor, site: WeightSite, rounded: BlockCodes) -> ir.Node:
+    """Let every reader of `site` read `rounded`, whose rows are the site's; return the DequantizeLinear.
+
+    The float weight is dropped.
+    """
+    dequantize = insert_dequantize(editor, site, rounded, site.name)
+    replace_weight(editor, site.weight, dequantize.outputs[0])
+    return dequantize
+
+
+def insert_dequantize(editor: GraphEditor, site: WeightSite, rounded: BlockCodes, name: str) -> ir.Node:
+    """Add `rounded`, whose rows are those of `site`, as codes behind a DequantizeLinear that nobody reads yet.
+
+    One block a row becomes one scale per output channel, more become blocks along the site's input axis. The scales
+    have the type of the weight, since that is what DequantizeLinear returns.
+    """
+    weight = site.weight
+    dtype = weight.dtype or ir.DataType.FLOAT
+    # ONNX Runtime 1.31 loads no graph in which it moves a Transpose through scales per channel of two bits.
+    blocked = rounded.scale.shape[1] > 1 or (rounded.bits == 2 and site.is_matrix)
+    parts = [_packed(_placed(rounded.codes, site), rounded.bits, rounded.zero_point is None)]
+    scale = _scales_as(rounded.scale, dtype)
+    parts.append(ir.tensor(_placed(scale, site) if blocked else scale[:, 0]))
+    if rounded.zero_point is not None:
+        zero_point = _placed(rounded.zero_point, site) if blocked else rounded.zero_point[:, 0]
+        parts.append(_packed(zero_point, rounded.bits, symmetric=False))
+    inputs = [
+        editor.add_initializer(f"{name}_{part}", tensor)
+        for part, tensor in zip(("quantized", "scale", "zero_point"), parts, strict=False)
+    ]
+    attributes = {"axis": site.input_axis, "block_size": rounded.block_size} if blocked else {"axis": site.output_axis}
+    dequantize = editor.insert_after(weight, "DequantizeLinear", inputs, attributes, name=f"{name}_dequantize")
+    result = dequantize.outputs[0]
+    result.shape, result.type = weight.shape, ir.TensorType(dtype)
+    return dequantize
+
+
+def replace_weight(editor: GraphEditor, weight: ir.Value, result: ir.Value) -> None:
+    """Let every reader of a constant weight read `result`, and drop the constant, also from memory."""
+    producer = weight.producer()
+    tensor = constant_tensor(weight)
+    if tensor is not None:
+        release(tensor)
+    editor.replace_uses(weight, result)
+    if producer is not None:
+        editor.remove_unused((producer,))
+    elif weight.name is not None and not weight.is_graph_input():
+        editor.graph.initializers.pop(weight.name)
+
+
+def _placed(array: NDArray[Any], site: WeightSite) -> NDArray[Any]:
+    """Return an array [outputs, anything] with its axes where the weight has them."""
+    if not site.is_matrix:
+        return array.reshape(site.shape)
+    axes = [1] * len(site.shape)
+    axes[site.output_axis], axes[site.input_axis] = array.shape
+    placed = array.T if site.output_axis > site.input_axis else array
+    return placed.reshape(axes)
+
+
+def _packed(codes: NDArray[Any], bits: int, symmetric: bool) -> ir.TensorProtocol:
+    dtype = _TYPES[bits, symmetric]
+    if bits == 8:
+        return ir.tensor(np.ascontiguousarray(codes))
+    return ir.PackedTensor(pack_codes(codes, bits), dtype, shape=ir.Shape(codes.shape))
+
+
+def _scales_as(scale: NDArray[np.float32], dtype: ir.DataType) -> NDArray[Any]:
+    if dtype != ir.DataType.FLOAT16:
+        return scale
+    # Below the smallest float16 a scale would become 0, and its weights are 0 to float16 arithmetic anyway.
+    limits = np.finfo(np.float16)
+    return np.clip(scale, limits.smallest_subnormal, limits.max).astype(np.float16)
