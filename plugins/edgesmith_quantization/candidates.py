@@ -8,13 +8,13 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from edgesmith.graph.edit import constant_scalar, constant_tensor
+from edgesmith.graph.quantized import quantized_product
 from edgesmith.host.context import Notes
 from edgesmith.host.dialect import Dialect
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.options.selection import Selection
 
 _WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose")
-_QUANTIZED = ("DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +37,38 @@ class Candidate:
 
     @property
     def bounded_output(self) -> ir.Value:
-        """The output, behind a Relu or a Clip at 0 that is its only reader: an unsigned code absorbs these."""
-        output = self.node.outputs[0]
-        uses = tuple(output.uses())
-        if len(uses) != 1 or output.is_graph_output() or uses[0].idx != 0:
-            return output
-        reader = uses[0].node
-        return reader.outputs[0] if _clips_at_zero(reader) else output
+        """The output, behind a Relu or a Clip around 0 that is its only reader: codes that saturate absorb these."""
+        return bounded_output(self.node)
 
 
-def _clips_at_zero(node: ir.Node) -> bool:
-    if node.domain != "":
+def bounded_output(node: ir.Node) -> ir.Value:
+    """Return the first output, behind a Relu or a Clip around 0 that is its only reader."""
+    output = node.outputs[0]
+    uses = tuple(output.uses())
+    if len(uses) != 1 or output.is_graph_output() or uses[0].idx != 0:
+        return output
+    reader = uses[0].node
+    return reader.outputs[0] if _clips_around_zero(reader) else output
+
+
+def _clips_around_zero(node: ir.Node) -> bool:
+    """Return whether a node bounds values at constants on both sides of 0, so that its output's range says all."""
+    if node.domain != "" or node.op_type not in ("Relu", "Clip"):
         return False
-    low = node.inputs[1] if node.op_type == "Clip" and len(node.inputs) > 1 else None
-    return node.op_type == "Relu" or constant_scalar(low) == 0.0
+    bounds = [constant_scalar(value) if value is not None else 0.0 for value in node.inputs[1:3]]
+    signs = (-1, 1)[: len(bounds)]
+    return all(bound is not None and bound * sign >= 0 for bound, sign in zip(bounds, signs, strict=True))
 
 
 def node_name(node: ir.Node) -> str:
     """Return a name to show: the node's, or its first output's."""
     return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
+
+
+def already_quantized(node: ir.Node) -> str:
+    """Return the reason to keep a node as it is that reads codes, or an empty string."""
+    product = quantized_product(node)
+    return f"already quantized ({product.types})" if product is not None else ""
 
 
 def find_candidates(
@@ -114,10 +127,9 @@ def _obstacle(node: ir.Node, dialect: Dialect, options: QuantizeInt8Options) -> 
     activation, weight = node.inputs[0], node.inputs[1]
     if activation is None or weight is None:
         return "an input is missing"
-    for value in (activation, weight):
-        producer = value.producer()
-        if producer is not None and producer.op_type in _QUANTIZED:
-            return "already quantized"
+    quantized = already_quantized(node)
+    if quantized:
+        return quantized
     if constant_tensor(activation) is not None:
         return "its first input is constant; weights must be the second"
     tensor = constant_tensor(_behind_transpose(weight))

@@ -14,7 +14,11 @@ from edgesmith.execution.reference import Optimization, ReferenceSession
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.host.context import Context, Notes
 from edgesmith_onnxruntime.attention import fuse_attention
+from edgesmith_onnxruntime.channel_padding import pad_channels
+from edgesmith_onnxruntime.channels_last import keep_channels_last
 from edgesmith_onnxruntime.float8_casts import FLOAT8, write_float8_casts
+from edgesmith_onnxruntime.integer_convolutions import join_integer_convolutions
+from edgesmith_onnxruntime.integer_operators import join_integer_operators
 from edgesmith_onnxruntime.integer_products import join_integer_products
 from edgesmith_onnxruntime.residual_sum import write_residual_sums
 from edgesmith_onnxruntime.softmax_guard import move_softmax_guards
@@ -103,6 +107,10 @@ def _rewrites(notes: Notes) -> tuple[Rewrite, ...]:
     return (
         edit(lambda graph: move_softmax_guards(graph, notes), "Moved {} NaN guards from attention into its mask."),
         edit(join_integer_products, "Joined scale and bias of {} integer products."),
+        edit(join_integer_convolutions, "Joined {} integer convolutions with their pairs and bounds."),
+        edit(join_integer_operators, "Joined {} operators between integer ones with their pairs."),
+        edit(pad_channels, "Padded the input of {} integer convolutions to a multiple of four channels."),
+        edit(keep_channels_last, "Kept images at {} integer operators with channels last."),
         attention,
         edit(write_residual_sums, "Kept {} residual additions apart from LayerNormalization, which is faster."),
     )

@@ -1,4 +1,4 @@
-"""Quantized values: where QuantizeLinear and DequantizeLinear stand, and what they store."""
+"""What is quantized in a graph: values that pass through integers or eight-bit floats, and products that read them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +26,131 @@ class QuantizedValue:
     """Axis with a scale for each entry, or None for one scale in all."""
     consumers: tuple[str, ...]
     """Operator types that read the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedProduct:
+    """A product, convolution or table that reads codes, written with Q/DQ pairs or as one operator."""
+
+    node: str
+    op_type: str
+    activation: str | None
+    """Type of the codes of its first operand, or None where that is float; of a table, always None."""
+    weight: str | None
+    """Type of the codes of its second operand, or None where that is float."""
+    form: Literal["Q/DQ", "operator"]
+
+    @property
+    def types(self) -> str:
+        """Both types, such as "uint8 x int8" or "float x int4"."""
+        return f"{self.activation or 'float'} x {self.weight or 'float'}"
+
+
+_FLOAT_PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
+# Operator: positions of the codes of activation and weight; None where codes are made inside, or there are none.
+_OPERATORS: dict[str, tuple[int | None, int]] = {
+    "QLinearMatMul": (0, 3),
+    "QLinearConv": (0, 3),
+    "QGemm": (0, 3),
+    "MatMulInteger": (0, 1),
+    "ConvInteger": (0, 1),
+    "MatMulIntegerToFloat": (0, 1),
+    "DynamicQuantizeMatMul": (None, 1),
+    "MatMulNBits": (None, 1),
+    "GatherBlockQuantized": (None, 0),
+}
+# What moves codes or dequantized numbers without changing one.
+_MOVING = frozenset(
+    {"Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Slice", "Gather"}
+)
+_FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ)
+
+
+def find_quantized_products(flow: Dataflow) -> list[QuantizedProduct]:
+    """Return the products and tables that read codes, in the order of the data."""
+    found = (quantized_product(node) for node in flow.ordered(flow.nodes) if node.outputs)
+    return [each for each in found if each is not None]
+
+
+def quantized_product(node: ir.Node) -> QuantizedProduct | None:
+    """Return how a node computes with codes, or None where it does not.
+
+    A method keeps such a node as it is: its codes and scales are what somebody has chosen and tested.
+    """
+    name = node.name or ""
+    if node.op_type in _OPERATORS:
+        first, second = _OPERATORS[node.op_type]
+        activation = None if first is None else _type_name(node.inputs[first])
+        if node.op_type == "DynamicQuantizeMatMul":
+            activation = "uint8"
+        bits = node.attributes.get_int("bits", 4) if node.op_type in ("MatMulNBits", "GatherBlockQuantized") else None
+        weight = _type_name(node.inputs[second]) if bits is None else f"int{bits}"
+        return QuantizedProduct(name, node.op_type, activation, weight, "operator")
+    if node.op_type in _FLOAT_PRODUCTS and len(node.inputs) > 1:
+        activation, weight = (_dequantized_type(value) for value in node.inputs[:2])
+    elif node.op_type == "Gather":
+        activation, weight = None, _dequantized_table(node)
+    else:
+        return None
+    return QuantizedProduct(name, node.op_type, activation, weight, "Q/DQ") if activation or weight else None
+
+
+def _dequantized_type(value: ir.Value | None) -> str | None:
+    """Return the type of the codes that a float value was made from and nothing else, or None."""
+    while value is not None:
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type == "DequantizeLinear":
+            return _type_name(node.inputs[0], node)
+        if node.op_type == "Mul":
+            # Eight-bit floats may be written as a Cast and the scale.
+            casts = [source.producer() for source in node.inputs if source is not None]
+            return next(filter(None, (_cast_type(each) for each in casts)), None)
+        if node.op_type not in _MOVING:
+            return None
+        value = node.inputs[0]
+    return None
+
+
+def _dequantized_table(node: ir.Node) -> str | None:
+    """Return the type of a table whose rows are dequantized, before or after they are selected."""
+    table = node.inputs[0]
+    if table is None:
+        return None
+    if constant_tensor(table) is None:
+        producer = table.producer()
+        stored = producer.inputs[0] if producer is not None and producer.inputs else None
+        return _dequantized_type(table) if constant_tensor(stored) is not None else None
+    readers = {use.node.op_type for use in node.outputs[0].uses()}
+    return _type_name(table) if readers == {"DequantizeLinear"} else None
+
+
+def _cast_type(node: ir.Node | None) -> str | None:
+    if node is None or node.op_type != "Cast" or node.inputs[0] is None:
+        return None
+    source = node.inputs[0]
+    tensor = constant_tensor(source)
+    dtype = source.dtype if tensor is None else tensor.dtype
+    producer = source.producer()
+    if dtype is None and producer is not None and producer.op_type == "Cast":
+        dtype = ir.DataType(producer.attributes["to"].as_int())
+    return dtype.name.lower() if dtype in _FLOAT8 else None
+
+
+def _type_name(value: ir.Value | None, reader: ir.Node | None = None) -> str | None:
+    """Return the type of codes, from themselves or from the zero point of a node that reads or makes them."""
+    if value is None:
+        return None
+    producer = value.producer()
+    maker = producer if producer is not None and producer.op_type == "QuantizeLinear" else reader
+    zero_point = maker.inputs[2] if maker is not None and len(maker.inputs) > 2 else None
+    for each in (value, zero_point):
+        tensor = constant_tensor(each)
+        dtype = tensor.dtype if tensor is not None else each.dtype if each is not None else None
+        if dtype is not None:
+            return dtype.name.lower()
+    return "uint8" if producer is not None and producer.op_type == "DynamicQuantizeLinear" else "integer"
 
 
 def find_quantized(flow: Dataflow) -> list[QuantizedValue]:
