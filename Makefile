@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test bench docs clean
+.PHONY: install demo test bench peers docs clean
 
 install: $(STAMP)
 
@@ -30,10 +30,24 @@ test: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n auto
 
-bench: $(STAMP) build/demo/data.yaml
+bench: $(STAMP) build/demo/data.yaml build/bench/peers/.installed build/bench/austen
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt gguf accelerate
 	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks
+
+# Quantization tools that the benchmarks compare with, in an environment of their own.
+peers: build/bench/peers/.installed
+
+build/bench/peers/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv build/bench/peers
+	build/bench/peers/bin/python -m pip install --quiet --constraint constraints.txt torch
+	build/bench/peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
+	touch $@
+
+# Novels for the language model, out of a Debian package; without one its case says what is missing.
+build/bench/austen:
+	mkdir -p $@
+	-cd $@ && apt-get download r-cran-janeaustenr && dpkg-deb --extract r-cran-janeaustenr_*.deb .
 
 build/demo/data.yaml: $(STAMP)
 	$(BIN)/python examples/demo/prepare.py --out build/demo

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-HELPERS = {"__init__", "__main__", "models"}
+HELPERS = {"__init__", "__main__", "measuring", "quantization_table"}
 
 
 def main() -> int:

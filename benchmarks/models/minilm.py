@@ -71,7 +71,7 @@ def minilm_r8() -> Case:
         classifier = _TextClassifier(encoder, len(topics))
         classifier.fit(**arrays["train"])
         example = {name: torch.from_numpy(arrays["train"][name][:2]) for name in ("input_ids", "attention_mask")}
-        axes = dict.fromkeys(example, {0: "batch", 1: "length"})
+        axes = {name: {0: "batch", 1: "length"} for name in example}
         model = TorchModuleFrontend().load(classifier, example_inputs=example, dynamic_axes=axes)
         chosen = np.random.default_rng(0).permutation(len(parts["train"]))[:CALIBRATION]
         calibration = {name: array[chosen] for name, array in arrays["train"].items()}

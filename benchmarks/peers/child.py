@@ -1,0 +1,50 @@
+"""Runs one tool in a fresh process: `python -m benchmarks.peers.child`, asked on standard input."""
+
+import importlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measuring import THREADS, answer_parent, peak_bytes
+from benchmarks.peers import Job
+
+
+def child_quantize(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Quantize, and return the peak memory in bytes and the packages that did it."""
+    logging.disable(logging.WARNING)
+    if request["tool"] != "edgesmith":  # ours has an option for it
+        _limit_threads()
+    tool = importlib.import_module(f"benchmarks.peers.{request['tool']}")
+    with np.load(request["data"]) as archive:
+        names = [name for name in archive.files if name != "labels"]
+        data = {name: archive[name][: request["samples"]] for name in names}
+    tool.quantize(Job(Path(request["model"]), data, Path(request["out"]), request["settings"]))
+    return {"peak_bytes": peak_bytes(), "versions": {name: _version(name) for name in tool.PACKAGES}}
+
+
+def _limit_threads() -> None:
+    """Let every session of ONNX Runtime in this process use `THREADS` threads: peers have no option for it."""
+    import onnxruntime
+
+    original = onnxruntime.InferenceSession
+
+    class InferenceSession(original):  # type: ignore[misc, valid-type]
+        def __init__(self, model: Any, sess_options: Any = None, **options: Any) -> None:
+            sess_options = sess_options or onnxruntime.SessionOptions()
+            sess_options.intra_op_num_threads = THREADS
+            super().__init__(model, sess_options, **options)
+
+    onnxruntime.InferenceSession = InferenceSession
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+if __name__ == "__main__":
+    answer_parent({"quantize": child_quantize})

@@ -1,0 +1,137 @@
+"""Turns results of `benchmarks.quantization` into tables, and holds them against goals."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import spread
+
+FLOAT = "float"
+METRICS = {
+    "accuracy": ("accuracy_percent", "accuracy %", "{:.2f}"),
+    "features": ("sqnr_db", "SQNR dB", "{:.1f}"),
+    "perplexity": ("perplexity", "perplexity", "{:.2f}"),
+}
+HEADER = (
+    "tool",
+    "speed-up, all",
+    "speed-up, basic",
+    "quality, all",
+    "quality, basic",
+    "size MB",
+    "tool s",
+    "tool MB",
+    "goal",
+)
+TITLES = {
+    "minilm_r8": "MiniLM-L6 on Reuters R8, 128 tokens",
+    "mobilenet": "MobileNetV2 on photos, 224 pixels",
+    "mobilenet_200": "MobileNetV2 on photos, 224 pixels, 200 of them to calibrate with",
+    "vit_s14": "ViT-S/14 at 224 pixels, features",
+    "smollm2": "SmolLM2-135M, 512 tokens of Persuasion",
+}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked of us at optimization level all: a speed-up, and a bound on the metric."""
+
+    speedup: float
+    lowest: float | None = None
+    """Metric at least this."""
+    highest: float | None = None
+    """Metric at most this."""
+    largest_drop: float | None = None
+    """Metric at most this far below the float model's."""
+
+
+GOALS = {
+    ("minilm_r8", "int8"): Goal(2.5, largest_drop=0.2),
+    ("mobilenet", "int8"): Goal(2.2, largest_drop=0.5),
+    ("vit_s14", "int8"): Goal(2.5, lowest=28.0),
+    ("smollm2", "int8"): Goal(2.0, highest=40.0),
+    ("smollm2", "int4"): Goal(1.3, highest=39.5),
+}
+
+
+def rows_of(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return header and rows of a case as text; cells that were not measured are empty."""
+    return [HEADER, *(_row(result, name, row) for name, row in result["rows"].items())]
+
+
+def _row(result: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    if "error" in row:
+        return (name, f"failed: {row['error'][:200]}", *[""] * (len(HEADER) - 2))
+    speed = [spread(row["speedup"][level]) if "speedup" in row else "1" for level in ("all", "basic")]
+    cost = ["", ""]
+    if "tool_seconds" in row:
+        cost = [spread(row["tool_seconds"], digits=1), f"{row['tool_peak_bytes']['median'] / 1e6:.0f}"]
+    quality = [_quality(result, row, level) for level in ("all", "basic")]
+    return (name, *speed, *quality, f"{row['size_bytes'] / 1e6:.1f}", *cost, _verdict(result, row))
+
+
+def _quality(result: Mapping[str, Any], row: Mapping[str, Any], level: str) -> str:
+    key, _, form = METRICS[result["metric"]]
+    value = row.get("quality", {}).get(level, {}).get(key)
+    return "exact" if value is None else form.format(value)
+
+
+def _verdict(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Return whether a row reaches the goal of its case and format, or by how much it misses it."""
+    goal = GOALS.get((result["case"], row["format"]))
+    if goal is None or "speedup" not in row:
+        return ""
+    key, _, _ = METRICS[result["metric"]]
+    value, full = (each["quality"]["all"][key] for each in (row, result["rows"][FLOAT]))
+    missed = []
+    if (short := goal.speedup - row["speedup"]["all"]["median"]) > 0:
+        missed.append(f"{short:.2f}x too slow")
+    if goal.lowest is not None and value < goal.lowest:
+        missed.append(f"{goal.lowest - value:.1f} too low")
+    if goal.highest is not None and value > goal.highest:
+        missed.append(f"{value - goal.highest:.2f} too high")
+    if goal.largest_drop is not None and full - value > goal.largest_drop + 1e-9:
+        missed.append(f"{full - value - goal.largest_drop:.2f} too low")
+    return ", ".join(missed) or "reached"
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """Write the Markdown page of all results in `folder`, with machine, versions, and how to repeat them."""
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    parts = [_INTRODUCTION]
+    for result in results:
+        parts.append(f"## {TITLES[result['case']]}\n\n{_describe(result)}\n")
+        header, *rows = rows_of(result)
+        lines = [header, tuple("---" for _ in header), *rows]
+        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(parts))
+
+
+def _describe(result: Mapping[str, Any]) -> str:
+    rows = result["rows"]
+    samples = rows[FLOAT]["quality"]["all"]["samples"]
+    versions = {name: version for row in rows.values() for name, version in row.get("versions", {}).items()}
+    machine = result["machine"]
+    listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    _, label, _ = METRICS[result["metric"]]
+    return (
+        f"Quality: {label} on {samples} held-out samples. {result['threads']} threads, {result['rounds']} rounds of "
+        f"{result['turns']} turns. Machine: {', '.join(str(value) for value in machine.values())}. "
+        + (f"Versions: {listed}." if listed else "")
+    )
+
+
+_INTRODUCTION = """\
+# Quantization, measured beside the peers
+
+Written by `python -m benchmarks.quantization --page docs/benchmarks/quantization.md` from the results of
+`make peers && python -m benchmarks.quantization`.
+
+Every tool got the same float file, calibration data and threads, and ONNX Runtime ran what it wrote. Speed-up is
+latency float/quantized at batch 1, turn by turn: median (lower to upper quartile), with all graph optimizations, which
+is what users run, and with basic ones. Quality is of data that no tool saw. Tool cost is seconds and peak resident
+memory of a fresh process, from the first import to the last byte.
+"""
