@@ -1,26 +1,28 @@
 """The method `quantize-int8`: 8-bit integers for MatMul, Gemm and Conv in the dialect of the target."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgesmith.errors import DataError, StepError
+from edgesmith.errors import StepError
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
+from edgesmith_quantization.activation_ranges import activation_codes
 from edgesmith_quantization.candidates import Candidate, find_candidates, unmatched_names
 from edgesmith_quantization.dynamic_form import write_dynamic
+from edgesmith_quantization.isolation import without_isolated_convolutions
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
-from edgesmith_quantization.static_form import ActivationCode, Placement, place, write_static
+from edgesmith_quantization.outlier_form import add_outlier_products, clip_outliers
+from edgesmith_quantization.outliers import Outliers
+from edgesmith_quantization.repair import repair
+from edgesmith_quantization.static_form import place, write_static
 from edgesmith_quantization.weights import WeightStore
-
-_TAILS_FROM_PERCENTILE = 99.9
-"""From here on it takes less to keep the outermost values than to count all of them."""
 
 
 class QuantizeInt8(Method[QuantizeInt8Options]):
@@ -58,26 +60,59 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
         candidates = find_candidates(result.graph, dialect, options, context.notes)
         if not candidates:
             raise _nothing_to_do(context.notes)
-        editor = GraphEditor(result.graph)
-        per_channel = options.per_channel and dialect.weight.granularity == "channel"
-        if options.mode == "dynamic":
-            store = WeightStore(editor, candidates, per_channel=per_channel, reduce_range=options.reduce_range)
-            write_dynamic(editor, candidates, store)
-        else:
-            placement = place(result.graph, candidates, dialect)
-            codes = _activation_codes(model, placement, context)
-            scales = {value: code.scale for value, code in codes.items()} if dialect.bias == "int32" else {}
-            store = WeightStore(
-                editor,
-                candidates,
-                per_channel=per_channel,
-                reduce_range=options.reduce_range,
-                activation_scales=scales,
-            )
-            write_static(editor, candidates, placement, codes, store, dialect)
+        repaired = repair(result.ir, candidates, context)
+        if repaired.changed:
+            candidates = find_candidates(result.graph, dialect, options, context.notes)
+        candidates = without_isolated_convolutions(result.graph, candidates, dialect, context.notes)
+        write = _write_dynamic if options.mode == "dynamic" else _write_static
+        write(result, candidates, repaired.outliers_of(candidates), context)
         common_passes.RemoveUnusedNodesPass()(result.ir)
         context.notes.remark(_summary(candidates, options.mode))
         return result
+
+
+def _write_static(
+    model: Model,
+    candidates: Sequence[Candidate],
+    outliers: Mapping[ir.Value, Outliers],
+    context: Context[QuantizeInt8Options],
+) -> None:
+    dialect = context.dialect
+    placement = place(model.graph, candidates, dialect)
+    codes = activation_codes(model.ir, placement, outliers, context)
+    editor = GraphEditor(model.graph)
+    add_outlier_products(editor, candidates, outliers, {value: codes[value].limits for value in outliers})
+    scales = {value: code.scale for value, code in codes.items()} if dialect.bias == "int32" else {}
+    write_static(editor, candidates, placement, codes, _store(editor, candidates, context, scales), dialect)
+
+
+def _write_dynamic(
+    model: Model,
+    candidates: Sequence[Candidate],
+    outliers: Mapping[ir.Value, Outliers],
+    context: Context[QuantizeInt8Options],
+) -> None:
+    editor = GraphEditor(model.graph)
+    ranges = {value: (np.float32(each.low), np.float32(each.high)) for value, each in outliers.items()}
+    add_outlier_products(editor, candidates, outliers, ranges)
+    clip_outliers(editor, candidates, ranges)
+    write_dynamic(editor, candidates, _store(editor, candidates, context, {}))
+
+
+def _store(
+    editor: GraphEditor,
+    candidates: Sequence[Candidate],
+    context: Context[QuantizeInt8Options],
+    activation_scales: Mapping[ir.Value, np.float32],
+) -> WeightStore:
+    options = context.options
+    return WeightStore(
+        editor,
+        candidates,
+        per_channel=options.per_channel and context.dialect.weight.granularity == "channel",
+        reduce_range=options.reduce_range,
+        activation_scales=activation_scales,
+    )
 
 
 def _form_problem(options: QuantizeInt8Options, dialect: Dialect) -> str:
@@ -89,78 +124,6 @@ def _form_problem(options: QuantizeInt8Options, dialect: Dialect) -> str:
     if options.mode == "static" and dialect.activation.dtype not in ("int8", "uint8"):
         return f"{dialect.name} stores activations as {dialect.activation.dtype}; this method writes 8 bits"
     return ""
-
-
-def _activation_codes(
-    model: Model, placement: Placement, context: Context[QuantizeInt8Options]
-) -> dict[ir.Value, ActivationCode]:
-    """Return scale and zero point of every placed value from the calibration data."""
-    from edgesmith_calibration.ranges import quantization_parameters
-
-    sources = {value: placement.range_source(value) for value in placement.values}
-    ranges = _observe(model, sorted({str(source.name) for source in sources.values()}), context)
-    activation = context.dialect.activation
-    codes = {}
-    for value, source in sources.items():
-        low, high = ranges[str(source.name)]
-        scale, zero_point = quantization_parameters(low, high, activation.dtype, activation.symmetric)
-        codes[value] = ActivationCode(np.float32(scale), np.asarray(zero_point, activation.dtype))
-    return codes
-
-
-def _observe(
-    model: Model, names: Sequence[str], context: Context[QuantizeInt8Options]
-) -> dict[str, tuple[float, float]]:
-    """Return the range of each named value by the chosen estimator."""
-    from edgesmith.execution.observe import observe, run_count
-    from edgesmith_calibration.observers import HistogramObserver, MinMaxObserver
-    from edgesmith_calibration.ranges import estimate_range
-    from edgesmith_calibration.tails import TailObserver
-
-    options, data, form = context.options, context.calibration, context.dialect.activation
-    if data is None:
-        raise _no_data()
-    data = data.take(options.samples)
-    updates = run_count(model.ir, len(data), options.batch_size)
-
-    def make_observer(name: str) -> MinMaxObserver | HistogramObserver | TailObserver:
-        if options.range_estimator == "min-max":
-            return MinMaxObserver(name)
-        if options.range_estimator == "percentile" and options.percentile >= _TAILS_FROM_PERCENTILE:
-            return TailObserver(name, percentile=options.percentile, updates=updates)
-        return HistogramObserver(name)
-
-    def find_range(observer: MinMaxObserver | HistogramObserver | TailObserver) -> tuple[float, float]:
-        if isinstance(observer, TailObserver):
-            return observer.range(options.percentile, symmetric=form.symmetric)
-        found = estimate_range(
-            observer,
-            options.range_estimator,
-            dtype=form.dtype,
-            symmetric=form.symmetric,
-            percentile=options.percentile,
-        )
-        return found.low, found.high
-
-    observers = observe(
-        model.ir,
-        names,
-        data,
-        make_observer,
-        batch_size=options.batch_size,
-        threads=context.threads,
-        progress=context.progress,
-    )
-    return {name: find_range(observer) for name, observer in observers.items()}
-
-
-def _no_data() -> DataError:
-    return DataError(
-        "there is no calibration data for quantize-int8 in static mode",
-        expected="a data source with at least one sample",
-        why="activation ranges are taken from what the model computes on real inputs",
-        fix="pass data with --data, or set the option mode to dynamic",
-    )
 
 
 def _summary(candidates: Sequence[Candidate], mode: str) -> str:

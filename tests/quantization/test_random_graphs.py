@@ -112,15 +112,18 @@ def test_static_output_is_close_and_runs_in_integers(chain, per_channel):
     # a rewrite out and says so; what runs in integers is promised for the rewrites that are kept.
     assume(not any("outputs changed" in remark for remark in working.notes.remarks))
     executed = executed_operators(lowered)
-    products = sum(operators(model)[each] for each in ("MatMul", "Gemm", "Conv"))
-    assert executed["MatMulIntegerToFloat"] + executed["QGemm"] + executed["QLinearConv"] == products
+    products = [each for each in result.graph if each.op_type in ("MatMul", "Gemm", "Conv")]
+    quantized = sum(each.inputs[1].producer() is not None for each in products)
+    # Only a convolution of the input that nothing but floats follow may be left alone.
+    assert len(products) - quantized <= sum(each.op_type == "Conv" and each.inputs[0].name == "x" for each in products)
+    assert executed["MatMulIntegerToFloat"] + executed["QGemm"] + executed["QLinearConv"] == quantized
 
 
 @given(CHAINS)
 @settings(max_examples=30, deadline=None)
 def test_static_without_its_pairs_is_the_original(chain):
     model, data = chain
-    stripped = strip_quantization(quantize(model, data), model)
+    stripped = strip_quantization(quantize(model, data, smoothing=False), model)
     np.testing.assert_allclose(run(stripped, data)["y"], run(model, data)["y"], rtol=1e-5, atol=1e-6)
 
 
@@ -130,7 +133,7 @@ def test_dynamic_output_is_close(chain):
     model, data = chain
     result = quantize(model, None, mode="dynamic")
     assert noise_db(model, result, data) > DECIBELS
-    assert sum(operators(result)[each] for each in ("MatMul", "Gemm", "Conv")) == 0
+    assert sum(operators(result)[each] for each in ("MatMul", "Gemm")) == 0
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic"])

@@ -217,11 +217,13 @@ def test_whole_models_run_in_integers_and_stay_close(fixture, request):
     samples = [sample_inputs(model.ir, seed=seed) for seed in range(4)]
     data = {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
     result = quantize(model, data)
-    quantized = operators(result)["MatMul"] + operators(result)["Gemm"] + operators(result)["Conv"]
-    attention_products = operators(model)["Softmax"] * 2
+    products = [each for each in result.graph if each.op_type in ("MatMul", "Gemm", "Conv")]
+    quantized = sum(each.inputs[1].name.endswith("dequantize_output") for each in products)
+    # Attention multiplies two activations; a patch embedding is left alone, since only floats follow it.
+    assert quantized == len(products) - 2 * operators(model)["Softmax"] - (fixture == "tiny_vit")
     executed = executed_operators(lower(result, data))
     kernels = executed["MatMulIntegerToFloat"] + executed["QGemm"] + executed["QLinearConv"]
-    assert kernels == quantized - attention_products
+    assert kernels == quantized
     for name, reference in run(model, samples[0]).items():
         assert sqnr(reference, run(result, samples[0])[name]) > 30
 
@@ -230,6 +232,6 @@ def test_whole_models_run_in_integers_and_stay_close(fixture, request):
 def test_without_its_pairs_the_graph_is_the_original(fixture, request):
     model = request.getfixturevalue(fixture)
     inputs = sample_inputs(model.ir)
-    stripped = strip_quantization(quantize(model, inputs), model)
+    stripped = strip_quantization(quantize(model, inputs, smoothing=False), model)
     for name, reference in run(model, inputs).items():
         np.testing.assert_allclose(run(stripped, inputs)[name], reference, rtol=1e-5, atol=1e-6)

@@ -43,6 +43,25 @@ class QuantizeInt8Options(Selection):
         ge=1,
         description="Samples per calibration run. More can be faster and take more memory; fixed batches stay.",
     )
+    smoothing: bool = Field(
+        default=True,
+        description="Shift the range of activation channels into weights where that is exact and lowers the expected "
+        "rounding noise (SmoothQuant). Needs calibration data.",
+        json_schema_extra={"searchable": [True, False]},
+    )
+    equalization: bool = Field(
+        default=False,
+        description="Let the weights of two products in a row reach equally far in each channel between them, also "
+        "behind Relu. Needs no data.",
+        json_schema_extra={"searchable": [True, False]},
+    )
+    outlier_channels: int = Field(
+        default=16,
+        ge=0,
+        description="Largest number of channels per activation whose peaks are multiplied in float beside the integer "
+        "product, where that at least halves the range of the others. 0: none. Needs calibration data.",
+        json_schema_extra={"searchable": [0, 8, 16]},
+    )
     reduce_range: bool = Field(
         default=False,
         description="Keep weights in 7 bits. For x86 processors without VNNI, whose 8-bit products saturate.",
