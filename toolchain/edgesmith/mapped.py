@@ -6,10 +6,13 @@ weight, whatever the size of the model.
 """
 
 import mmap
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
@@ -25,10 +28,40 @@ _SMALL_BYTES = 1 << 16
 _SEGMENT_BYTES = 1 << 28
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a mapped tensor lies."""
+
+    path: Path
+    """The file as it was named when it was mapped."""
+    identity: tuple[int, int]
+    """Device and inode of the mapped file, which may have been replaced under its name since."""
+    offset: int
+    """Position of the first byte."""
+
+    def is_still(self, path: Path) -> bool:
+        """Return whether `path` names the mapped file."""
+        return path.is_file() and _identity(path.stat()) == self.identity
+
+
+_files: WeakKeyDictionary[mmap.mmap, tuple[Path, tuple[int, int]]] = WeakKeyDictionary()
+
+
 def map_file(path: Path) -> Bytes:
     """Return the content of a file that is not empty, read from disk where and when it is used. Read-only."""
     with path.open("rb") as stream:
-        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        _files[mapping] = path.absolute(), _identity(os.fstat(stream.fileno()))
+    return np.frombuffer(mapping, np.uint8)
+
+
+def find_origin(tensor: ir.TensorProtocol) -> Origin | None:
+    """Return where a tensor lies that comes from `map_file`; None for any other."""
+    array = _array(tensor)
+    mapping = None if array is None else _mapping(array)
+    if array is None or mapping is None or mapping not in _files or not array.flags.c_contiguous:
+        return None
+    return Origin(*_files[mapping], _distance(array, mapping))
 
 
 def tensor_of(content: Bytes, dtype: ir.DataType, shape: ir.Shape, name: str | None) -> ir.TensorProtocol:
@@ -49,9 +82,9 @@ def stored_pieces(tensor: ir.TensorProtocol) -> Iterator[Bytes]:
 
 def release(tensor: ir.TensorProtocol) -> None:
     """Give the memory of a mapped tensor back. It stays valid: its next use reads it from the file again."""
-    raw = tensor.raw if isinstance(tensor, ir.Tensor | ir.PackedTensor) else None
-    if isinstance(raw, np.ndarray):
-        release_array(raw)
+    array = _array(tensor)
+    if array is not None:
+        release_array(array)
 
 
 def release_array(array: NDArray[Any]) -> None:
@@ -59,16 +92,16 @@ def release_array(array: NDArray[Any]) -> None:
     mapping = _mapping(array)
     if mapping is None or not array.size:
         return
-    first, behind = np.lib.array_utils.byte_bounds(array)
-    origin = np.frombuffer(mapping, np.uint8).ctypes.data
-    start = (first - origin) // mmap.PAGESIZE * mmap.PAGESIZE
-    mapping.madvise(mmap.MADV_DONTNEED, start, behind - origin - start)
+    low, high = np.lib.array_utils.byte_bounds(array)
+    position = _distance(array, mapping) + low - array.ctypes.data
+    start = position // mmap.PAGESIZE * mmap.PAGESIZE
+    mapping.madvise(mmap.MADV_DONTNEED, start, position + high - low - start)
 
 
 def is_unchangeable(tensor: ir.TensorProtocol) -> bool:
     """Return whether nobody can write to a tensor, because it lies in a file that is mapped for reading."""
-    raw = tensor.raw if isinstance(tensor, ir.Tensor | ir.PackedTensor) else None
-    return isinstance(raw, np.ndarray) and _mapping(raw) is not None and not raw.flags.writeable
+    array = _array(tensor)
+    return array is not None and _mapping(array) is not None and not array.flags.writeable
 
 
 class WeightFile:
@@ -136,6 +169,21 @@ def _stored(tensor: ir.TensorProtocol) -> Bytes:
     if tensor.dtype.bitwidth < 8:
         return np.frombuffer(tensor.tobytes(), np.uint8)
     return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+
+
+def _array(tensor: ir.TensorProtocol) -> NDArray[Any] | None:
+    """Return the array that a tensor wraps, without unpacking or converting anything; None for other tensors."""
+    raw = tensor.raw if isinstance(tensor, ir.Tensor | ir.PackedTensor) else None
+    return raw if isinstance(raw, np.ndarray) else None
+
+
+def _distance(array: NDArray[Any], mapping: mmap.mmap) -> int:
+    """Return where in a mapped file the first element of an array lies."""
+    return int(array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _mapping(array: NDArray[Any]) -> mmap.mmap | None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from edgesmith.errors import DataError, ModelError
+from edgesmith.execution.handover import write_linked
 
 Optimization = Literal["disabled", "basic", "extended", "all", "default"]
 
@@ -89,6 +90,8 @@ class ReferenceSession:
             products over packed weights stay in float at any level. "default" is what a user gets who sets no
             option, faults included.
         threads: Threads used inside one operator.
+        prepack: Whether constant weights are copied into the order that products read them in. Without, loading a
+            graph needs next to no memory for weights in files, and running it is slower.
 
     Raises:
         ModelError: ONNX Runtime does not load the graph; the message names the node or operator when it is known.
@@ -101,6 +104,7 @@ class ReferenceSession:
         taps: Sequence[str] = (),
         optimization: Optimization = "basic",
         threads: int = 1,
+        prepack: bool = True,
     ) -> None:
         if isinstance(model, ir.Model):
             graph: ir.Model | None = model
@@ -115,6 +119,8 @@ class ReferenceSession:
         options.log_severity_level = 4
         # The runtime would keep a pool that grows by doubling; statistics and proofs want the memory of one run only.
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        if not prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         disabled = []
         if optimization != "default":
             # This rounds activations to int8 wherever weights are packed, and zeroes fp16 outputs at "extended".
@@ -262,9 +268,7 @@ def _open(model: ir.Model, options: ort.SessionOptions, disabled: list[str]) -> 
         return _session(ir.to_proto(model).SerializeToString(), options, disabled)
     # The runtime has its own mapping of the weights once it is loaded, so the files can go.
     with tempfile.TemporaryDirectory(prefix="edgesmith-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="model.data")
-        return _session(str(path), options, disabled)
+        return _session(str(write_linked(model, Path(folder))), options, disabled)
 
 
 def _session(source: bytes | str, options: ort.SessionOptions, disabled: list[str]) -> ort.InferenceSession:
