@@ -12,6 +12,7 @@ from edgesmith.model import Model
 from edgesmith.profile import Profile
 from edgesmith.serialization import write_onnx
 from edgesmith_tensorrt.dialect import dialect_of
+from edgesmith_tensorrt.precision import lower_to_half
 
 FILE_NAME = "model.onnx"
 
@@ -51,8 +52,8 @@ class TensorRT(Target):
         return Verdict.ok()
 
     def lower(self, model: Model, context: Context[None]) -> Model:
-        """Return the graph as TensorRT takes it."""
-        return model.clone()
+        """Return the graph with its precision written into it: float16 where that holds, float32 elsewhere."""
+        return model.with_ir(lower_to_half(model.ir, context))
 
     def build(self, model: Model, directory: Path) -> Build:
         """Write `model.onnx` and how to build the engine from it on the device."""

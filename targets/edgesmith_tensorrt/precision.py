@@ -1,0 +1,193 @@
+"""Decides what of a graph stays in float32 when the rest becomes float16, and proves the result.
+
+ONNX Runtime computes float16 graphs on a CPU in float32 and rounds at casts only, so running the result shows a wrong
+rewrite, but no overflow. Overflow is therefore looked for in the values of the float32 graph.
+
+Kept in float32: normalizations that are written out in arithmetic (their squares overflow), angles of positions
+(float16 counts whole numbers up to 2048 only), scales too small for float16, and whatever overflowed on real inputs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+from numpy.typing import NDArray
+
+from edgesmith.errors import ModelError
+from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.runnable import runnable_inputs
+from edgesmith.graph.edit import GraphEditor, constant_value
+from edgesmith.graph.structure import find_structure
+from edgesmith.host.context import Context
+from edgesmith_tensorrt.half_precision import LARGEST, fits_half, write_half
+
+TOLERANCE = 1e-2
+"""Largest relative error (L2) of the outputs of a float graph. Float16 rounds to 5e-4, and errors of layers add up."""
+
+_HEADROOM = 4.0
+"""A value may grow this much beyond what the samples showed before it overflows."""
+_STAND_IN = 1e30
+"""Beyond this, a number stands for infinity, as in masks. Clipping it to the largest float16 changes nothing."""
+_TAPS_PER_RUN = 64
+_SAMPLES = 4
+_SENSITIVE = frozenset(
+    ("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "InstanceNormalization", "Erf", "Gelu", "Exp")
+)
+
+Inputs = Mapping[str, NDArray[Any]]
+Reasons = dict[ir.Node, str]
+
+
+def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
+    """Return `model` in float16 where that holds, with remarks on what stays in float32 and why.
+
+    The result is run beside the original, both with the Q/DQ pairs of activations taken out: float16 moves a few codes
+    by a step, which later layers amplify to the size of the quantization noise. If outputs differ by more than the
+    tolerance, the operators that are known to be sensitive stay in float32 as well; if that does not help, all do.
+    """
+    samples = list(_samples(model, context))
+    typed = _with_types(model)
+    before = _outputs(_without_rounding(model), samples, context.threads)
+    error = float("inf")
+    for sensitive in (False, True):
+        candidate = typed.clone()
+        kept = full_precision_nodes(candidate, samples, context.threads, sensitive=sensitive)
+        count = write_half(candidate, kept.keys())
+        if count == 0:
+            break
+        try:
+            error = _largest_error(before, _outputs(_without_rounding(candidate), samples, context.threads))
+        except ModelError as fault:
+            context.notes.remark(f"In float16 the graph does not run: {fault.what}")
+            continue
+        if error <= TOLERANCE:
+            common_passes.RemoveUnusedNodesPass()(candidate)
+            for remark in _remarks(kept, count, error):
+                context.notes.remark(remark)
+            return candidate
+    context.notes.remark(
+        f"The graph stays in float32: in float16 its outputs change by {error:.1%}, and {TOLERANCE:.0%} is allowed."
+    )
+    return model.clone()
+
+
+def full_precision_nodes(
+    model: ir.Model, samples: Sequence[Inputs], threads: int, *, sensitive: bool = False
+) -> Reasons:
+    """Return the nodes of the main graph that must compute in float32, each with the reason."""
+    reasons: Reasons = {}
+    by_name = {node.name: node for node in model.graph}
+    for norm in find_structure(model).norms:
+        if not norm.fused:
+            reasons |= {by_name[name]: "normalization written out" for name in norm.nodes if name in by_name}
+    for node in model.graph:
+        if node.op_type in ("Sin", "Cos"):
+            reasons |= dict.fromkeys(_position_nodes(node), "angle of a position")
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and not _scale_fits(node):
+            reasons[node] = "scale too small for float16"
+        if sensitive and node.op_type in _SENSITIVE:
+            reasons[node] = "sensitive operator"
+    overflowing = _overflowing(model, samples, threads)
+    for node in model.graph:
+        if any(value in overflowing for value in (*node.inputs, *node.outputs)):
+            reasons.setdefault(node, "values beyond the range of float16")
+    return reasons
+
+
+def _scale_fits(node: ir.Node) -> bool:
+    scale = constant_value(node.inputs[1])
+    return scale is not None and fits_half(scale)
+
+
+def _position_nodes(node: ir.Node) -> list[ir.Node]:
+    """Return a Sin or Cos with everything that leads to its angle, if that is computed from integers alone."""
+    found, pending = [node], [node]
+    while pending:
+        for value in pending.pop().inputs:
+            producer = value.producer() if value is not None else None
+            if value is None or producer is None:
+                if value is not None and value.is_graph_input() and value.dtype == ir.DataType.FLOAT:
+                    return [node]
+                continue
+            if value.dtype != ir.DataType.FLOAT or producer in found:
+                continue
+            if producer.op_type == "Gather":
+                return [node]
+            found.append(producer)
+            pending.append(producer)
+    return found
+
+
+def _overflowing(model: ir.Model, samples: Sequence[Inputs], threads: int) -> set[ir.Value]:
+    values = {
+        str(value.name): value for node in model.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT
+    }
+    names, found = list(values), set()
+    for start in range(0, len(names), _TAPS_PER_RUN):
+        chosen = names[start : start + _TAPS_PER_RUN]
+        session = ReferenceSession(model, taps=chosen, threads=threads)
+        for inputs in samples:
+            results = session.run(inputs)
+            found |= {values[name] for name in chosen if _peak(results[name]) * _HEADROOM > LARGEST}
+    return found
+
+
+def _peak(array: NDArray[Any]) -> float:
+    magnitudes = np.abs(array)
+    return float(np.max(magnitudes, initial=0.0, where=magnitudes < _STAND_IN))
+
+
+def _samples(model: ir.Model, context: Context[None]) -> Iterator[Inputs]:
+    names = {value.name for value in model.graph.inputs}
+    if context.calibration is not None and len(context.calibration):
+        for batch in context.calibration.take(min(_SAMPLES, len(context.calibration))).batches(1):
+            yield {name: array for name, array in batch.inputs.items() if name in names}
+    else:
+        yield runnable_inputs(model, seed=context.seed)
+
+
+def _with_types(model: ir.Model) -> ir.Model:
+    """Return a copy in which every value of the main graph has a type."""
+    copy = model.clone()
+    if any(value.dtype is None for node in copy.graph for value in node.outputs if value.name):
+        common_passes.ShapeInferencePass()(copy)
+    return copy
+
+
+def _without_rounding(model: ir.Model) -> ir.Model:
+    """Return a copy in which what a QuantizeLinear rounds goes on as it was."""
+    copy = model.clone()
+    editor = GraphEditor(copy.graph)
+    for node in [each for each in copy.graph if each.op_type == "QuantizeLinear"]:
+        for reader, index in tuple(node.outputs[0].uses()):
+            if reader.op_type == "DequantizeLinear" and index == 0 and node.inputs[0] is not None:
+                editor.replace_uses(reader.outputs[0], node.inputs[0])
+    common_passes.RemoveUnusedNodesPass()(copy)
+    return copy
+
+
+def _outputs(model: ir.Model, samples: Sequence[Inputs], threads: int) -> list[Inputs]:
+    session = ReferenceSession(model, threads=threads)
+    return [session.run(inputs) for inputs in samples]
+
+
+def _largest_error(before: Sequence[Inputs], after: Sequence[Inputs]) -> float:
+    worst = 0.0
+    for expected, found in zip(before, after, strict=True):
+        for name, reference in expected.items():
+            if reference.dtype.kind != "f":
+                continue
+            exact = reference.astype(np.float64)
+            error = np.linalg.norm(found[name] - exact) / max(float(np.linalg.norm(exact)), 1e-12)
+            worst = max(worst, float(error) if np.isfinite(error) else float("inf"))
+    return worst
+
+
+def _remarks(kept: Reasons, count: int, error: float) -> Iterator[str]:
+    yield f"{count} nodes compute in float16; outputs moved by {error:.2%} of their size."
+    for reason in sorted(set(kept.values())):
+        nodes = [node.name or node.op_type for node, why in kept.items() if why == reason]
+        shown = ", ".join(nodes[:3]) + (", ..." if len(nodes) > 3 else "")
+        yield f"{len(nodes)} nodes stay in float32 ({reason}): {shown}"

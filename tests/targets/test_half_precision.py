@@ -1,0 +1,240 @@
+"""Float16 graphs: what is converted, what stays, and that outputs hold."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+
+from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.runnable import runnable_inputs
+from edgesmith.host.dialect import Dialect, TensorFormat
+from edgesmith_tensorrt.half_precision import LARGEST, as_half, fits_half, write_half
+from edgesmith_tensorrt.precision import full_precision_nodes, lower_to_half
+from small_graphs import context, graph, node, quantize, run
+
+SIGNED = Dialect(
+    name="signed",
+    opset=21,
+    activation=TensorFormat("int8", symmetric=True),
+    weight=TensorFormat("int8", symmetric=True, granularity="channel"),
+    operators=frozenset({"MatMul", "Gemm", "Conv"}),
+)
+
+
+def normal(*shape, seed=0, scale=1.0):
+    return np.random.default_rng(seed).normal(0, scale, shape).astype(np.float32)
+
+
+def half(model, keep=()):
+    result = model.clone()
+    names = {each for each in result.graph if each.name in keep}
+    write_half(result.ir, names)
+    return result
+
+
+def types(model):
+    return {each.name: each.outputs[0].dtype.name for each in model.graph}
+
+
+def relative_error(expected, found):
+    return float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected))
+
+
+def chain():
+    nodes = [node("MatMul", ["x", "w"], "a"), node("Relu", ["a"], "b"), node("MatMul", ["b", "w"], "y")]
+    return graph(nodes, {"w": normal(8, 8, scale=0.3)}, {"x": ["n", 8]})
+
+
+def test_inputs_and_outputs_keep_their_types_and_names():
+    model = half(chain())
+    assert [(v.name, v.dtype) for v in model.graph.inputs] == [("x", ir.DataType.FLOAT)]
+    assert [(v.name, v.dtype) for v in model.graph.outputs] == [("y", ir.DataType.FLOAT)]
+    assert types(model)["node_b"] == "FLOAT16"
+
+
+def test_a_shared_weight_is_stored_once_and_a_kept_node_reads_the_original():
+    model = half(chain(), keep=("node_y",))
+    weights = [v for v in model.graph.initializers.values() if v.const_value.size == 64]
+    assert sorted(v.const_value.dtype.name for v in weights) == ["FLOAT", "FLOAT16"]
+    model = half(chain())
+    assert sum(v.const_value.size == 64 and bool(v.uses()) for v in model.graph.initializers.values()) == 1
+
+
+def test_the_input_model_is_not_edited():
+    model = chain()
+    before = types(model)
+    half(model)
+    assert types(model) == before
+
+
+def test_values_that_an_output_and_others_share_keep_the_outputs_name():
+    nodes = [node("Relu", ["x"], "y"), node("Neg", ["y"], "z")]
+    model = graph(nodes, {}, {"x": ["n", 4]}, outputs=("y", "z"))
+    inputs = {"x": normal(3, 4)}
+    expected, found = run(model, inputs), run(half(model), inputs)
+    assert list(found) == ["y", "z"]
+    for name in found:
+        assert relative_error(expected[name], found[name]) < 1e-3
+
+
+def test_casts_and_filled_tensors_follow():
+    nodes = [node("Cast", ["ids"], "f", to=1), node("Mul", ["f", "x"], "p"), node("Cast", ["p"], "y", to=7)]
+    types_of = {"ids": ir.DataType.INT64.value, "y": ir.DataType.INT64.value}
+    model = graph(nodes, {}, {"ids": ["n"], "x": ["n"]}, types=types_of)
+    result = half(model)
+    assert types(result)["node_f"] == "FLOAT16"
+    inputs = {"ids": np.arange(4), "x": np.float32([1, 2, 3, 4])}
+    np.testing.assert_array_equal(run(result, inputs)["y"], run(model, inputs)["y"])
+
+
+def test_inputs_with_a_fixed_type_stay():
+    weights = {"roi": np.zeros(0, np.float32), "scales": np.float32([1, 1, 2, 2])}
+    model = graph([node("Resize", ["x", "roi", "scales"], "y")], weights, {"x": [1, 2, 4, 4]})
+    result = half(model)
+    (resize,) = [each for each in result.graph if each.op_type == "Resize"]
+    assert resize.inputs[2].dtype == ir.DataType.FLOAT
+    assert run(result, {"x": normal(1, 2, 4, 4)})["y"].shape == (1, 2, 8, 8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(allow_nan=False, width=32), min_size=1, max_size=20))
+def test_conversion_saturates_and_is_exact_where_it_says_it_fits(values):
+    array = np.array(values, np.float32)
+    converted = as_half(array).astype(np.float32)
+    assert np.all(np.abs(converted) <= LARGEST)
+    if fits_half(array):
+        np.testing.assert_allclose(converted, array, rtol=2**-11, atol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**16), st.sets(st.sampled_from(["node_h0", "node_h1", "node_h2", "node_y"])))
+def test_any_choice_of_kept_nodes_gives_a_valid_graph_with_the_same_values(seed, keep):
+    generator = np.random.default_rng(seed)
+    operators = generator.choice(["Relu", "Tanh", "Neg", "Sigmoid"], 2)
+    nodes = [node("MatMul", ["x", "w"], "h0"), node(str(operators[0]), ["h0"], "h1")]
+    nodes += [node("Add", ["h1", "h0"], "h2"), node(str(operators[1]), ["h2"], "y")]
+    model = graph(nodes, {"w": normal(6, 6, seed=seed, scale=0.4)}, {"x": ["n", 6]})
+    inputs = {"x": normal(5, 6, seed=seed)}
+    result = half(model, keep)
+    for each in result.graph:
+        if each.name in keep:
+            assert each.outputs[0].dtype == ir.DataType.FLOAT
+    # Each of four operators rounds to 2^-11 of a value; sums here stay within the size of their terms.
+    scale = np.abs(run(model, inputs)["y"]).max() + 1
+    assert np.abs(run(model, inputs)["y"] - run(result, inputs)["y"]).max() < 16 * 2**-11 * scale
+
+
+def written_out_norm():
+    nodes = [node("ReduceMean", ["x", "axes"], "m"), node("Sub", ["x", "m"], "c"), node("Pow", ["c", "two"], "s")]
+    nodes += [node("ReduceMean", ["s", "axes"], "v"), node("Add", ["v", "eps"], "e"), node("Sqrt", ["e"], "r")]
+    nodes += [node("Div", ["c", "r"], "n"), node("Mul", ["n", "gamma"], "g"), node("Add", ["g", "beta"], "z")]
+    nodes += [node("MatMul", ["z", "w"], "y")]
+    weights = {"axes": np.array([-1]), "two": np.float32(2), "eps": np.float32(1e-6), "w": normal(16, 16, scale=0.2)}
+    weights |= {"gamma": np.ones(16, np.float32), "beta": np.zeros(16, np.float32)}
+    return graph(nodes, weights, {"x": ["n", 16]})
+
+
+def test_squares_of_a_written_out_normalization_do_not_overflow():
+    model, data = written_out_norm(), {"x": normal(4, 16, scale=1000)}
+    # ONNX Runtime's CPU computes float16 graphs in float32 between the casts; NumPy really rounds every value.
+    with np.errstate(over="ignore", invalid="ignore"):
+        (naive,) = ReferenceEvaluator(ir.to_proto(half(model).ir)).run(None, data)
+    used = context(None, data, SIGNED)
+    result = model.with_ir(lower_to_half(model.ir, used))
+    expected = run(model, data)["y"]
+    assert not relative_error(expected, naive) < 0.1  # the hazard is real: squares of 1000 overflow
+    (found,) = ReferenceEvaluator(ir.to_proto(result.ir)).run(None, data)
+    assert relative_error(expected, found) < 2e-3
+    assert types(result)["node_s"] == "FLOAT"
+    assert types(result)["node_y"] in ("FLOAT16", "FLOAT")
+    assert any("normalization" in remark for remark in used.notes.remarks)
+
+
+def test_values_that_overflow_on_samples_stay_in_float32():
+    nodes = [node("Mul", ["x", "big"], "p"), node("Mul", ["p", "small"], "q"), node("Relu", ["q"], "y")]
+    weights = {"big": np.float32(1e4), "small": np.float32(1e-4)}
+    model, data = graph(nodes, weights, {"x": ["n", 8]}), {"x": normal(4, 8, scale=20)}
+    kept = {each.name for each in full_precision_nodes(model.ir, [data], 1)}
+    assert kept == {"node_p", "node_q"}
+    result = model.with_ir(lower_to_half(model.ir, context(None, data, SIGNED)))
+    assert relative_error(run(model, data)["y"], run(result, data)["y"]) < 1e-3
+
+
+def test_the_numbers_that_stand_for_infinity_in_a_mask_are_clipped_not_kept():
+    nodes = [node("Where", ["mask", "scores", "lowest"], "m"), node("Softmax", ["m"], "y")]
+    weights = {"lowest": np.float32(np.finfo(np.float32).min)}
+    model = graph(nodes, weights, {"mask": ["n", 4], "scores": ["n", 4]}, types={"mask": ir.DataType.BOOL.value})
+    data = {"mask": np.array([[True, True, False, False]]), "scores": normal(1, 4)}
+    result = model.with_ir(lower_to_half(model.ir, context(None, data, SIGNED)))
+    found = run(result, data)["y"]
+    assert types(result)["node_m"] == "FLOAT16"
+    np.testing.assert_array_equal(found[0, 2:], 0)
+    np.testing.assert_allclose(found, run(model, data)["y"], atol=1e-3)
+
+
+def test_angles_of_positions_stay_in_float32(tiny_llama):
+    inputs = runnable_inputs(tiny_llama.ir)
+    reasons = full_precision_nodes(tiny_llama.ir, [inputs], 1)
+    assert "angle of a position" in set(reasons.values())
+    result = lower_to_half(tiny_llama.ir, context(None, None, SIGNED))
+    for each in result.graph:
+        if each.op_type in ("Sin", "Cos"):
+            assert each.outputs[0].dtype == ir.DataType.FLOAT
+
+
+@pytest.mark.parametrize("fixture", ["tiny_bert", "tiny_vit", "tiny_gpt2", "tiny_cnn", "tiny_dinov2"])
+def test_real_architectures_hold(fixture, request):
+    model = request.getfixturevalue(fixture)
+    used = context(None, None, SIGNED)
+    result = lower_to_half(model.ir, used)
+    assert any("compute in float16" in remark for remark in used.notes.remarks)
+    inputs = runnable_inputs(model.ir, seed=7)
+    expected, found = ReferenceSession(model.ir).run(inputs), ReferenceSession(result).run(inputs)
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        assert relative_error(array, found[name]) < 1e-2
+
+
+def test_quantized_products_stay_quantized_with_float16_scales():
+    model, data = chain(), {"x": normal(32, 8)}
+    quantized = quantize(model, data, SIGNED)
+    result = model.with_ir(lower_to_half(quantized.ir, context(None, data, SIGNED)))
+    scales = {
+        each.inputs[1].dtype.name for each in result.graph if each.op_type in ("QuantizeLinear", "DequantizeLinear")
+    }
+    assert scales == {"FLOAT16"}
+    step = relative_error(run(model, data)["y"], run(quantized, data)["y"])
+    # What float16 adds is of the size of the quantization noise at most: some codes move by one step.
+    assert relative_error(run(quantized, data)["y"], run(result, data)["y"]) < 2 * step
+
+
+def test_a_scale_too_small_for_float16_keeps_its_node_in_float32():
+    weights = {"w": normal(8, 8) * np.float32(1e-4)}
+    model, data = graph([node("MatMul", ["x", "w"], "y")], weights, {"x": ["n", 8]}), {"x": normal(16, 8)}
+    quantized = quantize(model, data, SIGNED)
+    reasons = full_precision_nodes(quantized.ir, [data], 1)
+    assert "scale too small for float16" in set(reasons.values())
+    result = model.with_ir(lower_to_half(quantized.ir, context(None, data, SIGNED)))
+    assert relative_error(run(quantized, data)["y"], run(result, data)["y"]) < 0.02
+
+
+def test_control_flow_reads_float32():
+    body = ir.from_onnx_text if hasattr(ir, "from_onnx_text") else None
+    if body is None:
+        pytest.skip("this onnx_ir has no text parser")
+    text = """
+        <ir_version: 10, opset_import: ["" : 20]>
+        main (float[n] x, bool c) => (float[n] y) {
+            a = Relu(x)
+            b = If (c) <then_branch = t () => (float[n] u) { u = Neg(a) },
+                        else_branch = e () => (float[n] v) { v = Identity(a) }>
+            y = Relu(b)
+        }"""
+    model = body(text)
+    for each in model.graph:
+        each.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    write_half(model, ())
+    inputs = {"x": np.float32([-1, 2]), "c": np.array(False)}
+    np.testing.assert_array_equal(ReferenceSession(model).run(inputs)["y"], [0, 2])
