@@ -15,15 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith_calibration.grid import normal_scale
-from edgesmith_quantization.blocks import BlockCodes, BlockGrid, Clip, dequantize_blocks, round_blocks, round_to_grid
+from edgesmith_quantization.blocks import BlockCodes, Clip, dequantize_blocks, round_blocks
 from edgesmith_quantization.clustering import cluster_of, optimal_edges
 from edgesmith_quantization.rounding import Float
 
 By = Literal["value", "magnitude", "digits"]
 Owners = NDArray[np.uint8]
 
-_REFITS = 8
+_REFITS = 6
 """Times that scales are refitted to the values that their part has won; gains vanish after that."""
+_VALUES_PER_STEP = 1 << 15
+"""Groups are refitted together up to about so many values, so that all arrays stay in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,37 +212,60 @@ def _assign_nearest(groups: Float, parts: Sequence[BlockCodes]) -> tuple[BlockCo
     Alternates as k-means does: given scales the nearest points are best, given codes the best scale of a part is a
     quotient of sums. Zero points stay. No step raises the error of a group.
     """
-    grids = [part.grid for part in parts]
-    for _ in range(_REFITS):
-        steps = _nearest_steps(groups, grids)
-        grids = [_refitted(groups, step, grid) for step, grid in zip(steps, grids, strict=True)]
-    result = []
-    for step, grid in zip(_nearest_steps(groups, grids), grids, strict=True):
-        codes = (step + grid.offset).astype(np.int8 if grid.zero_point is None else np.uint8)
-        result.append(BlockCodes(codes, grid.scale, grid.zero_point, grid.bits, grid.block_size))
-    return tuple(result)
+    codes = [np.empty_like(part.codes) for part in parts]
+    scales = [part.scale.copy() for part in parts]
+    height = max(1, _VALUES_PER_STEP // groups.shape[1])
+    for top in range(0, len(groups), height):
+        some = slice(top, top + height)
+        values = groups[some]
+        grids = [_Grid.of(part, some) for part in parts]
+        for _ in range(_REFITS):
+            grids = [_refitted(values, step, grid) for step, grid in zip(_nearest(values, grids), grids, strict=True)]
+        for place, (step, grid) in enumerate(zip(_nearest(values, grids), grids, strict=True)):
+            codes[place][some], scales[place][some] = step + grid.offset, grid.scale
+    return tuple(replace(part, codes=code, scale=scale) for part, code, scale in zip(parts, codes, scales, strict=True))
 
 
-def _nearest_steps(groups: Float, grids: Sequence[BlockGrid]) -> list[Float]:
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """The grids of some groups in one part, each array [groups, 1] float32."""
+
+    scale: Float
+    offset: Float
+    lowest: Float
+    """Smallest and largest `code - zero_point`."""
+    highest: Float
+
+    @classmethod
+    def of(cls, part: BlockCodes, some: slice) -> "_Grid":
+        offset = part.grid.offset[some]
+        lowest, highest = (np.float32(limit) - offset for limit in part.grid.limits)
+        return cls(part.scale[some], offset, lowest, highest)
+
+
+def _nearest(values: Float, grids: Sequence[_Grid]) -> list[Float]:
     """Return `code - zero_point` of each part [groups, size]: 0 where another part has a nearer point."""
     steps: list[Float] = []
-    nearest = np.full(groups.shape, np.inf, np.float32)
-    for grid in grids:
-        step = round_to_grid(groups, grid).astype(np.float32) - grid.offset
-        distance = np.abs(step * grid.scale - groups)
-        nearer = distance < nearest
-        np.copyto(nearest, distance, where=nearer)
-        for other in steps:
-            other[nearer] = 0.0
-        step[~nearer] = 0.0
+    owner = np.zeros(values.shape, np.uint8)
+    nearest = np.full(values.shape, np.inf, np.float32)
+    for place, grid in enumerate(grids):
+        step = values / grid.scale
+        np.rint(step, out=step)
+        np.clip(step, grid.lowest, grid.highest, out=step)
+        distance = step * grid.scale
+        distance -= values
+        np.abs(distance, out=distance)
+        np.copyto(owner, np.uint8(place), where=distance < nearest)
+        np.minimum(nearest, distance, out=nearest)
         steps.append(step)
+    for place, step in enumerate(steps):
+        step *= owner == place
     return steps
 
 
-def _refitted(groups: Float, step: Float, grid: BlockGrid) -> BlockGrid:
+def _refitted(values: Float, step: Float, grid: _Grid) -> _Grid:
     """Return the grid with the scales of least squared error for these steps."""
-    products = np.einsum("gi,gi->g", step, groups, dtype=np.float64)[:, None]
-    squares = np.einsum("gi,gi->g", step, step, dtype=np.float64)[:, None]
+    products, squares = (step * values).sum(axis=1, keepdims=True), np.square(step).sum(axis=1, keepdims=True)
     quotient = np.divide(products, squares, out=np.zeros_like(products), where=squares > 0)
-    scale = np.where(quotient > np.finfo(np.float32).tiny, quotient, grid.scale).astype(np.float32)
+    scale = np.where(quotient > np.finfo(np.float32).tiny, quotient, grid.scale)
     return replace(grid, scale=scale)

@@ -1,0 +1,255 @@
+"""The method `quantize-split`: weights as sums of parts of few bits each (SplitQuant)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from edgesmith.errors import StepError
+from edgesmith.graph.edit import GraphEditor
+from edgesmith.graph.opset import raise_opset
+from edgesmith.host.context import Context, Notes
+from edgesmith.host.dialect import Dialect, WeightFormat
+from edgesmith.host.interfaces import Method
+from edgesmith.host.verdict import Verdict
+from edgesmith.model import Model
+from edgesmith.serialization import weight_bytes
+from edgesmith_quantization.activation_split import split_activations
+from edgesmith_quantization.blocks import dequantize_blocks
+from edgesmith_quantization.candidates import node_name, unmatched_names
+from edgesmith_quantization.options.split import QuantizeSplitOptions
+from edgesmith_quantization.rounding import Float
+from edgesmith_quantization.split_form import TABLE_OPSET, write_branches, write_compact, write_merged
+from edgesmith_quantization.splitting import SplitScheme, SplitWeight, round_unsplit, signal_to_noise_db, split_weight
+from edgesmith_quantization.weight_form import BLOCK_OPSET, write_weight
+from edgesmith_quantization.weight_sites import WeightSite, find_weight_sites
+
+_LARGEST_SMALL_HEAD_BYTES = 4096
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+_SAMPLE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What was done to one weight."""
+
+    name: str
+    weights: int
+    split_db: float
+    plain_db: float
+    edges: Float | None
+
+    def __str__(self) -> str:
+        edges = ""
+        if self.edges is not None and len(self.edges) == 1:
+            edges = f", clusters end at {', '.join(f'{edge:.3g}' for edge in self.edges[0])}"
+        return f"{self.name} {self.split_db:.1f} dB (one part {self.plain_db:.1f}{edges})"
+
+
+class QuantizeSplit(Method[QuantizeSplitOptions]):
+    """Writes each weight as the sum of parts that are rounded to few bits each, with scales of their own.
+
+    Parts hold clusters of values, of magnitudes, or the digits of one code. No data is needed, activations stay in
+    float, and weights are taken one by one. Layers that gain little are left alone, with their gain in the notes.
+    """
+
+    def check(self, model: Model, context: Context[QuantizeSplitOptions]) -> Verdict:
+        """Return whether there is something to split, and a form for it in the dialect of the target."""
+        options = context.options
+        problem = _form_problem(options, context.dialect) or unmatched_names(model.graph, options)
+        if problem:
+            return Verdict.refuse(problem)
+        notes = Notes()
+        sites = _find_sites(model.graph, options, notes)
+        if not sites and not options.split_activations:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(notes.skipped.items())[:3])
+            return Verdict.skip(f"no weight can be split ({reasons or 'the graph has no constant weight'})")
+        return Verdict.ok(nodes=tuple(node_name(node) for site in sites for node in site.readers))
+
+    def apply(self, model: Model, context: Context[QuantizeSplitOptions]) -> Model:
+        """Return the model with split weights; the same graph where no layer gains enough.
+
+        Raises:
+            ModelError: The graph cannot be raised to the opset that the format needs.
+            StepError: The target has no such format.
+        """
+        options, notes = context.options, context.notes
+        problem = _form_problem(options, context.dialect)
+        if problem:
+            raise _no_form(problem)
+        result = model.clone()
+        raise_opset(result.ir, _needed_opset(options, context.dialect))
+        editor = GraphEditor(result.graph)
+        sites = _find_sites(result.graph, options, notes)
+        before = weight_bytes(result.ir)
+        layers: list[_Layer] = []
+        freed = 0
+        for site in context.progress.track(sites, "splitting", len(sites)):
+            size = site.weight.const_value.nbytes if site.weight.const_value is not None else 0
+            layer = _rewrite(editor, site, _scheme(options, context.dialect, site), options, notes)
+            if layer is not None:
+                layers.append(layer)
+                freed += size
+        if options.split_activations:
+            notes.remark(f"Split {split_activations(editor, notes)} activation functions along the last axis.")
+        common_passes.RemoveUnusedNodesPass()(result.ir)
+        _report(layers, weight_bytes(result.ir) - before + freed, options, notes)
+        return result
+
+
+def _rewrite(
+    editor: GraphEditor, site: WeightSite, scheme: SplitScheme, options: QuantizeSplitOptions, notes: Notes
+) -> _Layer | None:
+    """Write `site` in its split form, or leave it alone with a reason."""
+    rows = np.ascontiguousarray(site.rows(), np.float32)
+    if not np.isfinite(rows).all():
+        _leave(site, "its weight holds NaN or infinity", notes)
+        return None
+    plain = round_unsplit(rows, scheme)
+    plain_db = signal_to_noise_db(rows, dequantize_blocks(plain))
+    if _has_few_values(rows, scheme.parts):
+        write_weight(editor, site, plain)
+        notes.remark(f"{site.name} has fewer than {scheme.parts} distinct values and is stored as one part.")
+        return _Layer(site.name, rows.size, plain_db, plain_db, None)
+    split = split_weight(rows, scheme)
+    split_db = signal_to_noise_db(rows, split.dequantized())
+    if split_db - plain_db < options.least_gain_db:
+        gain = f"{split_db:.1f} dB against {plain_db:.1f} dB in one part"
+        _leave(site, f"splitting gains too little ({gain}); quantize-weights stores it smaller", notes)
+        return None
+    _write(editor, site, split, options)
+    return _Layer(site.name, rows.size, split_db, plain_db, split.edges)
+
+
+def _write(editor: GraphEditor, site: WeightSite, split: SplitWeight, options: QuantizeSplitOptions) -> None:
+    if options.form == "branches":
+        write_branches(editor, site, split, split_bias=options.bias == "split")
+    elif options.form == "merged":
+        write_merged(editor, site, split)
+    else:
+        write_compact(editor, site, split, whole=options.scales == "weight")
+
+
+def _leave(site: WeightSite, reason: str, notes: Notes) -> None:
+    for node in site.nodes:
+        notes.skip(node_name(node), reason)
+
+
+def _find_sites(graph: ir.Graph, options: QuantizeSplitOptions, notes: Notes) -> tuple[WeightSite, ...]:
+    sites = []
+    for site in find_weight_sites(graph, options, notes, operators=options.operators):
+        if _is_small_head(site):
+            _leave(site, "a head below 4 KiB stays in float", notes)
+        else:
+            sites.append(site)
+    return tuple(sites)
+
+
+def _is_small_head(site: WeightSite) -> bool:
+    if 4 * int(np.prod(site.shape)) >= _LARGEST_SMALL_HEAD_BYTES:
+        return False
+    return not any(node.op_type in _PRODUCTS for node in _downstream(site.readers))
+
+
+def _downstream(nodes: Sequence[ir.Node]) -> Iterator[ir.Node]:
+    """Yield the nodes that depend on the given ones."""
+    seen = set(nodes)
+    pending = list(nodes)
+    while pending:
+        for output in pending.pop().outputs:
+            for use in output.uses():
+                if use.node not in seen:
+                    seen.add(use.node)
+                    pending.append(use.node)
+                    yield use.node
+
+
+def _has_few_values(rows: Float, count: int) -> bool:
+    # Nearly every weight is settled by its first values.
+    return len(np.unique(rows.ravel()[:_SAMPLE])) < count and len(np.unique(rows)) < count
+
+
+def _scheme(options: QuantizeSplitOptions, dialect: Dialect, site: WeightSite) -> SplitScheme:
+    weight_format = _format(options, dialect)
+    # A table holds points anywhere; only codes that the target dequantizes are bound to its grids.
+    symmetric = options.form != "compact" and weight_format is not None and weight_format.symmetric
+    by = options.split_by
+    convolution = any(node.op_type == "Conv" for node in site.readers)
+    per_row = options.clusters == "channel" or (options.clusters == "auto" and convolution)
+    scheme = SplitScheme(
+        bits=options.bits,
+        parts=options.parts,
+        by=("magnitude" if symmetric else "value") if by == "auto" else by,
+        symmetric=symmetric,
+        clusters_per_row=per_row,
+        block_size=options.block_size,
+        whole=options.scales == "weight",
+        clip=options.clip,
+        assignment=options.assignment,
+    )
+    # Blocks run along one axis and are all of one size.
+    inputs = site.shape[site.input_axis]
+    fits = site.is_matrix and options.block_size is not None and inputs % options.block_size == 0
+    return scheme if fits else replace(scheme, block_size=None)
+
+
+def _format(options: QuantizeSplitOptions, dialect: Dialect) -> WeightFormat | None:
+    """Return the format for the parts: with zero points where the dialect takes them."""
+    affine = dialect.weight_format(f"uint{options.bits}")
+    if affine is not None and not affine.symmetric:
+        return affine
+    return dialect.weight_format(f"int{options.bits}")
+
+
+def _form_problem(options: QuantizeSplitOptions, dialect: Dialect) -> str:
+    """Return why the dialect has no form for these options and what would work, or an empty string."""
+    name = f"int{options.bits}"
+    if options.form == "compact":
+        if dialect.weight_format("uint4") is None:
+            return f"{dialect.name} does not look up weights in tables of 4-bit codes; set form to branches"
+        return ""
+    weight_format = _format(options, dialect)
+    if weight_format is None:
+        others = [str(bits) for bits in (8, 4, 2) if dialect.weight_format(f"int{bits}") is not None]
+        advice = f"; set bits to {' or '.join(others)}" if others else ""
+        return f"{dialect.refusals.get(name, f'{dialect.name} stores no weights in {options.bits} bits')}{advice}"
+    if options.block_size is not None and options.block_size not in weight_format.block_sizes:
+        sizes = ", ".join(map(str, weight_format.block_sizes)) or "none"
+        return f"{dialect.name} takes no blocks of {options.block_size} in {name} (it takes {sizes})"
+    if _needed_opset(options, dialect) > dialect.opset:
+        return f"{name} needs opset {_needed_opset(options, dialect)}; {dialect.name} reads up to {dialect.opset}"
+    return ""
+
+
+def _needed_opset(options: QuantizeSplitOptions, dialect: Dialect) -> int:
+    if options.form == "compact":
+        return TABLE_OPSET
+    weight_format = _format(options, dialect)
+    own = weight_format.opset if weight_format is not None else 0
+    return max(own, BLOCK_OPSET) if options.block_size is not None else own
+
+
+def _report(layers: Sequence[_Layer], stored_bytes: int, options: QuantizeSplitOptions, notes: Notes) -> None:
+    if not layers:
+        notes.remark(f"No layer gains {options.least_gain_db:g} dB by splitting, so all weights stay in float.")
+        return
+    weights = sum(layer.weights for layer in layers)
+    products = f"{options.parts} products instead of one" if options.form == "branches" else "one product each"
+    notes.remark(
+        f"Split {len(layers)} weights into {options.parts} parts of {options.bits} bits ({options.form}, {products}): "
+        f"{8 * stored_bytes / weights:.2f} bits stored per weight, {median(layer.split_db for layer in layers):.1f} dB "
+        f"in the median against {median(layer.plain_db for layer in layers):.1f} dB in one part."
+    )
+    notes.remark("Weights by layer: " + "; ".join(map(str, layers)) + ".")
+
+
+def _no_form(problem: str) -> StepError:
+    return StepError(
+        f"quantize-split cannot write its weights: {problem}",
+        expected="a format of few bits that the target takes",
+        why="the graph would not load there",
+        fix="change the options named, or choose another target",
+    )
