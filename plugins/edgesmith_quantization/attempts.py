@@ -24,6 +24,8 @@ class Attempt:
     picks: tuple[str, ...]
     """Format name of each group, or `FLOAT`."""
     model: "Model"
+    lowered: "Model"
+    """What would ship and was measured; `model` itself where nothing can be lowered."""
     quality: Quality
     bits_per_weight: float
     speedup: "Measurement | None" = None
@@ -106,13 +108,15 @@ def choose(attempts: Sequence[Attempt], limits: Limits, objective: Objective) ->
 
 
 def dominated(one: Attempt, other: Attempt, objective: Objective) -> bool:
-    """Return whether `other` is nowhere worse than `one` and somewhere better.
+    """Return whether `other` is not worse than `one` in output error and objective, and in one of them better.
 
-    What counts is output error, bits, and speed where it is the objective and was measured.
+    The objective counts as speed where that was measured, and as bits otherwise.
     """
-    pairs = [(other.quality.noise, one.quality.noise), (other.bits_per_weight, one.bits_per_weight)]
+    pairs = [(other.quality.noise, one.quality.noise)]
     if objective == "latency" and one.speedup is not None and other.speedup is not None:
         pairs.append((-other.speedup.value, -one.speedup.value))
+    else:
+        pairs.append((other.bits_per_weight, one.bits_per_weight))
     return all(its <= own for its, own in pairs) and any(its < own for its, own in pairs)
 
 

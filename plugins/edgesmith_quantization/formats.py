@@ -7,12 +7,19 @@ from typing import Any
 
 from edgesmith.errors import StepError
 from edgesmith.host.context import Context
+from edgesmith.host.dialect import Dialect
 from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
+from edgesmith_quantization.options.fp8 import QuantizeFp8Options
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.options.selection import Selection
+from edgesmith_quantization.options.weights import QuantizeWeightsOptions
+from edgesmith_quantization.quantize_fp8 import QuantizeFp8
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
+from edgesmith_quantization.quantize_weights import QuantizeWeights
+
+_SECOND_ORDER: Mapping[str, object] = {"rounding": "second-order"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +30,20 @@ class Format:
     method: type[Method[Any]]
     options: type[Selection]
     values: Mapping[str, object] = field(default_factory=dict)
+    refined: Mapping[str, object] = field(default_factory=dict)
+    """What the options become for a result: better, and too slow for each of many trials."""
 
     def check(self, model: Model, context: Context[Any], selection: Selection) -> Verdict:
         """Return whether the target takes this format, with the names of the nodes that it could rewrite."""
         return self.method().check(model, self._context(context, only=selection.only, skip=selection.skip))
 
-    def apply(self, model: Model, context: Context[Any], nodes: Sequence[str]) -> Model:
-        """Return `model` with the named nodes in this format; the notes of `context` hear of it.
+    def apply(self, model: Model, context: Context[Any], nodes: Sequence[str], *, refine: bool = False) -> Model:
+        """Return `model` with the named nodes in this format, the slow and better way if `refine` is set.
 
         Raises:
             EdgesmithError: The method refuses these nodes, or fails.
         """
-        own = self._context(context, only=tuple(glob.escape(node) for node in nodes))
+        own = self._context(context, refine=refine, only=tuple(glob.escape(node) for node in nodes))
         verdict = self.method().check(model, own)
         if verdict.status != "ok":
             raise StepError(
@@ -45,8 +54,8 @@ class Format:
             )
         return self.method().apply(model, own)
 
-    def _context(self, context: Context[Any], **selection: tuple[str, ...]) -> Context[Any]:
-        values: dict[str, object] = {**self.values, **selection}
+    def _context(self, context: Context[Any], *, refine: bool = False, **selection: tuple[str, ...]) -> Context[Any]:
+        values: dict[str, object] = {**self.values, **(self.refined if refine else {}), **selection}
         if "samples" in self.options.model_fields and context.calibration is not None:
             values["samples"] = max(1, len(context.calibration))
         return replace(context, options=self.options.model_validate(values), trial=None, scoring=None)
@@ -55,17 +64,29 @@ class Format:
 FORMATS = (
     Format("int8", QuantizeInt8, QuantizeInt8Options, {"mode": "static"}),
     Format("int8-dynamic", QuantizeInt8, QuantizeInt8Options, {"mode": "dynamic"}),
+    Format("fp8", QuantizeFp8, QuantizeFp8Options),
+    Format("int8-weights", QuantizeWeights, QuantizeWeightsOptions, {"bits": 8}),
+    Format("int4-weights", QuantizeWeights, QuantizeWeightsOptions, {"bits": 4}, _SECOND_ORDER),
+    Format("int2-weights", QuantizeWeights, QuantizeWeightsOptions, {"bits": 2, "block_size": 16}, _SECOND_ORDER),
 )
 """All formats, in the order in which they are written into one graph: those that take ranges see the float graph."""
 
 
-def compose(model: Model, assignment: Mapping[str, Sequence[str]], context: Context[Any]) -> Model:
+def offered(dialect: Dialect) -> tuple[str, ...]:
+    """Return the formats to choose from where none are named: without those that a target would only simulate."""
+    return tuple(each.name for each in FORMATS if each.name != "fp8" or dialect.float8 == "hardware")
+
+
+def compose(
+    model: Model, assignment: Mapping[str, Sequence[str]], context: Context[Any], *, refine: bool = False
+) -> Model:
     """Return `model` with every node in the format it is assigned to.
 
     Args:
         model: The float model. It is not changed.
         assignment: Format name to names of nodes, disjoint. Nodes in no format stay in float.
         context: Data and dialect; its notes hear what the methods say.
+        refine: Take the slow and better way where a format has one.
 
     Raises:
         EdgesmithError: A method refuses its nodes, or fails.
@@ -74,5 +95,5 @@ def compose(model: Model, assignment: Mapping[str, Sequence[str]], context: Cont
     for each in FORMATS:
         nodes = assignment.get(each.name, ())
         if nodes:
-            result = each.apply(result, context, nodes)
+            result = each.apply(result, context, nodes, refine=refine)
     return result

@@ -18,6 +18,7 @@ from edgesmith_quantization.attempts import (
     clearly_slower,
     dominated,
 )
+from edgesmith_quantization.formats import FORMATS
 from edgesmith_quantization.layer_groups import LayerGroup
 from edgesmith_quantization.output_probe import OutputProbe, Quality
 from edgesmith_quantization.sensitivity import Deadline, Sensitivities, Writer, measure_sensitivities
@@ -82,6 +83,7 @@ class PrecisionSearch:
     def __init__(self, tools: Tools, goal: Goal) -> None:
         self._tools, self._goal = tools, goal
         self._model = tools.writer.model
+        self._lowered_float = self._lower(self._model)
         self._bits = WeightBits.of(self._model.ir)
         self._deadline = Deadline.after(goal.seconds)
         self._remarks: list[str] = []
@@ -105,14 +107,14 @@ class PrecisionSearch:
                 self._remark("There was no time to measure every group; those not measured stay in float.")
             found = self._search(sensitivities, {name: uniform[name].speedup for name in kept})
             candidates += [found] if found is not None else []
-        best = self._best(candidates)
-        best = self._without_losing_kinds(best)
+        best = self._refined(self._without_losing_kinds(self._best(candidates)))
         return Finding(best, sensitivities, tuple(self._remarks))
 
     def _all_float(self, groups: tuple[LayerGroup, ...]) -> Attempt:
         drop = None if self._tools.probe.reference_metric is None else 0.0
         bits = self._bits.per_weight(self._model.ir)
-        return Attempt(groups, (FLOAT,) * len(groups), self._model, Quality(float("inf"), drop), bits)
+        quality = Quality(float("inf"), drop)
+        return Attempt(groups, (FLOAT,) * len(groups), self._model, self._lowered_float, quality, bits)
 
     def _try_formats(self, groups: tuple[LayerGroup, ...], formats: Sequence[str]) -> dict[str, Attempt]:
         """Return each format on everything that takes it, measured and timed."""
@@ -129,14 +131,16 @@ class PrecisionSearch:
 
     def _worth_measuring(self, uniform: Mapping[str, Attempt]) -> list[str]:
         """Return the formats that no other one beats in everything, and that pay if speed is what counts."""
-        objective = self._goal.objective
-        by_speed = objective == "latency" and self._goal.limits.max_bits_per_weight is None
+        by_bits = self._goal.limits.max_bits_per_weight is not None
+        objective: Objective = "size" if by_bits else self._goal.objective
         kept = []
         for name, attempt in uniform.items():
             better = [other for other, one in uniform.items() if other != name and dominated(attempt, one, objective)]
             if better:
-                self._remark(f"{name} was not tried group by group, since {better[0]} is better in everything.")
-            elif by_speed and clearly_slower(attempt.speedup):
+                self._remark(
+                    f"{name} was not tried group by group, since {better[0]} is as good or better in error and {objective}."
+                )
+            elif objective == "latency" and clearly_slower(attempt.speedup):
                 self._remark(f"{name} was not tried group by group, since it is slower than float here.")
             else:
                 kept.append(name)
@@ -226,11 +230,11 @@ class PrecisionSearch:
     def _without_losing_kinds(self, best: Attempt) -> Attempt:
         """Return `best` with those kinds of layers back in float without which it is clearly faster, if it is."""
         kinds = best.largest_kinds(_MOST_KINDS)
-        if self._tools.trial is None or self._goal.objective != "latency" or not kinds or self._deadline.left_s <= 0:
+        if best.speedup is None or self._goal.objective != "latency" or not kinds or self._deadline.left_s <= 0:
             return best
         quick = self._tools.writer.with_samples(_QUICK_SAMPLES)
-        models = [quick.write(best.groups, best.picks_without({kind})) for kind in kinds]
-        speedups = self._speedups(models, best.model)
+        models = [self._lower(quick.write(best.groups, best.picks_without({kind}))) for kind in kinds]
+        speedups = self._speedups(models, best.lowered)
         losing = {kind for kind, speedup in zip(kinds, speedups, strict=True) if clearly_faster(speedup)}
         if not losing:
             return best
@@ -243,26 +247,47 @@ class PrecisionSearch:
         self._remark(f"Back in float, since the model is faster so: {', '.join(sorted(losing))}.")
         return timed
 
-    def _attempt(self, groups: tuple[LayerGroup, ...], picks: tuple[str, ...]) -> Attempt | None:
-        """Return an assignment written and measured; None where a method fails on it."""
+    def _refined(self, best: Attempt) -> Attempt:
+        """Return `best` written the slow and better way, where its formats have one and it is better indeed."""
+        if self._deadline.left_s <= 0 or not any(each.refined for each in FORMATS if each.name in best.picks):
+            return best
+        found = self._attempt(best.groups, best.picks, refine=True)
+        limits = self._goal.limits
+        if found is None or (limits.shortfall(found), found.quality.noise) >= (
+            limits.shortfall(best),
+            best.quality.noise,
+        ):
+            return best
+        self._remark(f"Rounded again by second order: {best.quality.sqnr_db:.1f} dB before.")
+        return replace(found, speedup=best.speedup)
+
+    def _attempt(
+        self, groups: tuple[LayerGroup, ...], picks: tuple[str, ...], *, refine: bool = False
+    ) -> Attempt | None:
+        """Return an assignment written, lowered and measured; None where a method or the target fails on it."""
         try:
-            model = self._tools.writer.write(groups, picks)
-            quality = self._tools.probe.measure(model.ir)
+            model = self._tools.writer.write(groups, picks, refine=refine)
+            lowered = self._lower(model)
+            quality = self._tools.probe.measure(lowered.ir)
         except EdgesmithError as error:
             self._remark(f"An assignment was given up: {error.what}.")
             return None
-        return Attempt(groups, picks, model, quality, self._bits.per_weight(model.ir))
+        return Attempt(groups, picks, model, lowered, quality, self._bits.per_weight(model.ir))
+
+    def _lower(self, model: "Model") -> "Model":
+        return model if self._tools.trial is None else self._tools.trial.lower(model)
 
     def _timed(self, attempts: Sequence[Attempt]) -> list[Attempt]:
         """Return the attempts with their speed-ups over float from one comparison, where there is a trial."""
-        speedups = self._speedups([one.model for one in attempts], self._model)
+        speedups = self._speedups([one.lowered for one in attempts], self._lowered_float)
         return [replace(one, speedup=speedup) for one, speedup in zip(attempts, speedups, strict=True)]
 
     def _speedups(self, models: "Sequence[Model]", baseline: "Model") -> "Sequence[Measurement | None]":
-        if self._tools.trial is None or not models:
+        trial = self._tools.trial
+        if trial is None or not trial.measures_latency or not models:
             return (None,) * len(models)
         seconds = min(_LONGEST_TIMING_S, _TIMING_SHARE * self._goal.seconds)
-        return self._tools.trial.speedups(models, baseline, max_seconds=seconds)
+        return trial.speedups(models, baseline, max_seconds=seconds)
 
     def _remark(self, text: str) -> None:
         self._remarks.append(text)

@@ -14,7 +14,7 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith_quantization.attempts import FLOAT, Attempt, Limits
 from edgesmith_quantization.candidates import unmatched_names
-from edgesmith_quantization.formats import FORMATS
+from edgesmith_quantization.formats import FORMATS, offered
 from edgesmith_quantization.layer_groups import group_layers
 from edgesmith_quantization.options.auto import QuantizeAutoOptions
 from edgesmith_quantization.output_probe import OutputProbe
@@ -64,12 +64,11 @@ class QuantizeAuto(Method[QuantizeAutoOptions]):
         ranges, held_out = _divide(context)
         groups = group_layers(model.graph, set().union(*takers.values()), count_cost(model.ir).by_node)
         writer = Writer(model, takers, replace(context, calibration=ranges))
-        trial = context.trial if context.trial is not None and context.trial.measures_latency else None
         tools = Tools(
             writer,
             _probe(model, held_out.take(options.validation_samples), context, "validation"),
             _probe(model, held_out.take(options.sensitivity_samples), context, "sensitivity"),
-            trial,
+            context.trial,
             context.progress,
         )
         goal = Goal(_limits(options), options.objective, options.time_budget_s)
@@ -81,9 +80,8 @@ class QuantizeAuto(Method[QuantizeAutoOptions]):
 def _takers(model: Model, context: Context[QuantizeAutoOptions]) -> tuple[dict[str, frozenset[str]], list[str]]:
     """Return the nodes that each format could rewrite, and why others have none."""
     takers, reasons = {}, []
-    for each in FORMATS:
-        if context.options.formats and each.name not in context.options.formats:
-            continue
+    wanted = context.options.formats or offered(context.dialect)
+    for each in (one for one in FORMATS if one.name in wanted):
         verdict = each.check(model, replace(context, notes=Notes()), context.options)
         if verdict.status == "ok":
             takers[each.name] = frozenset(verdict.nodes)

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgesmith.errors import EdgesmithError
@@ -52,8 +54,13 @@ class Writer:
     context: Context[Any]
     """What the methods may use: ranges are taken from its calibration data."""
 
-    def write(self, groups: Sequence[LayerGroup], picks: Sequence[str], *, notes: Notes | None = None) -> Model:
+    def write(self, groups: Sequence[LayerGroup], picks: Sequence[str], *, refine: bool = False) -> Model:
         """Return the model with each group in its format.
+
+        Args:
+            groups: The groups.
+            picks: Format name of each, or `FLOAT`.
+            refine: Take the slow and better way where a format has one.
 
         Raises:
             EdgesmithError: A method refuses, or fails.
@@ -62,8 +69,10 @@ class Writer:
         for group, pick in zip(groups, picks, strict=True):
             if pick != FLOAT:
                 assignment.setdefault(pick, []).extend(self.nodes(group, pick))
-        context = replace(self.context, notes=notes or Notes(), progress=SilentProgress())
-        return compose(self.model, assignment, context)
+        # What is tried and dropped leaves no files behind; weights in them stay mapped for as long as they are used.
+        with TemporaryDirectory(dir=self.context.scratch) as folder:
+            own = replace(self.context, notes=Notes(), progress=SilentProgress(), scratch=Path(folder))
+            return compose(self.model, assignment, own, refine=refine)
 
     def nodes(self, group: LayerGroup, pick: str) -> tuple[str, ...]:
         """Return the nodes of `group` that a format can rewrite."""

@@ -35,7 +35,7 @@ class Curious(Method[Options]):
         return Verdict.ok()
     def apply(self, model, context):
         lowered = context.trial.lower(model)
-        (ratio,) = context.trial.speedups([model.clone()], model, max_seconds=0.5)
+        (ratio,) = context.trial.speedups([lowered], context.trial.lower(model.clone()), max_seconds=0.5)
         metric = context.scoring.make()
         batch = next(context.calibration.batches(8))
         from edgesmith.execution.reference import ReferenceSession
@@ -83,7 +83,7 @@ def test_speedups_are_ratios_to_the_baseline_round_by_round(tmp_path):
     assert runner.plan.max_seconds == 2.5 and runner.plan.max_rounds == QUICK.max_rounds
 
 
-def test_what_is_timed_is_the_lowered_model_that_was_given(tmp_path):
+def test_what_is_timed_is_the_model_that_was_given(tmp_path):
     runner = RecordingRunner()
     model, trial = make_trial(tmp_path, runner)
     other = tiny_mlp(seed=1)
@@ -135,3 +135,13 @@ def test_a_method_of_a_stranger_can_lower_time_and_score(job: Job):
     row = load_ledger(Path(job.folder / "artifact")).rows[1]
     # The labels are the model's own answers.
     assert "accuracy 100, ratio in x: True" in row.remarks
+
+
+def test_the_recipe_auto_measures_what_it_chooses(job: Job):
+    artifact = edgesmith.compile(
+        job.model, out=job.folder / "artifact", recipe="auto", data=job.data, settings=settings(job.folder)
+    )
+    row = load_ledger(artifact.directory).rows[1]
+    told = " ".join(row.remarks)
+    assert "Within the budget" in told and "times the speed of float" in told
+    assert row.errors[0].sqnr_db > 15

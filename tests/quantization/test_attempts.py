@@ -20,7 +20,7 @@ def speedup(value, spread=0.0):
 
 
 def attempt(sqnr=30.0, bits=8.0, speed=None, drop=None, picks=("int8",) * 3):
-    return Attempt(GROUPS, picks, None, Quality(sqnr, drop), bits, speed)
+    return Attempt(GROUPS, picks, None, None, Quality(sqnr, drop), bits, speed)
 
 
 ATTEMPTS = st.builds(
@@ -95,11 +95,13 @@ def test_two_attempts_do_not_beat_each_other(one, other, objective):
 
 def test_an_attempt_that_is_better_in_one_thing_is_not_beaten():
     base = attempt(30, 8, speedup(2.0))
-    assert dominated(base, attempt(31, 7, speedup(2.0)), "latency")
+    assert dominated(base, attempt(31, 9, speedup(2.0)), "latency")
     assert not dominated(base, attempt(31, 7, speedup(1.9)), "latency")
-    assert dominated(base, attempt(31, 7, speedup(1.9)), "size")
     assert not dominated(base, attempt(29, 7, speedup(3.0)), "latency")
-    assert not dominated(base, attempt(31, 9, speedup(3.0)), "latency")
+    assert dominated(base, attempt(31, 7, speedup(1.9)), "size")
+    assert not dominated(base, attempt(31, 9, speedup(3.0)), "size")
+    assert dominated(attempt(30, 8), attempt(31, 7), "latency")
+    assert not dominated(base, base, "latency")
 
 
 def test_quartiles_decide_what_is_clear():

@@ -73,5 +73,4 @@ class RunnerTrial:
 
     def _build(self, model: Model, folder: Path) -> Path:
         folder.mkdir()
-        lowered = self.lower(model)
-        return folder / build_files(self.plan.target_record, self.plan.target, lowered, folder).entry
+        return folder / build_files(self.plan.target_record, self.plan.target, model, folder).entry

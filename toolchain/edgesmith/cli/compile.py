@@ -30,7 +30,7 @@ def command(
         ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", metavar="FILE|NAME", help="A recipe file, or int8, int8-dynamic or float.")
+        str, typer.Option("--recipe", metavar="FILE|NAME", help="A recipe file, or auto, int8, int8-dynamic or float.")
     ] = "int8",
     data: Annotated[
         Path | None,

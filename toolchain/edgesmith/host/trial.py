@@ -34,13 +34,13 @@ class Trial(Protocol):
     ) -> "tuple[Measurement, ...]":
         """Return how many times faster each model is than `baseline`, as medians with quartiles of their ratios.
 
-        All are lowered, built and timed in turns within one comparison, so that the results may also be compared
-        with each other. Above 1 is faster.
+        All are built and timed in turns within one comparison, so that the results may also be compared with each
+        other. Above 1 is faster.
 
         Args:
-            models: What is tried.
-            baseline: What it is compared with.
-            max_seconds: Time for all timed rounds together; lowering and building come on top.
+            models: What is tried, as `lower` returned it.
+            baseline: What it is compared with, as `lower` returned it.
+            max_seconds: Time for all timed rounds together; building comes on top.
 
         Raises:
             EdgesmithError: The target or the runner does not take one of them, or the runner has no times.
