@@ -10,10 +10,18 @@ import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
 from edgesmith.errors import ModelError
+from edgesmith.execution.handover import obstacle_to_running
 from edgesmith.execution.reference import Optimization, ReferenceSession
 from edgesmith.execution.sample import sample_inputs
+from edgesmith.graph.edit import GraphEditor
 from edgesmith.host.context import Context, Notes
 from edgesmith_onnxruntime.attention import fuse_attention
+from edgesmith_onnxruntime.block_products import (
+    lower_embeddings,
+    lower_float_products,
+    lower_rounded_products,
+    rounds_inputs,
+)
 from edgesmith_onnxruntime.channel_padding import pad_channels
 from edgesmith_onnxruntime.channels_last import keep_channels_last
 from edgesmith_onnxruntime.float8_casts import FLOAT8, write_float8_casts
@@ -46,6 +54,10 @@ def lower(model: ir.Model, context: Context[None]) -> ir.Model:
     """
     inputs = list(_proof_inputs(model, context))
     model = _with_float8_casts(model, inputs, context)
+    return _with_rounded_inputs(_with_equal_rewrites(model, inputs, context), inputs, context)
+
+
+def _with_equal_rewrites(model: ir.Model, inputs: list[Inputs], context: Context[None]) -> ir.Model:
     proof = _Proof(model, inputs, context.threads)
     candidate, remarks = model, []
     for rewrite in _rewrites(context.notes):
@@ -58,6 +70,46 @@ def lower(model: ir.Model, context: Context[None]) -> ir.Model:
     for remark in filter(None, remarks):
         context.notes.remark(remark)
     return candidate
+
+
+def _with_rounded_inputs(model: ir.Model, inputs: list[Inputs], context: Context[None]) -> ir.Model:
+    """Return the graph with products of few bits on inputs rounded to 8 bits, where they say that they allow it.
+
+    That changes outputs, so it is no matter of proof: the remark says by how much.
+    """
+    products = [node for node in model.graph if rounds_inputs(node)]
+    if not products:
+        return model
+    rows = _row_counts(model, products, inputs[-1], context.threads)
+    candidate = model.clone()
+    count = lower_rounded_products(candidate.graph, rows)
+    common_passes.RemoveUnusedNodesPass()(candidate)
+    error = _Proof(model, inputs, context.threads).error(candidate)
+    if not np.isfinite(error):
+        context.notes.remark(f"Left {count} products of few bits in float: with rounded inputs they do not run.")
+        return model
+    context.notes.remark(
+        f"{count} products of few bits round their inputs to 8 bits row by row, as they allow; that moves outputs by "
+        f"{error:.1e} (relative L2)."
+    )
+    return candidate
+
+
+def _row_counts(model: ir.Model, products: list[ir.Node], inputs: Inputs, threads: int) -> dict[str, int]:
+    """Return how many rows each product multiplies on the given inputs, by node name."""
+    measured = model.clone()
+    editor = GraphEditor(measured.graph)
+    values = {value.name: value for node in measured.graph for value in node.outputs}
+    values |= {value.name: value for value in measured.graph.inputs}
+    shapes: dict[str, str] = {}
+    for name in {str(node.inputs[0].name) for node in products if node.inputs[0] is not None}:
+        shape = editor.insert_after(values[name], "Shape", (values[name],), name=f"{name}_measured").outputs[0]
+        shape.type = ir.TensorType(ir.DataType.INT64)
+        measured.graph.outputs.append(shape)
+        shapes[name] = str(shape.name)
+    results = ReferenceSession(measured, threads=threads).run(inputs)
+    counts = {name: int(np.prod(results[shape][:-1])) for name, shape in shapes.items()}
+    return {str(node.name): counts[str(node.inputs[0].name)] for node in products if node.inputs[0] is not None}
 
 
 def _with_float8_casts(model: ir.Model, inputs: list[Inputs], context: Context[None]) -> ir.Model:
@@ -111,6 +163,8 @@ def _rewrites(notes: Notes) -> tuple[Rewrite, ...]:
         edit(join_integer_operators, "Joined {} operators between integer ones with their pairs."),
         edit(pad_channels, "Padded the input of {} integer convolutions to a multiple of four channels."),
         edit(keep_channels_last, "Kept images at {} integer operators with channels last."),
+        edit(lower_embeddings, "Let {} embeddings dequantize the rows they select."),
+        edit(lower_float_products, "Packed or expanded the weights of {} products of few bits."),
         attention,
         edit(write_residual_sums, "Kept {} residual additions apart from LayerNormalization, which is faster."),
     )
@@ -134,6 +188,9 @@ class _Proof:
 
     def fault(self, candidate: ir.Model) -> str:
         """Return in words how the outputs of `candidate` differ by more than they may, or an empty string."""
+        obstacle = obstacle_to_running(self._model)
+        if obstacle:
+            return f"equal outputs cannot be proven: {obstacle}"
         try:
             error = _largest_error(self._before, self._outputs(candidate))
         except ModelError as reason:
@@ -141,6 +198,13 @@ class _Proof:
         if error <= FLOAT_TOLERANCE or error <= self._tolerance:
             return ""
         return f"outputs changed by {error:.1e}"
+
+    def error(self, candidate: ir.Model) -> float:
+        """Return the largest relative error (L2) of the outputs of `candidate`; infinite where it does not run."""
+        try:
+            return _largest_error(self._before, self._outputs(candidate))
+        except ModelError:
+            return float("inf")
 
     @cached_property
     def _before(self) -> list[Inputs]:

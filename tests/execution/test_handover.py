@@ -10,6 +10,7 @@ import pytest
 from edgesmith.execution import handover
 from edgesmith.execution.handover import obstacle_to_running, write_linked
 from edgesmith.execution.reference import ReferenceSession
+from edgesmith.frontends.normalize import normalize_with_remarks
 from edgesmith.host.postconditions import Promise, check_result
 from edgesmith.mapped import WeightFile
 from edgesmith.model import Model
@@ -149,3 +150,14 @@ def test_a_model_too_large_to_run_must_still_load(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(handover, "_free_bytes", lambda: 100)
     with pytest.raises(Exception, match="NoSuchOperator"):
         check_result(before, after, Promise("method m"), {})
+
+
+def test_a_source_too_large_to_run_is_cleaned_without_proof_and_the_report_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handover, "_free_bytes", lambda: 100)
+    ran: list[object] = []
+    monkeypatch.setattr(ReferenceSession, "run", lambda self, _: ran.append(self))
+    normalized = normalize_with_remarks(tiny_mlp().ir)
+    assert "too large" in normalized.remarks[0]
+    assert not ran

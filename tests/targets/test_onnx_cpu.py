@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 
 from edgesmith.errors import TargetError
+from edgesmith.execution import handover
 from edgesmith.execution.sample import sample_inputs
 from edgesmith_onnxruntime import lowering, register_targets
 from edgesmith_onnxruntime.cpu import OnnxCpu
@@ -64,6 +65,14 @@ def test_a_rewrite_that_changes_outputs_is_left_out_and_named(monkeypatch, tiny_
     inputs = sample_inputs(tiny_bert.ir)
     for name, reference in run(tiny_bert, inputs).items():
         np.testing.assert_allclose(run(result, inputs)[name], reference, rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_too_large_to_run_is_not_rewritten_without_proof(monkeypatch, tiny_bert):
+    monkeypatch.setattr(handover, "_free_bytes", lambda: 100)
+    used = context()
+    result = OnnxCpu().lower(tiny_bert, used)
+    assert result.digest() == tiny_bert.digest()
+    assert any("Left out" in remark and "half of the free memory" in remark for remark in used.notes.remarks)
 
 
 def test_a_rewrite_whose_graph_does_not_load_is_left_out(monkeypatch, tiny_vit):

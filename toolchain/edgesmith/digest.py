@@ -105,14 +105,11 @@ def _attribute(sink: _Sink, attribute: ir.Attr) -> None:
 
 def _tensor(sink: _Sink, tensor: ir.TensorProtocol) -> None:
     _text(sink, "tensor", tensor.dtype.name, str(list(tensor.shape.numpy())))
-    if tensor.dtype == ir.DataType.STRING:
-        _text(sink, *(str(item) for item in tensor.numpy().reshape(-1)))
-        return
     sink.update(content_hash(tensor))
 
 
 def content_hash(tensor: ir.TensorProtocol) -> bytes:
-    """Return the SHA-256 of a tensor's bytes as an ONNX file holds them.
+    """Return the SHA-256 of a tensor's bytes as an ONNX file holds them, or of its texts.
 
     It is remembered for tensors in mapped files, which nobody can change: a graph is hashed before and after each
     step, and reading gigabytes of weights each time would take longer than most steps. A tensor in memory is hashed
@@ -122,6 +119,9 @@ def content_hash(tensor: ir.TensorProtocol) -> bytes:
     if isinstance(remembered, bytes):
         return remembered
     sink = hashlib.sha256()
+    if tensor.dtype == ir.DataType.STRING:
+        _text(sink, *(str(item) for item in tensor.numpy().reshape(-1)))
+        return sink.digest()
     for piece in stored_pieces(tensor):
         sink.update(piece.data)
     if is_unchangeable(tensor):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
+from edgesmith.execution.handover import obstacle_to_running
 from edgesmith.host.records import MetricRecord
 from edgesmith.ledger import LayerError, LedgerRow, Measurement, OutputError
 from edgesmith.measure.accuracy import Evaluation, EvaluationPlan, evaluate, paired_difference
@@ -92,12 +93,16 @@ class StageMeter:
             change = paired_difference(reference.scores, evaluation.scores, right=_RIGHT.get(unit))
             row = row.model_copy(update={"metric_change": change.measurement(unit=unit, tier=tier)})
         others = {} if before is None else {one.label: one for one in (before, source)}
+        # Layers are compared in this process, with both graphs loaded at once.
+        obstacle = obstacle_to_running(stage.model.ir) if before is not None else ""
+        if obstacle:
+            row = row.model_copy(update={"remarks": (*row.remarks, f"Layers were not compared: {obstacle}.")})
         return row.model_copy(
             update={
                 "peak_memory_bytes": self._peak_memory(stage),
                 "size_bytes": self._size(stage),
                 "errors": tuple(self._output_error(other, stage) for other in others.values()),
-                "layers": () if before is None else self._layer_errors(before, stage),
+                "layers": () if before is None or obstacle else self._layer_errors(before, stage),
             }
         )
 

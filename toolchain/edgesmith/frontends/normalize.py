@@ -5,7 +5,6 @@ Every rewrite is proven by running the graph before and after; one that changes 
 """
 
 import ast
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,8 +18,9 @@ from onnxscript import rewriter, version_converter
 from onnxscript.optimizer import FOLDED_FROM_KEY, fold_constants
 from onnxscript.rewriter.rules import common as rules
 
-from edgesmith.digest import digest_graph
+from edgesmith.digest import content_hash, digest_graph
 from edgesmith.errors import DataError, ModelError
+from edgesmith.execution.handover import obstacle_to_running
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.runnable import BATCHES, LENGTHS, dimensions_for
 from edgesmith.execution.sample import sample_inputs
@@ -41,6 +41,9 @@ _GROWTH_BYTES = 1 << 20
 
 _SKELETON_BYTES = 1024
 """Constants up to this size may be shapes, so shape inference sees their values."""
+
+_GLANCE = 1024
+"""Values of a constant that are looked at before all of them are."""
 
 _RANDOM = frozenset(
     ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
@@ -147,9 +150,10 @@ class _Proof:
 
     @classmethod
     def of(cls, model: ir.Model) -> "_Proof | None":
-        """Return the proof for `model`, or None when it draws random numbers or runs on nothing we can make up."""
-        session = ReferenceSession(model)
-        if _random_node(model):
+        """Return the proof for `model`; None when it is too large, draws random numbers, or runs on no made inputs."""
+        obstacle = obstacle_to_running(model)
+        session = ReferenceSession(model, prepack=not obstacle)
+        if obstacle or _random_node(model):
             return None
         for lengths in LENGTHS:
             cases = []
@@ -271,7 +275,11 @@ def _fold(model: ir.Model) -> None:
 
 def _may_fold(node: ir.Node) -> bool | None:
     """Return False for what must not be folded, and None to leave the decision to the size of its inputs."""
-    if node.op_type in _NEVER_FOLDED or any(_is_shared_weight(value) for value in node.inputs if value is not None):
+    if (
+        node.op_type in _NEVER_FOLDED
+        or _widens_codes(node)
+        or any(_is_shared_weight(value) for value in node.inputs if value is not None)
+    ):
         return False
     shape = node.outputs[0].shape
     if shape is None or not shape.is_static():
@@ -279,6 +287,17 @@ def _may_fold(node: ir.Node) -> bool | None:
     constants = [value.const_value for value in node.inputs if value is not None]
     largest = max((tensor.size for tensor in constants if tensor is not None), default=0)
     return None if prod(shape.numpy()) <= max(largest, _FOLDED_ELEMENTS) else False
+
+
+def _widens_codes(node: ir.Node) -> bool:
+    """Return whether a node makes floats of stored codes of a few bits, as a Cast of eight-bit floats does."""
+    tensor = node.inputs[0].const_value if node.op_type == "Cast" and node.inputs[0] is not None else None
+    return (
+        tensor is not None
+        and tensor.dtype != ir.DataType.BOOL
+        and tensor.dtype.is_floating_point()
+        and tensor.dtype.bitwidth <= 8
+    )
 
 
 def _is_shared_weight(value: ir.Value) -> bool:
@@ -339,14 +358,18 @@ def _merge_equal_constants(model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is None or value.is_graph_input() or value.is_graph_output():
             continue
-        array = tensor.numpy()
-        if tensor.dtype.is_floating_point() and array.size > 1 and bool((array == array.flat[0]).all()):
+        if tensor.dtype.is_floating_point() and tensor.size > 1 and _repeats_one_value(tensor.numpy().reshape(-1)):
             continue
-        content = array.tobytes() if array.dtype != object else repr(array.tolist()).encode()
-        first = kept.setdefault((tensor.dtype, array.shape, hashlib.sha256(content).digest()), value)
+        shape = tuple(tensor.shape.numpy())
+        first = kept.setdefault((tensor.dtype, shape, content_hash(tensor)), value)
         if first is not value:
             value.replace_all_uses_with(first)
             model.graph.initializers.pop(str(value.name))
+
+
+def _repeats_one_value(array: NDArray[Any]) -> bool:
+    # A few values tell almost every weight apart, which then need not be read.
+    return bool((array[:_GLANCE] == array[0]).all()) and bool((array == array[0]).all())
 
 
 def _random_node(model: ir.Model) -> str:
@@ -359,7 +382,11 @@ def _random_node(model: ir.Model) -> str:
 
 
 def _unprovable(model: ir.Model) -> str:
-    cause = f"draws random numbers (node `{node}`)" if (node := _random_node(model)) else "runs on no made-up inputs"
+    cause = "runs on no made-up inputs"
+    if obstacle := obstacle_to_running(model):
+        cause = f"is too large ({obstacle})"
+    elif node := _random_node(model):
+        cause = f"draws random numbers (node `{node}`)"
     return f"The graph {cause}, so nothing but its names, duplicates and unused parts was cleaned."
 
 
