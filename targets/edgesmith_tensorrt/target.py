@@ -11,7 +11,9 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith.profile import Profile
 from edgesmith.serialization import write_onnx
+from edgesmith_tensorrt.build_recipe import build_recipe, write_recipe
 from edgesmith_tensorrt.dialect import dialect_of
+from edgesmith_tensorrt.gate import GateResult, ask_compiler
 from edgesmith_tensorrt.precision import lower_to_half
 
 FILE_NAME = "model.onnx"
@@ -52,12 +54,39 @@ class TensorRT(Target):
         return Verdict.ok()
 
     def lower(self, model: Model, context: Context[None]) -> Model:
-        """Return the graph with its precision written into it: float16 where that holds, float32 elsewhere."""
-        return model.with_ir(lower_to_half(model.ir, context))
+        """Return the graph with its precision written into it: float16 where that holds, float32 elsewhere.
+
+        Where an NVIDIA compiler is installed, it is asked whether it takes the graph.
+
+        Raises:
+            TargetError: It does not; the message names the node.
+        """
+        lowered = model.with_ir(lower_to_half(model.ir, context))
+        folder = context.scratch / "gate"
+        folder.mkdir()
+        self.build(lowered, folder)
+        with context.progress.stage("asking NVIDIA's compiler"):
+            answer = ask_compiler(folder, self.device)
+        if answer.status == "rejected":
+            raise _rejected(self.device.name, answer)
+        context.notes.remark(answer.remark())
+        return lowered
 
     def build(self, model: Model, directory: Path) -> Build:
         """Write `model.onnx` and how to build the engine from it on the device."""
         plain = model.ir.clone()
         common_passes.ClearMetadataAndDocStringPass()(plain)
         write_onnx(plain, directory / FILE_NAME)
-        return Build(FILE_NAME, {"runtime": self.device.runtimes[0].name, "strongly_typed": True})
+        recipe = build_recipe(model, self.device, FILE_NAME)
+        write_recipe(recipe, directory)
+        return Build(FILE_NAME, recipe)
+
+
+def _rejected(device: str, answer: GateResult) -> TargetError:
+    at = f" at {', '.join(answer.nodes)}" if answer.nodes else ""
+    return TargetError(
+        f"{answer.compiler} rejects the graph for {device}{at}: {answer.message}",
+        expected="a graph that NVIDIA's parser reads and its builder builds",
+        why="The engine could not be built on the device either.",
+        fix="Leave the named node out of the step that wrote it (option skip), or report this with the recipe.",
+    )

@@ -28,6 +28,8 @@ _LIBRARIES = (
     "transformers",
     "tokenizers",
     "pillow",
+    "tensorrt",
+    "tensorrt-rtx-cu13-libs",
 )
 
 

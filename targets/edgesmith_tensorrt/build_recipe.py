@@ -1,0 +1,117 @@
+"""What an artifact carries so that the engine can be built where it runs: `build.json`, `build.py` and `build.sh`."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgesmith.errors import DataError, ModelError
+from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.runnable import dimensions_for, runnable_dimensions
+from edgesmith.execution.sample import sample_inputs
+from edgesmith.model import Model
+from edgesmith.profile import Profile
+from edgesmith_calibration.preprocessing import TextPreprocessing
+
+RECIPE_FILE, PYTHON_FILE, SHELL_FILE = "build.json", "build.py", "build.sh"
+
+_LARGEST_BATCH = 8
+_USUAL_LENGTH = 128
+_LENGTHS = (512, 256, 128, 64, 32, 16, 8)
+
+_SCRIPT = """#!/bin/sh
+# Builds engine.plan on the device. Set TRTEXEC where trtexec is not on the PATH.
+set -eu
+cd "$(dirname "$0")"
+"${TRTEXEC:-trtexec}" \\
+    %s
+"""
+
+Shapes = dict[str, dict[str, list[int]]]
+
+
+def build_recipe(model: Model, profile: Profile, file_name: str) -> dict[str, object]:
+    """Return how to build the engine for `model` on the device of `profile`, as JSON data."""
+    return {
+        "model": file_name,
+        "target": profile.name,
+        "compute_capability": profile.device.compute_capability,
+        "runtimes": [f"{runtime.name} {runtime.versions} {runtime.platform}".strip() for runtime in profile.runtimes],
+        "strongly_typed": True,
+        "builder_optimization_level": 3,
+        # Half of the memory: the other half holds weights, activations and everything else on the board.
+        "workspace_bytes": profile.device.memory_bytes // 2,
+        "dla_core": None,
+        "sparse_weights": False,
+        "shapes": optimization_shapes(model),
+    }
+
+
+def optimization_shapes(model: Model) -> Shapes:
+    """Return smallest, most usual and largest shape of each input that has a dimension without a number.
+
+    The first dimension is a batch of 1 to 8, tuned for 1. Others are lengths, tuned for what the preprocessing cuts
+    to, or for 128. The largest length is the first of that, 512, 256 and so on on which the graph runs: tables of
+    positions end somewhere. A graph that runs at no other length keeps one.
+    """
+    if all(isinstance(size, int) for value in model.graph.inputs for size in value.shape or ()):
+        return {}
+    preprocessing = model.task.preprocessing
+    cut = preprocessing.max_length if isinstance(preprocessing, TextPreprocessing) else None
+    session = ReferenceSession(model.ir)
+    longest = next((length for length in ((cut,) if cut else _LENGTHS) if _runs(session, model, length)), None)
+    if longest is None:
+        sizes = runnable_dimensions(model.ir)
+        fixed = {name: list(array.shape) for name, array in sample_inputs(model.ir, dimensions=sizes).items()}
+        return {name: {"min": shape, "opt": shape, "max": shape} for name, shape in fixed.items()}
+    shortest = 1 if _runs(session, model, 1) else longest
+    usual = min(longest, cut or _USUAL_LENGTH)
+    bounds = {"min": (1, shortest), "opt": (1, usual), "max": (_LARGEST_BATCH, longest)}
+    return {
+        str(value.name): {name: _shape(value, *sizes) for name, sizes in bounds.items()}
+        for value in model.graph.inputs
+        if value.shape is not None and not all(isinstance(size, int) for size in value.shape)
+    }
+
+
+def _shape(value: ir.Value, batch: int, length: int) -> list[int]:
+    sizes = value.shape or ()
+    return [size if isinstance(size, int) else length if axis else batch for axis, size in enumerate(sizes)]
+
+
+def _runs(session: ReferenceSession, model: Model, length: int) -> bool:
+    try:
+        session.run(sample_inputs(model.ir, dimensions=dimensions_for(model.ir, 1, length)))
+    except (ModelError, DataError):
+        return False
+    return True
+
+
+def write_recipe(recipe: Mapping[str, object], directory: Path) -> None:
+    """Write `build.json`, `build.py` and `build.sh` to an existing directory."""
+    (directory / RECIPE_FILE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    script = resources.files(__package__) / "engine.py"
+    (directory / PYTHON_FILE).write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+    shell = directory / SHELL_FILE
+    shell.write_text(shell_script(recipe), encoding="utf-8")
+    shell.chmod(0o755)
+
+
+def shell_script(recipe: Mapping[str, object]) -> str:
+    """Return the same build for trtexec, which comes with JetPack and with TensorRT."""
+    words = ["--onnx=" + str(recipe["model"]), "--saveEngine=engine.plan", "--timingCacheFile=timing.cache"]
+    # TensorRT 10 needs it, TensorRT 11 ignores it.
+    words += ["--stronglyTyped", "--skipInference", "--profilingVerbosity=detailed"]
+    words += [f"--builderOptimizationLevel={recipe['builder_optimization_level']}"]
+    words += [f"--memPoolSize=workspace:{int(str(recipe['workspace_bytes'])) >> 20}M"]
+    shapes = recipe["shapes"]
+    if isinstance(shapes, Mapping) and shapes:
+        for bound in ("min", "opt", "max"):
+            spec = ",".join(f"{name}:{'x'.join(map(str, each[bound]))}" for name, each in shapes.items())
+            words.append(f"--{bound}Shapes={spec}")
+    if recipe.get("dla_core") is not None:
+        words += [f"--useDLACore={recipe['dla_core']}", "--allowGPUFallback"]
+    return _SCRIPT % " \\\n    ".join(map(shlex.quote, words))

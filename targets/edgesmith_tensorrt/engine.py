@@ -1,0 +1,190 @@
+"""Builds a TensorRT engine from `model.onnx` as `build.json` says.
+
+This file travels with every artifact as `build.py`. It needs Python and TensorRT, or TensorRT for RTX, and nothing
+else; on the machine that compiles, the same file checks in a child process whether a graph parses and builds.
+
+    python3 build.py                        # build engine.plan beside model.onnx, or take it if nothing changed
+    python3 build.py --check --module tensorrt_rtx --compute-capability 8.6
+
+The last line on standard output is JSON. Exit codes: 0 built, 1 rejected by TensorRT, 2 TensorRT is missing or broken.
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+BUILT, REJECTED, MISSING = 0, 1, 2
+
+
+def load_module(names: tuple[str, ...]) -> ModuleType:
+    """Return the first of the modules that can be imported.
+
+    Raises:
+        ImportError: None of them can.
+    """
+    reasons = []
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            reasons.append(f"{name}: {error}")
+    raise ImportError("; ".join(reasons))
+
+
+def build_engine(trt: ModuleType, model: Path, recipe: dict[str, Any], capability: str, cache: Path | None) -> Any:
+    """Return the serialized engine, and facts about it.
+
+    Args:
+        trt: `tensorrt` or `tensorrt_rtx`: both have this API.
+        model: The ONNX file, with external data beside it.
+        recipe: Content of `build.json`.
+        capability: Compute capability to build for, such as "8.6"; empty for the GPU of this machine.
+        cache: Timing cache to read and to update, if any.
+
+    Returns:
+        The engine, or None where it was rejected, and a mapping with the errors, each with node and operator.
+    """
+    logger = _collector(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(model)):
+        return None, {"stage": "parse", "errors": _parser_errors(parser)}
+    config = builder.create_builder_config()
+    _configure(trt, config, recipe, capability)
+    profile = builder.create_optimization_profile()
+    for name, shapes in recipe.get("shapes", {}).items():
+        profile.set_shape(name, tuple(shapes["min"]), tuple(shapes["opt"]), tuple(shapes["max"]))
+    if recipe.get("shapes"):
+        config.add_optimization_profile(profile)
+    timing = None
+    if cache is not None and hasattr(config, "create_timing_cache"):
+        timing = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
+        config.set_timing_cache(timing, False)
+    engine = builder.build_serialized_network(network, config)
+    facts = {"stage": "build", "layers": network.num_layers, "errors": []}
+    if engine is None:
+        facts["errors"] = [{"node": "", "operator": "", "message": text} for text in logger.messages[-5:]]
+        return None, facts
+    if cache is not None and timing is not None:
+        cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+    return bytes(engine), {**facts, "bytes": engine.nbytes}
+
+
+def _network_flags(trt: ModuleType) -> int:
+    # From TensorRT 11 on every network is strongly typed, and the flag may be gone.
+    flag = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
+    return 1 << int(flag) if flag is not None else 0
+
+
+def _configure(trt: ModuleType, config: Any, recipe: dict[str, Any], capability: str) -> None:
+    config.builder_optimization_level = recipe.get("builder_optimization_level", 3)
+    if recipe.get("workspace_bytes"):
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe["workspace_bytes"])
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if recipe.get("sparse_weights"):
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if recipe.get("dla_core") is not None:
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = recipe["dla_core"]
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    if capability and hasattr(config, "set_compute_capability"):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + capability.replace(".", "")), 0)
+
+
+def _parser_errors(parser: Any) -> list[dict[str, str]]:
+    errors = (parser.get_error(index) for index in range(parser.num_errors))
+    return [{"node": error.node_name(), "operator": error.node_operator(), "message": error.desc()} for error in errors]
+
+
+def _collector(trt: ModuleType) -> Any:
+    """Return a logger that keeps warnings and errors, so that a failed build can say why."""
+
+    class Collector(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.messages.append(message)
+
+    return Collector()
+
+
+def engine_key(trt: ModuleType, model: Path, recipe: dict[str, Any], capability: str) -> str:
+    """Return what makes an engine valid: graph and weights, recipe, TensorRT version, GPU and platform."""
+    digest = hashlib.sha256()
+    for path in sorted(model.parent.glob(model.name + "*")):
+        with path.open("rb") as file:
+            for chunk in iter(lambda file=file: file.read(1 << 20), b""):  # type: ignore[misc]
+                digest.update(chunk)
+    facts = [recipe, trt.__version__, capability or _device(), platform.machine(), platform.system()]
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _device() -> str:
+    """Return the name of the GPU's driver and board as the system shows them, so that another GPU is another key."""
+    shown = [Path("/proc/driver/nvidia/version"), Path("/proc/device-tree/model")]
+    shown += sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    return "\n".join(path.read_text(errors="replace") for path in shown if path.is_file())
+
+
+def main() -> int:
+    """Build or check as the command line says, and write one line of JSON."""
+    arguments = _arguments()
+    folder = Path(arguments.recipe).resolve().parent
+    recipe = json.loads(Path(arguments.recipe).read_text(encoding="utf-8"))
+    try:
+        trt = load_module(tuple(arguments.module) or MODULES)
+    except ImportError as error:
+        return _answer(MISSING, {"status": "missing", "errors": [{"message": str(error)}]})
+    model, engine_path = folder / recipe["model"], folder / "engine.plan"
+    facts = {"module": trt.__name__, "version": trt.__version__, "compute_capability": arguments.compute_capability}
+    record = folder / "engine.json"
+    key = engine_key(trt, model, recipe, arguments.compute_capability) if not arguments.check else ""
+    if key and engine_path.is_file() and record.is_file():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if known.get("key") == key:
+            return _answer(BUILT, {**known, "status": "cached"})
+    started = time.monotonic()
+    cache = None if arguments.check else folder / "timing.cache"
+    engine, found = build_engine(trt, model, recipe, arguments.compute_capability, cache)
+    facts |= found
+    facts["seconds"] = round(time.monotonic() - started, 3)
+    if engine is None:
+        return _answer(REJECTED, {**facts, "status": "rejected"})
+    if not arguments.check:
+        partial = engine_path.with_suffix(".partial")
+        partial.write_bytes(engine)
+        partial.replace(engine_path)
+        record.write_text(json.dumps({**facts, "key": key}, indent=2), encoding="utf-8")
+    return _answer(BUILT, {**facts, "status": "built"})
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Build a TensorRT engine as build.json says.")
+    parser.add_argument("--recipe", default=str(Path(__file__).with_name("build.json")))
+    parser.add_argument("--module", action="append", default=[], help="Python module of TensorRT to use.")
+    parser.add_argument("--compute-capability", default="", help="Build for this GPU; TensorRT for RTX only.")
+    parser.add_argument("--check", action="store_true", help="Parse and build, but write nothing.")
+    return parser.parse_args()
+
+
+def _answer(code: int, facts: dict[str, Any]) -> int:
+    sys.stdout.write(json.dumps(facts) + "\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
