@@ -13,13 +13,12 @@ import onnx_ir as ir
 from edgesmith.graph.edit import constant_tensor
 from edgesmith.graph.structure import Structure, find_structure
 from edgesmith.host.context import Notes
-from edgesmith_quantization.candidates import node_name
+from edgesmith_quantization.candidates import already_quantized, node_name
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
 from edgesmith_quantization.weight_sites import WeightSite, find_weight_sites
 
 _LARGEST_HEAD = 256
 _KERNEL_LIMIT = 32
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +83,8 @@ def _layer_obstacle(node: ir.Node, site: WeightSite, kept: dict[str, str], optio
     activation = node.inputs[0]
     if activation is None:
         return "an input is missing"
-    if _is_quantized(activation):
-        return "already quantized"
+    if already_quantized(node):
+        return already_quantized(node)
     if constant_tensor(activation) is not None:
         return "its first input is constant; weights must be the second"
     if node.op_type == "Conv":
@@ -137,13 +136,8 @@ def _attention_obstacle(node: ir.Node, head_size: int | None, options: QuantizeF
     if head_size is not None and not options.minimum_head_size <= head_size <= _LARGEST_HEAD:
         return f"its heads have size {head_size}; kernels want {options.minimum_head_size} to {_LARGEST_HEAD}"
     values = [value for value in node.inputs if value is not None]
-    if any(map(_is_quantized, values)):
-        return "already quantized"
+    if already_quantized(node):
+        return already_quantized(node)
     if any(value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) for value in values):
         return f"its inputs are {', '.join(str(value.dtype) for value in values)}, not FLOAT or FLOAT16"
     return ""
-
-
-def _is_quantized(value: ir.Value) -> bool:
-    producer = value.producer()
-    return producer is not None and producer.op_type in _QUANTIZED

@@ -47,17 +47,18 @@ class QuantizedProduct:
 
 
 _FLOAT_PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
-# Operator: positions of the codes of activation and weight; None where codes are made inside, or there are none.
-_OPERATORS: dict[str, tuple[int | None, int]] = {
-    "QLinearMatMul": (0, 3),
-    "QLinearConv": (0, 3),
-    "QGemm": (0, 3),
-    "MatMulInteger": (0, 1),
-    "ConvInteger": (0, 1),
-    "MatMulIntegerToFloat": (0, 1),
-    "DynamicQuantizeMatMul": (None, 1),
-    "MatMulNBits": (None, 1),
-    "GatherBlockQuantized": (None, 0),
+# Operator: positions of the activation's codes, of their zero point, and of the weight's codes. None where codes are
+# made inside, or there are none.
+_OPERATORS: dict[str, tuple[int | None, int | None, int]] = {
+    "QLinearMatMul": (0, 2, 3),
+    "QLinearConv": (0, 2, 3),
+    "QGemm": (0, 2, 3),
+    "MatMulInteger": (0, 2, 1),
+    "ConvInteger": (0, 2, 1),
+    "MatMulIntegerToFloat": (0, 4, 1),
+    "DynamicQuantizeMatMul": (None, None, 1),
+    "MatMulNBits": (None, None, 1),
+    "GatherBlockQuantized": (None, None, 0),
 }
 # What moves codes or dequantized numbers without changing one.
 _MOVING = frozenset(
@@ -79,13 +80,7 @@ def quantized_product(node: ir.Node) -> QuantizedProduct | None:
     """
     name = node.name or ""
     if node.op_type in _OPERATORS:
-        first, second = _OPERATORS[node.op_type]
-        activation = None if first is None else _type_name(node.inputs[first])
-        if node.op_type == "DynamicQuantizeMatMul":
-            activation = "uint8"
-        bits = node.attributes.get_int("bits", 4) if node.op_type in ("MatMulNBits", "GatherBlockQuantized") else None
-        weight = _type_name(node.inputs[second]) if bits is None else f"int{bits}"
-        return QuantizedProduct(name, node.op_type, activation, weight, "operator")
+        return QuantizedProduct(name, node.op_type, *_operator_types(node), "operator")
     if node.op_type in _FLOAT_PRODUCTS and len(node.inputs) > 1:
         activation, weight = (_dequantized_type(value) for value in node.inputs[:2])
     elif node.op_type == "Gather":
@@ -95,6 +90,17 @@ def quantized_product(node: ir.Node) -> QuantizedProduct | None:
     return QuantizedProduct(name, node.op_type, activation, weight, "Q/DQ") if activation or weight else None
 
 
+def _operator_types(node: ir.Node) -> tuple[str | None, str | None]:
+    """Return the types of the codes that an integer operator reads."""
+    activation, zero_point, weight = _OPERATORS[node.op_type]
+    if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+        return None, f"int{node.attributes.get_int('bits', 4)}"
+    if activation is None:
+        return "uint8", _type_name(node.inputs[weight])
+    zero = node.inputs[zero_point] if zero_point is not None and len(node.inputs) > zero_point else None
+    return _type_name(node.inputs[activation], zero), _type_name(node.inputs[weight])
+
+
 def _dequantized_type(value: ir.Value | None) -> str | None:
     """Return the type of the codes that a float value was made from and nothing else, or None."""
     while value is not None:
@@ -102,7 +108,7 @@ def _dequantized_type(value: ir.Value | None) -> str | None:
         if node is None:
             return None
         if node.op_type == "DequantizeLinear":
-            return _type_name(node.inputs[0], node)
+            return _type_name(node.inputs[0], node.inputs[2] if len(node.inputs) > 2 else None)
         if node.op_type == "Mul":
             # Eight-bit floats may be written as a Cast and the scale.
             casts = [source.producer() for source in node.inputs if source is not None]
@@ -138,19 +144,21 @@ def _cast_type(node: ir.Node | None) -> str | None:
     return dtype.name.lower() if dtype in _FLOAT8 else None
 
 
-def _type_name(value: ir.Value | None, reader: ir.Node | None = None) -> str | None:
-    """Return the type of codes, from themselves or from the zero point of a node that reads or makes them."""
-    if value is None:
+def _type_name(codes: ir.Value | None, zero_point: ir.Value | None = None) -> str | None:
+    """Return the type of codes: their own, or that of a zero point they are read or made with."""
+    if codes is None:
         return None
-    producer = value.producer()
-    maker = producer if producer is not None and producer.op_type == "QuantizeLinear" else reader
-    zero_point = maker.inputs[2] if maker is not None and len(maker.inputs) > 2 else None
-    for each in (value, zero_point):
-        tensor = constant_tensor(each)
-        dtype = tensor.dtype if tensor is not None else each.dtype if each is not None else None
+    maker = codes.producer()
+    made_with = (
+        maker.inputs[2] if maker is not None and maker.op_type == "QuantizeLinear" and len(maker.inputs) > 2 else None
+    )
+    for value in (codes, zero_point, made_with):
+        tensor = constant_tensor(value)
+        dtype = tensor.dtype if tensor is not None else value.dtype if value is not None else None
         if dtype is not None:
             return dtype.name.lower()
-    return "uint8" if producer is not None and producer.op_type == "DynamicQuantizeLinear" else "integer"
+    # Without a zero point ONNX quantizes to uint8.
+    return "uint8"
 
 
 def find_quantized(flow: Dataflow) -> list[QuantizedValue]:

@@ -19,7 +19,7 @@ from edgesmith.graph.head import Head, find_heads
 from edgesmith.graph.linear import Linear, find_linears
 from edgesmith.graph.mlp import MLP, find_mlps
 from edgesmith.graph.norm import Norm, find_norms
-from edgesmith.graph.quantized import QuantizedValue, find_quantized
+from edgesmith.graph.quantized import QuantizedProduct, QuantizedValue, find_quantized, find_quantized_products
 from edgesmith.graph.recurrent import Recurrent, find_recurrent
 from edgesmith.graph.residual import Block, Layers, Residual, Stream, find_streams
 
@@ -32,6 +32,7 @@ __all__ = [
     "Head",
     "Linear",
     "Norm",
+    "QuantizedProduct",
     "QuantizedValue",
     "Recurrent",
     "Residual",
@@ -59,6 +60,8 @@ class Structure:
     embeddings: tuple[Embedding, ...]
     heads: tuple[Head, ...]
     quantized: tuple[QuantizedValue, ...]
+    quantized_products: tuple[QuantizedProduct, ...]
+    """Products, convolutions and tables that read codes. Methods keep them as they are."""
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -91,6 +94,8 @@ class Structure:
             parts.append(f"{head.kind.replace('_', ' ')} head of {head.classes}{' (tied)' if head.tied else ''}")
         if self.quantized:
             parts.append(_count(len(self.quantized), "quantized value"))
+        for types, count in Counter(each.types for each in self.quantized_products).items():
+            parts.append(f"{_count(count, 'product')} of {types}")
         return "; ".join(parts) or f"no blocks; {_count(len(self.linears), 'linear layer')}"
 
     def to_json(self) -> dict[str, Any]:
@@ -136,6 +141,7 @@ def find_structure(model: ir.Model) -> Structure:
         embeddings=tuple(embeddings),
         heads=tuple(find_heads(flow, linears, convolutions, embeddings, claimed)),
         quantized=tuple(find_quantized(flow)),
+        quantized_products=tuple(find_quantized_products(flow)),
     )
 
 

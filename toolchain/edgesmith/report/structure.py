@@ -172,6 +172,11 @@ _TABLES: tuple[tuple[str, str, _Columns], ...] = (
             "output": _field("output"),
         },
     ),
+    (
+        "Quantized products",
+        "quantized_products",
+        {"operands": _field("types"), "form": _field("form"), "operator": _field("op_type"), "node": _field("node")},
+    ),
 )
 
 
