@@ -82,10 +82,10 @@ class PrecisionSearch:
 
     def __init__(self, tools: Tools, goal: Goal) -> None:
         self._tools, self._goal = tools, goal
+        self._deadline = Deadline.after(goal.seconds)
         self._model = tools.writer.model
         self._lowered_float = self._lower(self._model)
         self._bits = WeightBits.of(self._model.ir)
-        self._deadline = Deadline.after(goal.seconds)
         self._remarks: list[str] = []
 
     def run(self, groups: Sequence[LayerGroup], formats: Sequence[str]) -> Finding:
@@ -107,7 +107,8 @@ class PrecisionSearch:
                 self._remark("There was no time to measure every group; those not measured stay in float.")
             found = self._search(sensitivities, {name: uniform[name].speedup for name in kept})
             candidates += [found] if found is not None else []
-        best = self._refined(self._without_losing_kinds(self._best(candidates)))
+        best = self._without_losing_kinds(self._best(candidates))
+        best = self._refined(self._with_small_tables(best, formats))
         return Finding(best, sensitivities, tuple(self._remarks))
 
     def _all_float(self, groups: tuple[LayerGroup, ...]) -> Attempt:
@@ -118,8 +119,11 @@ class PrecisionSearch:
 
     def _try_formats(self, groups: tuple[LayerGroup, ...], formats: Sequence[str]) -> dict[str, Attempt]:
         """Return each format on everything that takes it, measured and timed."""
-        found = {}
+        found: dict[str, Attempt] = {}
         for name in self._tools.progress.track(formats, "trying formats", len(formats)):
+            if found and self._deadline.left_s <= 0:
+                self._remark(f"There was no time to try {name}.")
+                continue
             picks = tuple(name if self._tools.writer.nodes(group, name) else FLOAT for group in groups)
             attempt = self._attempt(groups, picks)
             if attempt is not None:
@@ -137,9 +141,7 @@ class PrecisionSearch:
         for name, attempt in uniform.items():
             better = [other for other, one in uniform.items() if other != name and dominated(attempt, one, objective)]
             if better:
-                self._remark(
-                    f"{name} was not tried group by group, since {better[0]} is as good or better in error and {objective}."
-                )
+                self._remark(f"{name} was not tried group by group, since {better[0]} beats it.")
             elif objective == "latency" and clearly_slower(attempt.speedup):
                 self._remark(f"{name} was not tried group by group, since it is slower than float here.")
             else:
@@ -233,9 +235,12 @@ class PrecisionSearch:
         if best.speedup is None or self._goal.objective != "latency" or not kinds or self._deadline.left_s <= 0:
             return best
         quick = self._tools.writer.with_samples(_QUICK_SAMPLES)
-        models = [self._lower(quick.write(best.groups, best.picks_without({kind}))) for kind in kinds]
-        speedups = self._speedups(models, best.lowered)
-        losing = {kind for kind, speedup in zip(kinds, speedups, strict=True) if clearly_faster(speedup)}
+        without: dict[str, Model] = {}
+        for kind in kinds:
+            if self._deadline.left_s > 0:
+                without[kind] = self._lower(quick.write(best.groups, best.picks_without({kind})))
+        speedups = self._speedups(list(without.values()), best.lowered)
+        losing = {kind for kind, speedup in zip(without, speedups, strict=True) if clearly_faster(speedup)}
         if not losing:
             return best
         found = self._attempt(best.groups, best.picks_without(losing))
@@ -246,6 +251,25 @@ class PrecisionSearch:
             return best
         self._remark(f"Back in float, since the model is faster so: {', '.join(sorted(losing))}.")
         return timed
+
+    def _with_small_tables(self, best: Attempt, formats: Sequence[str]) -> Attempt:
+        """Return `best` with groups that multiply nothing stored smaller, where it is as fast and keeps the budget.
+
+        Speed says nothing about them, so a format that is slow for products may be right for embedding tables.
+        """
+        limits, objective = self._goal.limits, self._goal.objective
+        if objective != "latency" or limits.max_bits_per_weight is not None:
+            return best
+        candidates = [best]
+        for name in formats:
+            picks = tuple(
+                name if pick == FLOAT and group.macs == 0 and self._tools.writer.nodes(group, name) else pick
+                for group, pick in zip(best.groups, best.picks, strict=True)
+            )
+            found = self._attempt(best.groups, picks) if picks != best.picks and self._deadline.left_s > 0 else None
+            if found is not None and limits.shortfall(found) <= limits.shortfall(best):
+                candidates.append(found)
+        return choose(self._timed(candidates), limits, objective) if len(candidates) > 1 else best
 
     def _refined(self, best: Attempt) -> Attempt:
         """Return `best` written the slow and better way, where its formats have one and it is better indeed."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -239,6 +240,26 @@ def test_kinds_of_layers_that_do_not_pay_go_back_to_float():
     assert any("Back in float" in remark and "MatMul 64x64" in remark for remark in context.notes.remarks)
 
 
+def test_tables_are_stored_small_in_a_format_that_is_slow_for_products():
+    """The made-up machine is twice as fast with dynamic integers, and ten times slower with packed products."""
+
+    def cost(counts):
+        return 10 - 5 * (counts["MatMulInteger"] > 0) + 90 * (counts["MatMul"] > 0 and counts["DequantizeLinear"] > 1)
+
+    generator = np.random.default_rng(0)
+    arrays = {"table": generator.normal(0, 1, (200, WIDTH)).astype(np.float32)}
+    arrays["w"] = generator.normal(0, 0.125, (WIDTH, WIDTH)).astype(np.float32)
+    nodes = [node("Gather", ["table", "ids"], "h"), node("MatMul", ["h", "w"], "y")]
+    model = graph(nodes, arrays, {"ids": ["n", 4]}, types={"ids": ir.DataType.INT64})
+    ids = {"ids": generator.integers(0, 200, (40, 4))}
+    formats = ("int8-dynamic", "int8-weights")
+    context = auto_context(ids, formats=formats, trial=FakeTrial(cost), min_sqnr_db=25.0)
+    result = QuantizeAuto().apply(model, context)
+    assert operators(result)["MatMulInteger"] == 1 and operators(result)["DequantizeLinear"] == 1
+    assert WeightBits.of(model.ir).per_weight(result.ir) < 10.5
+    assert context.notes.skipped == {}
+
+
 def test_size_as_the_objective_does_not_ask_for_times():
     model = outlier_chain(outlier=None)
     slow = FakeTrial(lambda counts: 10 + counts["DequantizeLinear"] + counts["MatMulInteger"])
@@ -258,9 +279,10 @@ def test_when_the_time_is_over_the_best_so_far_is_returned(monkeypatch):
     ticks = itertools.count(0.0, 100.0)
     monkeypatch.setattr(sensitivity.time, "monotonic", lambda: next(ticks))
     model = outlier_chain(outlier=None)
-    context = auto_context(samples(), formats=("int8",), min_sqnr_db=5.0, time_budget_s=50.0)
+    context = auto_context(samples(), formats=("int8", "int8-weights"), min_sqnr_db=5.0, time_budget_s=50.0)
     result = QuantizeAuto().apply(model, context)
     assert quantized_products(result) == {"node_h0", "node_h1", "node_h2"}
+    assert "There was no time to try int8-weights." in context.notes.remarks
     assert not any("one at a time" in remark for remark in context.notes.remarks)
 
 
