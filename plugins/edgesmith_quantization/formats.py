@@ -14,9 +14,11 @@ from edgesmith.model import Model
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.options.selection import Selection
+from edgesmith_quantization.options.split import QuantizeSplitOptions
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.quantize_fp8 import QuantizeFp8
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
+from edgesmith_quantization.quantize_split import QuantizeSplit
 from edgesmith_quantization.quantize_weights import QuantizeWeights
 
 _SECOND_ORDER: Mapping[str, object] = {"rounding": "second-order"}
@@ -64,17 +66,25 @@ class Format:
 FORMATS = (
     Format("int8", QuantizeInt8, QuantizeInt8Options, {"mode": "static"}),
     Format("int8-dynamic", QuantizeInt8, QuantizeInt8Options, {"mode": "dynamic"}),
-    Format("fp8", QuantizeFp8, QuantizeFp8Options),
+    # Whether a head may be rounded is for the measurement to say.
+    Format("fp8", QuantizeFp8, QuantizeFp8Options, {"heads": True}),
     Format("int8-weights", QuantizeWeights, QuantizeWeightsOptions, {"bits": 8}),
     Format("int4-weights", QuantizeWeights, QuantizeWeightsOptions, {"bits": 4}, _SECOND_ORDER),
     Format("int2-weights", QuantizeWeights, QuantizeWeightsOptions, {"bits": 2, "block_size": 16}, _SECOND_ORDER),
+    Format("int4-split", QuantizeSplit, QuantizeSplitOptions, {"bits": 4}),
+    Format("int2-split", QuantizeSplit, QuantizeSplitOptions, {"bits": 2}),
 )
 """All formats, in the order in which they are written into one graph: those that take ranges see the float graph."""
 
 
 def offered(dialect: Dialect) -> tuple[str, ...]:
-    """Return the formats to choose from where none are named: without those that a target would only simulate."""
-    return tuple(each.name for each in FORMATS if each.name != "fp8" or dialect.float8 == "hardware")
+    """Return the formats to choose from where none are named.
+
+    Left out are those that the target would only simulate, and split forms, which are several codes a weight: they
+    are for targets that lack the plain format of as many bits.
+    """
+    left_out = {"int4-split", "int2-split"} | (set() if dialect.float8 == "hardware" else {"fp8"})
+    return tuple(each.name for each in FORMATS if each.name not in left_out)
 
 
 def compose(

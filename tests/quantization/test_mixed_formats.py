@@ -71,7 +71,7 @@ def test_every_node_gets_its_own_format_and_no_other():
     assert sqnr(run(model, inputs)["y"], run(result, inputs)["y"]) > 12
 
 
-@pytest.mark.parametrize("name", ["int8", "int8-dynamic", "int8-weights", "int4-weights"])
+@pytest.mark.parametrize("name", [each.name for each in FORMATS])
 def test_one_format_alone_is_its_method_bit_for_bit(name):
     model, context = chain(), trial_context()
     form = next(each for each in FORMATS if each.name == name)
@@ -93,6 +93,7 @@ def test_a_node_that_a_format_does_not_take_is_named():
 
 def test_formats_that_a_target_would_only_simulate_are_not_offered():
     assert "fp8" not in offered(DIALECT) and "int4-weights" in offered(DIALECT)
+    assert not {"int2-split", "int4-split"} & set(offered(DIALECT))
     assert "fp8" in offered(replace(DIALECT, float8="hardware"))
 
 

@@ -7,7 +7,9 @@ from pydantic import Field
 from edgesmith.host.records import Needs
 from edgesmith_quantization.options.selection import Selection
 
-FormatName = Literal["int8", "int8-dynamic", "fp8", "int8-weights", "int4-weights", "int2-weights"]
+FormatName = Literal[
+    "int8", "int8-dynamic", "fp8", "int8-weights", "int4-weights", "int2-weights", "int4-split", "int2-split"
+]
 
 DEFAULT_MIN_SQNR_DB = 20.0
 """Budget where none is named: the outputs' noise is a hundredth of their energy."""
@@ -18,7 +20,8 @@ class QuantizeAutoOptions(Selection):
 
     formats: tuple[FormatName, ...] = Field(
         default=(),
-        description="Formats to choose from, besides float. Empty means every one that the target runs as such.",
+        description="Formats to choose from, besides float. Empty means every one that the target runs as such, "
+        "split forms apart.",
     )
     max_metric_drop: float | None = Field(
         default=None,
