@@ -28,8 +28,10 @@ from edgesmith_onnxruntime.float8_casts import FLOAT8, write_float8_casts
 from edgesmith_onnxruntime.integer_convolutions import join_integer_convolutions
 from edgesmith_onnxruntime.integer_operators import join_integer_operators
 from edgesmith_onnxruntime.integer_products import join_integer_products
+from edgesmith_onnxruntime.output_scales import fold_output_scales
 from edgesmith_onnxruntime.residual_sum import write_residual_sums
 from edgesmith_onnxruntime.softmax_guard import move_softmax_guards
+from edgesmith_onnxruntime.static_shapes import write_static_dimensions
 
 FLOAT_TOLERANCE = 1e-4
 """Largest relative error of a float graph: reassociation only."""
@@ -157,8 +159,10 @@ def _rewrites(notes: Notes) -> tuple[Rewrite, ...]:
         return fused, f"Fused {count} attentions into MultiHeadAttention." if count else ""
 
     return (
+        edit(write_static_dimensions, "Wrote out {} fixed dimensions; what follows from them is computed once."),
         edit(lambda graph: move_softmax_guards(graph, notes), "Moved {} NaN guards from attention into its mask."),
         edit(join_integer_products, "Joined scale and bias of {} integer products."),
+        edit(fold_output_scales, "Folded factors per channel into the scales of {} integer products."),
         edit(join_integer_convolutions, "Joined {} integer convolutions with their pairs and bounds."),
         edit(join_integer_operators, "Joined {} operators between integer ones with their pairs."),
         edit(pad_channels, "Padded the input of {} integer convolutions to a multiple of four channels."),
