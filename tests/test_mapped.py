@@ -84,6 +84,13 @@ def test_weights_outlive_their_file_and_small_ones_stay_in_memory(tmp_path: Path
         kept.numpy()[0] = 1
 
 
+def test_two_files_in_one_directory_do_not_meet(tmp_path: Path) -> None:
+    tensors = [ir.tensor(np.full(1 << 16, number, np.float32)) for number in range(2)]
+    kept = [WeightFile(tmp_path).keep(tensor) for tensor in tensors]
+    for tensor, found in zip(tensors, kept, strict=True):
+        np.testing.assert_array_equal(found.numpy(), tensor.numpy())
+
+
 def test_a_directory_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="No such file"):
         WeightFile(tmp_path / "no such place").keep(ir.tensor(np.zeros(1 << 16, np.float32)))

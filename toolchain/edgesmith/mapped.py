@@ -7,6 +7,7 @@ weight, whatever the size of the model.
 
 import mmap
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
@@ -114,7 +115,7 @@ class WeightFile:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._segments = 0
+        self._path = directory
         self._used = 0
         self._content: Bytes = np.empty(0, np.uint8)
 
@@ -145,15 +146,12 @@ class WeightFile:
         self._used += -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
         return tensor_of(content, tensor.dtype, ir.Shape(tensor.shape.numpy()), tensor.name)
 
-    @property
-    def _path(self) -> Path:
-        return self._directory / f"weights-{self._segments}"
-
     def _begin_segment(self, needed: int) -> None:
-        self._segments, self._used = self._segments + 1, 0
-        # A file that is long and empty takes no room on disk, and one mapping serves all weights in it.
-        with self._path.open("xb") as stream:
+        descriptor, name = tempfile.mkstemp(prefix="weights-", dir=self._directory)
+        with os.fdopen(descriptor, "wb") as stream:
+            # A file that is long and empty takes no room on disk, and one mapping serves all weights in it.
             stream.truncate(max(_SEGMENT_BYTES, needed))
+        self._path, self._used = Path(name), 0
         self._content = map_file(self._path)
 
 
