@@ -145,10 +145,22 @@ def _report(finding: Finding, goal: Goal, tools: Tools, notes: Notes) -> None:
         notes.remark(remark)
     if finding.sensitivities is not None:
         notes.remark(_most_sensitive(finding.sensitivities))
+    reasons = _reasons(finding.sensitivities) if finding.sensitivities is not None else {}
     for group, pick in zip(best.groups, best.picks, strict=True):
-        if pick == FLOAT:
-            for node in group.nodes:
-                notes.skip(node, "stays in float in the best assignment found")
+        for node in group.nodes if pick == FLOAT else ():
+            notes.skip(node, reasons.get(node, "stays in float in the best assignment found"))
+
+
+def _reasons(found: Sensitivities) -> dict[str, str]:
+    """Return for each node what its group costs in the format that is best for it."""
+    reasons = {}
+    for group, choices in zip(found.groups, found.measured, strict=True):
+        if not choices:
+            continue
+        name, one = min(choices.items(), key=lambda each: each[1].quality.noise)
+        for node in group.nodes:
+            reasons[node] = f"stays in float; it alone in {name} leaves {one.quality.sqnr_db:.1f} dB"
+    return reasons
 
 
 def _counts(best: Attempt) -> str:

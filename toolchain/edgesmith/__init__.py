@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TargetRecord,
         Tier,
     )
+    from edgesmith.host.trial import Scoring, Trial
     from edgesmith.host.verdict import Verdict
     from edgesmith.measure.runner import Runner
     from edgesmith.model import Model
@@ -51,6 +52,7 @@ _HOME = {
     "EdgesmithError": "edgesmith.errors",
     "Context": "edgesmith.host.context",
     "Dialect": "edgesmith.host.dialect",
+    **dict.fromkeys(("Scoring", "Trial"), "edgesmith.host.trial"),
     "TensorFormat": "edgesmith.host.dialect",
     **dict.fromkeys(("Build", "Frontend", "Method", "Target"), "edgesmith.host.interfaces"),
     **dict.fromkeys(
@@ -101,6 +103,7 @@ __all__ = [
     "RunData",
     "Runner",
     "RunnerRecord",
+    "Scoring",
     "Settings",
     "StepEvent",
     "Target",
@@ -108,6 +111,7 @@ __all__ = [
     "Task",
     "TensorFormat",
     "Tier",
+    "Trial",
     "Verdict",
     "__version__",
     "compile",
