@@ -93,6 +93,7 @@ TOOLS = (
         TRANSFORMERS,
         ("quantize-weights", {"bits": 2, "block_size": 16, "rounding": "second-order", "table_bits": 4}),
     ),
+    _ours("int2 split", "int2", (*TEXT, *PHOTOS), ("quantize-split", {"bits": 2})),
     _runtime("int8 dynamic", "int8", TRANSFORMERS, mode="dynamic"),
     _runtime("int8 static min-max", "int8", TRANSFORMERS, mode="static", calibrate="MinMax", operators=_PRODUCTS),
     _runtime(
