@@ -1,7 +1,8 @@
 """Rounds the rows of a matrix in blocks, each with a scale (and a zero point) of its own. Pure arithmetic.
 
 `w ~ (q - zero_point) * scale` with `q = saturate(round_half_even(w / scale) + zero_point)`, bit for bit as ONNX
-QuantizeLinear with `block_size` computes it. Every grid contains 0.0 exactly, so zeros stay zero.
+QuantizeLinear with `block_size` computes it. Such a grid contains 0.0 exactly, so zeros stay zero. A zero point that
+need not be an integer spends no codes on 0.0: it fits blocks whose values were on a grid of scale and offset before.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class BlockGrid:
     scale: Float
     """[rows, blocks], positive."""
     zero_point: Codes | None
-    """[rows, blocks] uint8, or None for signed codes around 0."""
+    """[rows, blocks]: uint8, float32 where it need not be a code, or None for signed codes around 0."""
     bits: int
     block_size: int
     """Inputs that share a scale; the last block of a row may be shorter."""
@@ -45,6 +46,12 @@ class BlockGrid:
         """Smallest and largest code."""
         return code_limits(self.bits, symmetric=self.zero_point is None)
 
+    def round(self, quotient: Float, offset: Float) -> Float:
+        """Return the codes of weights that were divided by their scale; `offset` holds their zero points."""
+        if self.zero_point is not None and self.zero_point.dtype == np.float32:
+            return np.asarray(np.clip(np.rint(quotient + offset), *self.limits))
+        return np.asarray(np.clip(np.rint(quotient) + offset, *self.limits))
+
 
 @dataclass(frozen=True, slots=True)
 class BlockCodes:
@@ -55,7 +62,7 @@ class BlockCodes:
     scale: Float
     """[rows, blocks]."""
     zero_point: Codes | None
-    """[rows, blocks] uint8, or None."""
+    """[rows, blocks] uint8 or float32, or None."""
     bits: int
     block_size: int
 
@@ -144,7 +151,7 @@ def round_to_grid(values: Weights, grid: BlockGrid) -> Codes:
     for tile in tiles(values, grid.block_size):
         cut = _blocked(widened(values[tile.rows, tile.inputs]), grid.block_size)
         place = tile.rows, tile.blocks
-        rounded = _round(cut, scale[place], offset[place], grid.limits, out=cut)
+        rounded = grid.round(cut / scale[place], offset[place])
         part = codes[tile.rows, tile.inputs]
         part[:] = rounded.reshape(len(rounded), -1)[:, : part.shape[1]]
     return codes

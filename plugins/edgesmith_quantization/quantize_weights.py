@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir.passes.common as common_passes
@@ -15,9 +17,10 @@ from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.mapped import WeightFile
 from edgesmith.model import Model
-from edgesmith_quantization.blocks import BlockCodes, BlockGrid, Clip, fit_blocks, round_blocks
+from edgesmith_quantization.blocks import BlockCodes, BlockGrid, fit_blocks, round_blocks, round_to_grid
 from edgesmith_quantization.candidates import node_name, unmatched_names
 from edgesmith_quantization.gram_passes import Gram, with_grams
+from edgesmith_quantization.offset_blocks import fit_offset_blocks
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.rounding import Float
 from edgesmith_quantization.second_order import refit_scales, round_second_order
@@ -65,13 +68,15 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
         sites = find_weight_sites(result.graph, options, context.notes, operators=options.operators)
         if not sites:
             raise _nothing_to_do(context.notes)
-        editor = GraphEditor(result.graph, weights=WeightFile(context.scratch))
-        if options.needs.data:
-            for site, gram in with_grams(result.ir.clone(), sites, context):
-                write_weight(editor, site, _round_by_output(site, gram, options, context.dialect))
-        else:
-            for site in context.progress.track(sites, "rounding", len(sites)):
-                write_weight(editor, site, _round(site, options, context.dialect))
+        # The system keeps the files of weights for as long as the result uses them.
+        with TemporaryDirectory(dir=context.scratch) as folder:
+            editor = GraphEditor(result.graph, weights=WeightFile(Path(folder)))
+            if options.needs.data:
+                for site, gram in with_grams(result.ir.clone(), sites, context):
+                    write_weight(editor, site, _round_by_output(site, gram, options, context.dialect))
+            else:
+                for site in context.progress.track(sites, "rounding", len(sites)):
+                    write_weight(editor, site, _round(site, options, context.dialect))
         if options.activations == "int8":
             for node in (node for site in sites for node in site.readers):
                 node.metadata_props[ACTIVATIONS_KEY] = "int8"
@@ -81,10 +86,13 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
 
 
 def _round(site: WeightSite, options: QuantizeWeightsOptions, dialect: Dialect) -> BlockCodes:
-    clip: Clip = "none" if options.rounding == "nearest" else "mse"
-    return round_blocks(
-        site.rows(), _bits(site, options), _block_size(site, options), _symmetric(options, dialect), clip
-    )
+    """Return the codes nearest to the weight."""
+    bits, size, symmetric = _bits(site, options), _block_size(site, options), _symmetric(options, dialect)
+    if _has_offsets(site, options):
+        weight = np.ascontiguousarray(site.rows(), np.float32)
+        grid = _grid(weight, bits, size, site, options, dialect)
+        return BlockCodes(round_to_grid(weight, grid), grid.scale, grid.zero_point, bits, grid.block_size)
+    return round_blocks(site.rows(), bits, size, symmetric, "none" if options.rounding == "nearest" else "mse")
 
 
 def _round_by_output(
@@ -94,21 +102,31 @@ def _round_by_output(
     if gram is None:
         return _round(site, options, dialect)
     weight = np.ascontiguousarray(site.rows(), np.float32)
-    bits, symmetric = _bits(site, options), _symmetric(options, dialect)
-
-    def fit(values: Float) -> BlockGrid:
-        return fit_blocks(values, bits, None, symmetric, "mse")
-
-    grid = fit_blocks(weight, bits, _block_size(site, options), symmetric, "mse")
+    bits = _bits(site, options)
+    grid = _grid(weight, bits, _block_size(site, options), site, options, dialect)
     rounded = round_second_order(
         weight,
         gram,
         grid,
         damping=options.damping,
         descending=options.descending,
-        refit=None if options.descending else fit,
+        refit=None if options.descending else lambda part: _grid(part, bits, part.shape[1], site, options, dialect),
     )
     return refit_scales(weight, gram, rounded, damping=options.damping)
+
+
+def _grid(
+    weight: Float, bits: int, size: int | None, site: WeightSite, options: QuantizeWeightsOptions, dialect: Dialect
+) -> BlockGrid:
+    if size is not None and _has_offsets(site, options):
+        return fit_offset_blocks(weight, bits, size)
+    return fit_blocks(weight, bits, size, _symmetric(options, dialect), "mse")
+
+
+def _has_offsets(site: WeightSite, options: QuantizeWeightsOptions) -> bool:
+    """Return whether the blocks of a weight get offsets: not tables, which are selected from, nor shorter blocks."""
+    size = _block_size(site, options)
+    return options.offsets and size is not None and not site.gathers and site.shape[site.input_axis] % size == 0
 
 
 def _bits(site: WeightSite, options: QuantizeWeightsOptions) -> int:
@@ -157,6 +175,8 @@ def _format_problem(bits: int, options: QuantizeWeightsOptions, dialect: Dialect
         return f"{dialect.name} stores no weights of {bits} bits so; it takes {taken or 'no weights of few bits'}"
     if options.symmetric is False and form.symmetric:
         return f"{dialect.name} takes no zero points for {bits} bits; leave the option symmetric out, or set it to true"
+    if options.offsets and not form.offsets:
+        return f"{dialect.name} adds no offsets to blocks; set the option offsets to false"
     if options.block_size is not None and options.block_size not in form.block_sizes:
         sizes = ", ".join(map(str, form.block_sizes))
         return (

@@ -61,13 +61,13 @@ def round_second_order(
                 fresh = refit(_upcoming(remaining, errors, factor, start, column, stop, last))
                 scale[:, block], offset[:, block] = fresh.scale[:, 0], fresh.offset[:, 0]
             values, step, zero = remaining[:, column], scale[:, block], offset[:, block]
-            rounded = np.clip(np.rint(values / step) + zero, *grid.limits)
+            rounded = grid.round(values / step, zero)
             codes[:, order[column]] = rounded
             error = (values - (rounded - zero) * step) / factor[column, column]
             remaining[:, column + 1 : stop] -= np.outer(error, factor[column, column + 1 : stop])
             errors[:, column - start] = error
         remaining[:, stop:] -= errors @ factor[start:stop, stop:]
-    zero_point = None if grid.zero_point is None else offset.astype(np.uint8)
+    zero_point = None if grid.zero_point is None else offset.astype(grid.zero_point.dtype)
     return BlockCodes(codes, scale, zero_point, grid.bits, grid.block_size)
 
 

@@ -33,7 +33,10 @@ def write_weight(editor: GraphEditor, site: WeightSite, rounded: BlockCodes) -> 
     The float weight is dropped.
     """
     dequantize = insert_dequantize(editor, site, rounded, site.name)
-    replace_weight(editor, site.weight, dequantize.outputs[0])
+    result = dequantize.outputs[0]
+    if _has_offsets(rounded):
+        result = _with_offsets(editor, result, site, rounded)
+    replace_weight(editor, site.weight, result)
     return dequantize
 
 
@@ -41,16 +44,17 @@ def insert_dequantize(editor: GraphEditor, site: WeightSite, rounded: BlockCodes
     """Add `rounded`, whose rows are those of `site`, as codes behind a DequantizeLinear that nobody reads yet.
 
     One block a row becomes one scale per output channel, more become blocks along the site's input axis. The scales
-    have the type of the weight, since that is what DequantizeLinear returns.
+    have the type of the weight, since that is what DequantizeLinear returns. Zero points that are no codes are left
+    out, since only an Add can write them.
     """
     weight = site.weight
     dtype = weight.dtype or ir.DataType.FLOAT
     # ONNX Runtime 1.31 loads no graph in which it moves a Transpose through scales per channel of two bits.
     blocked = rounded.scale.shape[1] > 1 or (rounded.bits == 2 and site.is_matrix)
-    parts = [_packed(_placed(rounded.codes, site), rounded.bits, rounded.zero_point is None)]
+    parts = [_packed(_placed(rounded.codes, site), rounded.bits, symmetric=rounded.zero_point is None)]
     scale = _scales_as(rounded.scale, dtype)
     parts.append(ir.tensor(_placed(scale, site) if blocked else scale[:, 0]))
-    if rounded.zero_point is not None:
+    if rounded.zero_point is not None and not _has_offsets(rounded):
         zero_point = _placed(rounded.zero_point, site) if blocked else rounded.zero_point[:, 0]
         parts.append(_packed(zero_point, rounded.bits, symmetric=False))
     inputs = [
@@ -77,6 +81,26 @@ def replace_weight(editor: GraphEditor, weight: ir.Value, result: ir.Value) -> N
         editor.graph.initializers.pop(weight.name)
 
 
+def _has_offsets(rounded: BlockCodes) -> bool:
+    return rounded.zero_point is not None and rounded.zero_point.dtype == np.float32
+
+
+def _with_offsets(editor: GraphEditor, value: ir.Value, site: WeightSite, rounded: BlockCodes) -> ir.Value:
+    """Return `value` plus `-zero_point * scale`, the offset of each block. Blocks fill the input axis."""
+    size, dtype = rounded.block_size, value.dtype or ir.DataType.FLOAT
+    shape, axis = list(site.shape), site.input_axis
+    blocked = [*shape[:axis], shape[axis] // size, size, *shape[axis + 1 :]]
+    offset = _scales_as(-rounded.grid.offset * rounded.scale, dtype)
+    name = f"{site.name}_offset"
+    cut = editor.add_initializer(f"{name}_blocks", np.array(blocked, np.int64))
+    whole = editor.add_initializer(f"{name}_whole", np.array(shape, np.int64))
+    shift = editor.add_initializer(name, np.expand_dims(_placed(offset, site), axis + 1))
+    for op_type, other, sizes in (("Reshape", cut, blocked), ("Add", shift, blocked), ("Reshape", whole, shape)):
+        value = editor.insert_after(value, op_type, (value, other), name=f"{name}_{op_type}").outputs[0]
+        value.shape, value.type = ir.Shape(sizes), ir.TensorType(dtype)
+    return value
+
+
 def _placed(array: NDArray[Any], site: WeightSite) -> NDArray[Any]:
     """Return an array [outputs, anything] with its axes where the weight has them."""
     if not site.is_matrix:
@@ -99,4 +123,4 @@ def _scales_as(scale: NDArray[np.float32], dtype: ir.DataType) -> NDArray[Any]:
         return scale
     # Below the smallest float16 a scale would become 0, and its weights are 0 to float16 arithmetic anyway.
     limits = np.finfo(np.float16)
-    return np.clip(scale, limits.smallest_subnormal, limits.max).astype(np.float16)
+    return np.where(scale > 0, np.clip(scale, limits.smallest_subnormal, limits.max), scale).astype(np.float16)

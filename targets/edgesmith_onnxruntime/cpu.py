@@ -12,6 +12,7 @@ from edgesmith.host.interfaces import Build, Target
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith.serialization import write_onnx
+from edgesmith_onnxruntime.float8_casts import write_float8_casts
 from edgesmith_onnxruntime.lowering import lower
 
 FILE_NAME = "model.onnx"
@@ -34,11 +35,11 @@ DIALECT = Dialect(
     ),
     weight_only=(
         WeightFormat("int8", symmetric=False, block_sizes=_BLOCK_SIZES, opset=21),
-        WeightFormat("uint8", symmetric=False, block_sizes=_BLOCK_SIZES, opset=21),
+        WeightFormat("uint8", symmetric=False, block_sizes=_BLOCK_SIZES, opset=21, offsets=True),
         WeightFormat("int4", symmetric=False, block_sizes=_BLOCK_SIZES, opset=21),
-        WeightFormat("uint4", symmetric=False, block_sizes=_BLOCK_SIZES, opset=21),
+        WeightFormat("uint4", symmetric=False, block_sizes=_BLOCK_SIZES, opset=21, offsets=True),
         WeightFormat("int2", symmetric=False, block_sizes=_BLOCK_SIZES, opset=25),
-        WeightFormat("uint2", symmetric=False, block_sizes=_BLOCK_SIZES, opset=25),
+        WeightFormat("uint2", symmetric=False, block_sizes=_BLOCK_SIZES, opset=25, offsets=True),
         WeightFormat("float8e4m3fn"),
     ),
     float8="simulated",
@@ -68,11 +69,17 @@ class OnnxCpu(Target):
     def build(self, model: Model, directory: Path) -> Build:
         """Write `model.onnx`, and its weights beside it where they are too large for one file.
 
+        Q/DQ pairs of eight-bit floats are written as casts, bit for bit equal, because ONNX Runtime does not load them.
+
         Raises:
             TargetError: ONNX Runtime does not load the graph at the level that users run.
         """
+        # Exporters write stack traces and module paths, which are bytes to ship and tell of the exporting machine.
+        plain = model.ir.clone()
+        common_passes.ClearMetadataAndDocStringPass()(plain)
+        casts = write_float8_casts(plain.graph)
         try:
-            ReferenceSession(model.ir, optimization="default")
+            ReferenceSession(plain, optimization="default")
         except ModelError as error:
             raise TargetError(
                 f"ONNX Runtime does not load the lowered graph: {error.what}",
@@ -80,10 +87,8 @@ class OnnxCpu(Target):
                 why="an artifact that does not load is of no use",
                 fix="report this with the recipe; a step without the failing operator may work",
             ) from error
-        # Exporters write stack traces and module paths, which are bytes to ship and tell of the exporting machine.
-        plain = model.ir.clone()
-        common_passes.ClearMetadataAndDocStringPass()(plain)
         write_onnx(plain, directory / FILE_NAME)
         import onnxruntime
 
-        return Build(FILE_NAME, {"runtime": "onnxruntime", "version": onnxruntime.__version__, "optimization": "all"})
+        recipe = {"runtime": "onnxruntime", "version": onnxruntime.__version__, "optimization": "all"}
+        return Build(FILE_NAME, recipe | ({"float8_pairs_as_casts": casts} if casts else {}))

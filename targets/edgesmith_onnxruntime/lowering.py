@@ -24,7 +24,7 @@ from edgesmith_onnxruntime.block_products import (
 )
 from edgesmith_onnxruntime.channel_padding import pad_channels
 from edgesmith_onnxruntime.channels_last import keep_channels_last
-from edgesmith_onnxruntime.float8_casts import FLOAT8, write_float8_casts
+from edgesmith_onnxruntime.float8_casts import FLOAT8
 from edgesmith_onnxruntime.integer_convolutions import join_integer_convolutions
 from edgesmith_onnxruntime.integer_operators import join_integer_operators
 from edgesmith_onnxruntime.integer_products import join_integer_products
@@ -55,7 +55,6 @@ def lower(model: ir.Model, context: Context[None]) -> ir.Model:
     change outputs are left out with a remark.
     """
     inputs = list(_proof_inputs(model, context))
-    model = _with_float8_casts(model, inputs, context)
     return _with_rounded_inputs(_with_equal_rewrites(model, inputs, context), inputs, context)
 
 
@@ -114,21 +113,6 @@ def _row_counts(model: ir.Model, products: list[ir.Node], inputs: Inputs, thread
     return {str(node.name): counts[str(node.inputs[0].name)] for node in products if node.inputs[0] is not None}
 
 
-def _with_float8_casts(model: ir.Model, inputs: list[Inputs], context: Context[None]) -> ir.Model:
-    """Return the graph with eight-bit floats in the form that loads at every level, which is a must, not a gain.
-
-    Nothing is fused without optimization, so there the two forms run the same products and have equal outputs.
-    """
-    candidate = model.clone()
-    written = write_float8_casts(candidate.graph)
-    if not written:
-        return model
-    fault = _Proof(model, inputs, context.threads, "disabled").fault(candidate)
-    remark = f"Wrote {written} conversions of eight-bit floats as Cast, which ONNX Runtime loads with default options."
-    context.notes.remark(f"Left out, because {fault}: {remark}" if fault else remark)
-    return model if fault else candidate
-
-
 def _one_by_one(model: ir.Model, proof: "_Proof", notes: Notes) -> tuple[ir.Model, list[str]]:
     remarks = []
     for rewrite in _rewrites(notes):
@@ -185,10 +169,8 @@ def _proof_inputs(model: ir.Model, context: Context[None]) -> Iterator[Inputs]:
 class _Proof:
     """What a graph computes before it is rewritten, and how far rewritten ones may be from that."""
 
-    def __init__(
-        self, model: ir.Model, inputs: list[Inputs], threads: int, optimization: Optimization = "basic"
-    ) -> None:
-        self._model, self._inputs, self._threads, self._optimization = model, inputs, threads, optimization
+    def __init__(self, model: ir.Model, inputs: list[Inputs], threads: int) -> None:
+        self._model, self._inputs, self._threads = model, inputs, threads
 
     def fault(self, candidate: ir.Model) -> str:
         """Return in words how the outputs of `candidate` differ by more than they may, or an empty string."""
@@ -220,8 +202,8 @@ class _Proof:
             return FLOAT_TOLERANCE
         return SENSITIVITY_FACTOR * _largest_error(self._before, self._outputs(self._model, "all"))
 
-    def _outputs(self, model: ir.Model, optimization: Optimization | None = None) -> list[Inputs]:
-        session = ReferenceSession(model, threads=self._threads, optimization=optimization or self._optimization)
+    def _outputs(self, model: ir.Model, optimization: Optimization = "basic") -> list[Inputs]:
+        session = ReferenceSession(model, threads=self._threads, optimization=optimization)
         return [session.run(each) for each in self._inputs]
 
 

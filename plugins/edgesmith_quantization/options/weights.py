@@ -34,6 +34,14 @@ class QuantizeWeightsOptions(Selection):
         default=None,
         description="Whether 0 has code 0, without zero points. None: only where the target takes no zero points.",
     )
+    offsets: bool = Field(
+        default=False,
+        description=(
+            "Give each block of a product's weight an offset in float instead of a zero point: closer, also exact for "
+            "weights that were rounded in such blocks before, but 0 is not kept. Not for tables."
+        ),
+        json_schema_extra={"searchable": [True, False]},
+    )
     rounding: Literal["nearest", "mse", "second-order"] = Field(
         default="mse",
         description=(

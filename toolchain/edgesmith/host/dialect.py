@@ -30,6 +30,8 @@ class WeightFormat:
     """Sizes that blocks along the summed dimension may have; empty where only whole channels share a scale."""
     opset: int = 20
     """First ONNX opset that can write it."""
+    offsets: bool = False
+    """Whether blocks may have an offset in float that is added after they are dequantized."""
 
 
 @dataclass(frozen=True, slots=True)

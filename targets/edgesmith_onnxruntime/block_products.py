@@ -1,0 +1,249 @@
+"""Lowers weights of few bits: products with them, and embeddings that select from them.
+
+ONNX Runtime would dequantize such a weight in every run, or fuse it into MatMulNBits, which multiplies few rows fast
+(one token after another) and many rows slower than a float product. So a weight is either packed for MatMulNBits, or
+expanded while the graph loads: written with Cast, Sub and Mul, which ONNX Runtime computes once when all their inputs
+are constant, as it never does with DequantizeLinear. The file keeps the few bits; memory holds the expanded weight.
+
+Where a product says that its inputs may be rounded to 8 bits (`ACTIVATIONS_KEY`), the weight is expanded to 8 bits per
+channel, each row of the input gets a scale of its own, and the product runs in integers.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgesmith.graph.edit import GraphEditor
+from edgesmith.host.dialect import ACTIVATIONS_KEY
+from edgesmith_onnxruntime.edits import take_over
+from edgesmith_onnxruntime.nbits import pack_for_nbits, write_nbits
+from edgesmith_onnxruntime.stored_weights import StoredWeight, find_stored_weights, source_weight
+
+FEW_ROWS = 16
+"""Below so many rows MatMulNBits is faster than an integer product of expanded weights."""
+_FLOAT_LEVEL, _INT8_LEVEL = 1, 4
+"""Accuracy levels of MatMulNBits: inputs in float; inputs rounded to 8 bits in blocks."""
+_SMALLEST_PEAK = 1e-30
+"""A row or channel of zeros is divided by this instead of by 0."""
+
+
+def rounds_inputs(node: ir.Node) -> bool:
+    """Return whether a product of a weight of few bits allows its input to be rounded to 8 bits."""
+    return node.metadata_props.get(ACTIVATIONS_KEY) == "int8" and weight_node(node) is not None
+
+
+def weight_node(node: ir.Node) -> ir.Node | None:
+    """Return the DequantizeLinear behind the weight of a MatMul or a plain Gemm, or None."""
+    if node.domain != "" or node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
+        return None
+    plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+    if node.op_type == "Gemm" and (not plain or bool(node.attributes.get_int("transA", 0))):
+        return None
+    return source_weight(node.inputs[1])
+
+
+def lower_embeddings(graph: ir.Graph) -> int:
+    """Let Gather nodes select codes and dequantize what they selected, not the whole table; return how many."""
+    editor, lowered = GraphEditor(graph), 0
+    for weight in find_stored_weights(graph):
+        for node, index in tuple(weight.dequantize.outputs[0].uses()):
+            if node.op_type != "Gather" or index != 0 or node.attributes.get_int("axis", 0) % 2 != 0:
+                continue
+            indices = node.inputs[1]
+            if weight.axis != 1 or not weight.block_size or indices is None or indices.shape is None:
+                continue
+            if weight.bits == 8 and not weight.shape[1] % weight.block_size:
+                result = _gather_bytes(editor, node, weight)
+            elif weight.bits == 4:
+                result = _gather_blocks(editor, node, weight)
+                graph.opset_imports.setdefault("com.microsoft", 1)
+            else:
+                continue
+            take_over(editor, node, result)
+            lowered += 1
+    return lowered
+
+
+def lower_float_products(graph: ir.Graph) -> int:
+    """Pack or expand the weights of products that keep their inputs in float; return how many weights."""
+    editor, lowered = GraphEditor(graph), 0
+    for weight in find_stored_weights(graph):
+        products = _products(weight)
+        if not products or any(rounds_inputs(node) for node in products):
+            continue
+        packed = pack_for_nbits(editor, weight, products) if weight.bits == 4 else None
+        if packed is not None:
+            for node in products:
+                write_nbits(editor, node, weight, packed, _FLOAT_LEVEL)
+        else:
+            expand(editor, weight)
+        lowered += 1
+    return lowered
+
+
+def lower_rounded_products(graph: ir.Graph, rows: Mapping[str, int]) -> int:
+    """Run products that allow it with inputs rounded to 8 bits row by row; return how many.
+
+    Args:
+        graph: Edited in place.
+        rows: Number of rows that each product multiplies on typical data, by node name.
+    """
+    editor, lowered = GraphEditor(graph), 0
+    inputs: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+    for weight in find_stored_weights(graph):
+        products = [node for node in _products(weight) if rounds_inputs(node)]
+        few = [node for node in products if rows.get(node.name or "", 0) < FEW_ROWS]
+        packed = pack_for_nbits(editor, weight, few) if few and len(few) == len(products) else None
+        if packed is not None:
+            for node in few:
+                write_nbits(editor, node, weight, packed, _INT8_LEVEL)
+        elif products:
+            expand(editor, weight)
+            for node in products:
+                _write_integer_product(editor, node, inputs)
+        lowered += len(products)
+    return lowered
+
+
+def expand(editor: GraphEditor, weight: StoredWeight) -> None:
+    """Replace a DequantizeLinear by Cast, Sub and Mul, which are computed while the graph loads. Exact."""
+    node, name = weight.dequantize, weight.dequantize.name or "weight"
+
+    def insert(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        return editor.insert_before(node, op_type, inputs, attributes, name=f"{name}_{op_type}").outputs[0]
+
+    def constant(part: str, values: NDArray[np.int64] | list[int]) -> ir.Value:
+        return editor.add_initializer(f"{name}_{part}", np.asarray(values, np.int64))
+
+    shape, axis, size = list(weight.shape), weight.axis, weight.block_size
+    fills = bool(size) and shape[axis] % (size or 1) == 0
+    cut = [*shape[:axis], -1, size or 1, *shape[axis + 1 :]]
+
+    def spread(parameter: ir.Value) -> ir.Value:
+        """Return scales or zero points in a shape that goes with the values."""
+        if size and not fills:  # the last block is shorter, so each value fetches those of its block
+            return insert("Gather", parameter, constant("block_of", np.arange(shape[axis]) // size), axis=axis)
+        return insert("Unsqueeze", parameter, constant("within", [axis + 1 if size else 1 - axis]))
+
+    to_float = int(ir.DataType.FLOAT)
+    values = insert("Cast", weight.codes, to=to_float)
+    if fills:
+        values = insert("Reshape", values, constant("cut", cut))
+    if weight.zero_point is not None:
+        values = insert("Sub", values, spread(insert("Cast", weight.zero_point, to=to_float)))
+    values = insert("Mul", values, spread(weight.scale))
+    take_over(editor, node, insert("Reshape", values, constant("whole", shape)) if fills else values)
+
+
+def _products(weight: StoredWeight) -> list[ir.Node]:
+    """Return the products that read a weight, also behind what moves or shifts it, in graph order."""
+    found: list[ir.Node] = []
+    pending = [weight.dequantize.outputs[0]]
+    while pending:
+        for node, _ in tuple(pending.pop().uses()):
+            if weight_node(node) is weight.dequantize:
+                found.append(node)
+            elif source_weight(node.outputs[0]) is weight.dequantize:
+                pending.append(node.outputs[0])
+    return list(dict.fromkeys(found))
+
+
+def _gather_blocks(editor: GraphEditor, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    inputs = [weight.codes, node.inputs[1], weight.scale, *([weight.zero_point] if weight.zero_point else [])]
+    attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": weight.block_size or 0, "bits": weight.bits}
+    name = f"{node.name}_blocks"
+    return editor.insert_before(
+        node, "GatherBlockQuantized", inputs, attributes, domain="com.microsoft", name=name
+    ).outputs[0]
+
+
+def _gather_bytes(editor: GraphEditor, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    """Select codes, scales and zero points of rows, and dequantize these rows block by block."""
+    name, size = node.name or "embedding", weight.block_size or 1
+    indices = node.inputs[1]
+
+    def insert(op_type: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
+        return editor.insert_before(node, op_type, inputs, attributes, name=f"{name}_{op_type}").outputs[0]
+
+    def column(value: ir.Value) -> ir.Value:
+        return insert("Unsqueeze", value, editor.add_initializer(f"{name}_last", np.array([-1], np.int64)))
+
+    to_float = int(ir.DataType.FLOAT)
+    rank = len(indices.shape) if indices is not None and indices.shape is not None else 0
+    blocks = np.array([*[0] * rank, -1, size], np.int64)
+    shape = editor.add_initializer(f"{name}_blocks", blocks)
+    values = insert("Reshape", insert("Cast", insert("Gather", weight.codes, indices, axis=0), to=to_float), shape)
+    if weight.zero_point is not None:
+        zero_point = insert("Cast", insert("Gather", weight.zero_point, indices, axis=0), to=to_float)
+        values = insert("Sub", values, column(zero_point))
+    values = insert("Mul", values, column(insert("Gather", weight.scale, indices, axis=0)))
+    whole = np.array([*[0] * rank, weight.shape[1]], np.int64)
+    return insert("Reshape", values, editor.add_initializer(f"{name}_whole", whole))
+
+
+def _write_integer_product(
+    editor: GraphEditor, node: ir.Node, inputs: dict[ir.Value, tuple[ir.Value, ir.Value]]
+) -> None:
+    """Multiply the codes of an input with 8-bit codes of the weight, and scale each row and channel of the result."""
+    activation, weight = node.inputs[0], node.inputs[1]
+    if activation is None or weight is None:
+        return
+    if activation not in inputs:
+        inputs[activation] = _write_row_codes(editor, activation)
+    codes, peak = inputs[activation]
+    name = node.name or node.op_type
+
+    def insert(op_type: str, *values: ir.Value, domain: str = "", **attributes: int) -> ir.Value:
+        added = editor.insert_before(node, op_type, values, attributes, domain=domain, name=f"{name}_{op_type}")
+        return added.outputs[0]
+
+    channels_first = bool(node.attributes.get_int("transB", 0))
+    weight_codes, scale = _write_channel_codes(editor, node, weight, channels_first)
+    zero = editor.add_initializer(f"{name}_zero", np.zeros((), np.int8))
+    row_scale = editor.add_initializer(f"{name}_row_scale", np.array(1 / 127, np.float32))
+    middle = editor.add_initializer(f"{name}_middle", np.array(128, np.uint8))
+    product = insert(
+        "MatMulIntegerToFloat", codes, weight_codes, row_scale, scale, middle, zero, domain="com.microsoft"
+    )
+    result = insert("Mul", product, peak)
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        result = insert("Add", result, node.inputs[2])
+    editor.graph.opset_imports.setdefault("com.microsoft", 1)
+    take_over(editor, node, result)
+
+
+def _write_row_codes(editor: GraphEditor, value: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Return the codes of a value, uint8 around 128, and the largest magnitude of each of its rows."""
+    stem = value.name or "input"
+    last = editor.add_initializer(f"{stem}_last", np.array([-1], np.int64))
+    floor = editor.add_initializer(f"{stem}_floor", np.array(_SMALLEST_PEAK, np.float32))
+    scale = editor.add_initializer(f"{stem}_row_scale", np.array(1 / 127, np.float32))
+    middle = editor.add_initializer(f"{stem}_middle", np.array(128, np.uint8))
+    magnitude = editor.insert_after(value, "Abs", (value,), name=f"{stem}_magnitude").outputs[0]
+    highest = editor.insert_after(magnitude, "ReduceMax", (magnitude, last), {"keepdims": 1}, name=f"{stem}_highest")
+    peak = editor.insert_after(highest.outputs[0], "Max", (highest.outputs[0], floor), name=f"{stem}_peak").outputs[0]
+    row = editor.insert_after(peak, "Div", (value, peak), name=f"{stem}_row").outputs[0]
+    codes = editor.insert_after(row, "QuantizeLinear", (row, scale, middle), name=f"{stem}_codes").outputs[0]
+    return codes, peak
+
+
+def _write_channel_codes(
+    editor: GraphEditor, node: ir.Node, weight: ir.Value, channels_first: bool
+) -> tuple[ir.Value, ir.Value]:
+    """Return int8 codes [inputs, outputs] of a weight and its scales [outputs]; both are computed while loading."""
+    name = f"{node.name}_weight"
+
+    def insert(op_type: str, *values: ir.Value, **attributes: int) -> ir.Value:
+        return editor.insert_before(node, op_type, values, attributes, name=f"{name}_{op_type}").outputs[0]
+
+    if channels_first:
+        weight = insert("Transpose", weight)
+    first = editor.add_initializer(f"{name}_first", np.array([0], np.int64))
+    floor = editor.add_initializer(f"{name}_floor", np.array(_SMALLEST_PEAK, np.float32))
+    highest = editor.add_initializer(f"{name}_highest", np.array(127, np.float32))
+    peak = insert("Max", insert("ReduceMax", insert("Abs", weight), first, keepdims=1), floor)
+    scale = insert("Div", peak, highest)
+    codes = insert("Cast", insert("Round", insert("Div", weight, scale)), to=int(ir.DataType.INT8))
+    return codes, insert("Squeeze", scale, first)

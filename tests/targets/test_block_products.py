@@ -1,0 +1,208 @@
+"""Weights of few bits in ONNX Runtime: equal outputs with inputs in float, bounded errors with rounded rows."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgesmith.execution.sample import sample_inputs
+from edgesmith_onnxruntime.block_products import FEW_ROWS
+from edgesmith_onnxruntime.cpu import OnnxCpu
+from edgesmith_quantization.options.weights import QuantizeWeightsOptions
+from edgesmith_quantization.quantize_weights import QuantizeWeights
+from small_graphs import context, executed_operators, graph, node, operators, run, sqnr
+
+MANY = 4 * FEW_ROWS
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
+
+
+def quantize(model, **options):
+    return QuantizeWeights().apply(model, context(QuantizeWeightsOptions(**options)))
+
+
+def lower(model, data):
+    used = context(None, data)
+    return OnnxCpu().lower(model, used), used.notes.remarks
+
+
+def product(inputs=96, outputs=40):
+    return graph([node("MatMul", ["x", "w"], "y")], {"w": normal(inputs, outputs)}, {"x": ["n", "m", inputs]})
+
+
+def data(rows=1, inputs=96):
+    """Return two samples of so many rows, with a row of zeros."""
+    values = normal(2, rows, inputs, seed=1)
+    values[0, 0] = 0
+    return {"x": values}
+
+
+def language_model():
+    nodes = [
+        node("Gather", ["table", "ids"], "h"),
+        node("MatMul", ["h", "w"], "g"),
+        node("Relu", ["g"], "r"),
+        node("Transpose", ["table"], "head", perm=[1, 0]),
+        node("MatMul", ["r", "head"], "y"),
+    ]
+    weights = {"table": normal(50, 64), "w": normal(64, 64, seed=1)}
+    return graph(nodes, weights, {"ids": ["n", "m"]}, types={"ids": onnx.TensorProto.INT64})
+
+
+FORMS = [
+    {"bits": bits, "block_size": block_size, "symmetric": symmetric}
+    for bits in (8, 4, 2)
+    for block_size in (None, 16, 32)
+    for symmetric in (True, False)
+] + [{"bits": bits, "block_size": 32, "offsets": True} for bits in (8, 4, 2)]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("level", ["disabled", "basic", "all"])
+def test_float_inputs_leave_outputs_as_they_are(form, level):
+    model = quantize(product(), activations="float", **form)
+    lowered, remarks = lower(model, data())
+    assert remarks == ["Packed or expanded the weights of 1 products of few bits."]
+    # The same products summed in another order: 96 terms of float32.
+    assert sqnr(run(model, data())["y"], run(lowered, data(), level)["y"]) > 110
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("rows", [1, MANY])
+def test_rounded_rows_move_outputs_by_what_eight_bits_cost(form, rows):
+    model = quantize(product(), **form)
+    lowered, remarks = lower(model, data(rows))
+    assert len(remarks) == 1
+    assert "round their inputs to 8 bits row by row" in remarks[0]
+    # A row of 96 normal values reaches about 2.6 deviations, so its 127 steps a side are 0.02 of one and their noise
+    # is 0.0059^2, -45 dB. The weight's own second rounding adds as much, and the peak of a row varies: 35 dB.
+    expected, actual = run(model, data(rows))["y"], run(lowered, data(rows), "all")["y"]
+    assert sqnr(expected, actual) > 35
+    np.testing.assert_array_equal(actual[0, 0], np.zeros(40))
+
+
+def test_many_rows_run_in_integers_and_few_in_blocks():
+    model = quantize(product(), bits=4)
+    few, many = (executed_operators(lower(model, data(rows))[0]) for rows in (1, MANY))
+    assert few == {"MatMulNBits": 1}
+    assert many["MatMulIntegerToFloat"] == 1
+    # Everything about the weight is computed while the graph loads.
+    assert set(many) == {"Abs", "ReduceMax", "Max", "Div", "QuantizeLinear", "MatMulIntegerToFloat", "Mul"}
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_files_keep_the_few_bits(bits):
+    model = quantize(product(512, 256), bits=bits)
+    for rows in (1, MANY):
+        lowered, _ = lower(model, data(rows, 512))
+        sizes = [sum(v.const_value.nbytes for v in each.graph.initializers.values()) for each in (model, lowered)]
+        # Besides the codes there are a few shapes and one number per channel at most.
+        assert sizes[1] <= sizes[0] + 8 * 256
+
+
+def test_products_of_one_input_share_its_codes():
+    nodes = [node("MatMul", ["x", f"w{i}"], f"y{i}") for i in range(3)]
+    weights = {f"w{i}": normal(96, 40, seed=i) for i in range(3)}
+    model = quantize(graph(nodes, weights, {"x": ["n", "m", 96]}, ["y0", "y1", "y2"]))
+    lowered, _ = lower(model, data(MANY))
+    assert executed_operators(lowered)["QuantizeLinear"] == 1
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize("rows", [2, MANY])
+def test_gemm_with_bias(transposed, activations, rows):
+    weights = {"w": normal(40, 96) if transposed else normal(96, 40), "b": 10 * normal(40)}
+    model = graph([node("Gemm", ["x", "w", "b"], "y", transB=transposed)], weights, {"x": ["n", 96]})
+    model = quantize(model, activations=activations)
+    samples = {"x": normal(rows, 96)}
+    lowered, _ = lower(model, samples)
+    assert operators(lowered)["DequantizeLinear"] == 0
+    assert sqnr(run(model, samples)["y"], run(lowered, samples, "all")["y"]) > (110 if activations == "float" else 35)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("rows", [1, MANY])
+def test_a_shared_table_is_stored_once_and_selected_by_rows(bits, symmetric, rows):
+    model = quantize(language_model(), bits=bits, symmetric=symmetric)
+    ids = {"ids": np.random.default_rng(0).integers(0, 50, (2, rows))}
+    lowered, remarks = lower(model, ids)
+    assert any("embeddings dequantize the rows they select" in remark for remark in remarks)
+    assert operators(lowered)["DequantizeLinear"] == 0
+    tables = [v for v in lowered.graph.initializers.values() if v.const_value.size == 50 * 64]
+    assert len(tables) == 1
+    assert sqnr(run(model, ids)["y"], run(lowered, ids, "all")["y"]) > 33
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_selected_rows_equal_those_of_the_whole_table_bit_for_bit(bits):
+    table = graph(
+        [node("Gather", ["t", "ids"], "y")],
+        {"t": normal(50, 64)},
+        {"ids": ["n", "m"]},
+        types={"ids": onnx.TensorProto.INT64},
+    )
+    model = quantize(table, bits=bits)
+    ids = {"ids": np.random.default_rng(0).integers(0, 50, (3, 7))}
+    lowered, _ = lower(model, ids)
+    assert operators(lowered)["DequantizeLinear"] == 0
+    np.testing.assert_array_equal(run(model, ids)["y"], run(lowered, ids, "all")["y"])
+
+
+def test_blocks_that_do_not_fill_the_dimension_stay_right():
+    model = quantize(product(70, 24), bits=4, block_size=32)
+    for rows in (1, MANY):
+        samples = {"x": normal(2, rows, 70)}
+        lowered, _ = lower(model, samples)
+        assert sqnr(run(model, samples)["y"], run(lowered, samples)["y"]) > 35
+
+
+def test_other_peoples_blocks_are_packed_without_rounding_inputs():
+    model = quantize(product())
+    for each in model.graph:
+        each.metadata_props.clear()
+    lowered, _ = lower(model, data())
+    assert sqnr(run(model, data())["y"], run(lowered, data(), "all")["y"]) > 110
+    (packed,) = [each for each in lowered.graph if each.op_type == "MatMulNBits"]
+    assert packed.attributes.get_int("accuracy_level") == 1
+
+
+@pytest.mark.parametrize("fixture", ["tiny_bert", "tiny_llama"])
+def test_whole_networks(fixture, request):
+    model = request.getfixturevalue(fixture)
+    inputs = sample_inputs(model.ir)
+    for activations, decibels in (("float", 100), ("int8", 25)):
+        quantized = quantize(model, bits=8, block_size=16, activations=activations)
+        lowered = OnnxCpu().lower(quantized, context(None))
+        assert operators(lowered)["DequantizeLinear"] == 0
+        for name, expected in run(quantized, inputs).items():
+            assert sqnr(expected, run(lowered, inputs, "all")[name]) > decibels
+
+
+@given(
+    inputs=st.integers(1, 90),
+    outputs=st.integers(1, 40),
+    rows=st.sampled_from([1, 40]),
+    form=st.sampled_from(FORMS),
+    activations=st.sampled_from(["float", "int8"]),
+)
+@settings(max_examples=20, deadline=None)
+def test_products_of_any_size(inputs, outputs, rows, form, activations):
+    model = quantize(product(inputs, outputs), activations=activations, **form)
+    before = ir.to_proto(model.ir).SerializeToString()
+    samples = {"x": normal(2, rows, inputs, seed=2)}
+    lowered, _ = lower(model, samples)
+    expected, actual = run(model, samples)["y"], run(lowered, samples, "all")["y"]
+    stored = np.abs(run(model, {"x": np.eye(inputs, dtype=np.float32)[None]})["y"][0])
+    # Rounding moves an input by at most half a step of its row, and a weight by at most half a step of its channel.
+    step = np.abs(samples["x"]).max(axis=2, keepdims=True) / 127
+    bound = step / 2 * stored.sum(axis=0) + stored.max(axis=0) / 254 * np.abs(samples["x"]).sum(axis=2, keepdims=True)
+    cross = inputs * step / 2 * stored.max(axis=0) / 254
+    exact = 1e-4 * np.abs(expected).max() + 1e-6
+    assert (np.abs(actual - expected) <= exact + (bound + cross if activations == "int8" else 0)).all()
+    assert ir.to_proto(model.ir).SerializeToString() == before
