@@ -49,7 +49,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "dtype", ["FLOAT", "FLOAT16", "BFLOAT16", "INT8", "INT4", "UINT4", "INT2", "FLOAT8E4M3FN", "BOOL"]
 )
-@given(shape=st.lists(st.integers(0, 70), max_size=3).map(tuple), piece=st.sampled_from([1, 7, 4096, 1 << 24]))
+@given(shape=st.lists(st.integers(0, 24), max_size=3).map(tuple), piece=st.sampled_from([100, 4096, 1 << 24]))
 @settings(max_examples=15, deadline=None)
 def test_kept_weights_are_equal_and_so_are_their_bytes(
     tmp_path_factory: pytest.TempPathFactory, dtype: str, shape: tuple[int, ...], piece: int
@@ -59,7 +59,7 @@ def test_kept_weights_are_equal_and_so_are_their_bytes(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mapped, "_PIECE_BYTES", piece)
         patch.setattr(mapped, "_SMALL_BYTES", 0)
-        patch.setattr(mapped, "_SEGMENT_BYTES", 20_000)
+        patch.setattr(mapped, "_SEGMENT_BYTES", 9_000)
         file = WeightFile(tmp_path_factory.mktemp("kept"))
         kept = [file.keep(tensor) for _ in range(3)]
         assert b"".join(each.tobytes() for each in stored_pieces(tensor)) == tensor.tobytes()
@@ -98,12 +98,12 @@ def test_a_directory_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -
 
 def test_released_pages_leave_memory_and_come_back_with_the_same_content(tmp_path: Path) -> None:
     path = tmp_path / "weights"
-    content = np.random.default_rng(0).integers(0, 256, 64 * MIB, dtype=np.uint8)
+    content = np.random.default_rng(0).integers(0, 256, 24 * MIB, dtype=np.uint8)
     content.tofile(path)
     array = map_file(path)
     before = resident_mib()
     assert int(array.sum(dtype=np.int64)) == int(content.sum(dtype=np.int64))
-    assert resident_mib() > before + 60
+    assert resident_mib() > before + 20
     inner = array[100:-100].view(np.float16).reshape(-1, 4)[1:, 1:3]
     release_array(inner)
     assert resident_mib() < before + 2
