@@ -5,7 +5,8 @@ from pathlib import Path
 import onnx_ir.passes.common as common_passes
 
 from edgesmith.errors import ModelError, TargetError
-from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.handover import obstacle_to_running
+from edgesmith.execution.reference import Optimization, ReferenceSession
 from edgesmith.host.context import Context
 from edgesmith.host.dialect import Dialect, TensorFormat, WeightFormat
 from edgesmith.host.interfaces import Build, Target
@@ -57,7 +58,7 @@ class OnnxCpu(Target):
         if opset > self.dialect.opset:
             return Verdict.refuse(f"the graph uses opset {opset}; ONNX Runtime reads up to {self.dialect.opset}")
         try:
-            ReferenceSession(model.ir)
+            ReferenceSession(model.ir, prepack=False)
         except ModelError as error:
             return Verdict.refuse(error.what)
         return Verdict.ok()
@@ -72,14 +73,17 @@ class OnnxCpu(Target):
         Q/DQ pairs of eight-bit floats are written as casts, bit for bit equal, because ONNX Runtime does not load them.
 
         Raises:
-            TargetError: ONNX Runtime does not load the graph at the level that users run.
+            TargetError: ONNX Runtime does not load the graph at the level that users run; at the level basic if the
+                graph is too large for the memory that is free.
         """
         # Exporters write stack traces and module paths, which are bytes to ship and tell of the exporting machine.
         plain = model.ir.clone()
         common_passes.ClearMetadataAndDocStringPass()(plain)
         casts = write_float8_casts(plain.graph)
+        # At the level of users the runtime computes all it can from constants, and holds float16 weights as float32.
+        level: Optimization = "basic" if obstacle_to_running(plain) else "default"
         try:
-            ReferenceSession(plain, optimization="default")
+            ReferenceSession(plain, optimization=level, prepack=False)
         except ModelError as error:
             raise TargetError(
                 f"ONNX Runtime does not load the lowered graph: {error.what}",
@@ -90,5 +94,10 @@ class OnnxCpu(Target):
         write_onnx(plain, directory / FILE_NAME)
         import onnxruntime
 
-        recipe = {"runtime": "onnxruntime", "version": onnxruntime.__version__, "optimization": "all"}
+        recipe = {
+            "runtime": "onnxruntime",
+            "version": onnxruntime.__version__,
+            "optimization": "all",
+            "loaded_at": level,
+        }
         return Build(FILE_NAME, recipe | ({"float8_pairs_as_casts": casts} if casts else {}))
