@@ -14,13 +14,16 @@ from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith_quantization.activation_ranges import activation_codes
+from edgesmith_quantization.bias_correction import correct_biases
 from edgesmith_quantization.candidates import Candidate, find_candidates, unmatched_names
+from edgesmith_quantization.convolution_repair import repair_convolutions
 from edgesmith_quantization.dynamic_form import write_dynamic
 from edgesmith_quantization.isolation import without_isolated_convolutions
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.outlier_form import add_outlier_products, clip_outliers
 from edgesmith_quantization.outliers import Outliers
 from edgesmith_quantization.repair import repair
+from edgesmith_quantization.smoothing import Float64
 from edgesmith_quantization.static_form import place, write_static
 from edgesmith_quantization.weights import WeightStore
 
@@ -61,11 +64,15 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
         if not candidates:
             raise _nothing_to_do(context.notes)
         repaired = repair(result.ir, candidates, context)
-        if repaired.changed:
+        convolutions = repair_convolutions(result.ir, candidates, context)
+        if repaired.changed or convolutions.changed:
             candidates = find_candidates(result.graph, dialect, options, context.notes)
         candidates = without_isolated_convolutions(result.graph, candidates, dialect, context.notes)
-        write = _write_dynamic if options.mode == "dynamic" else _write_static
-        write(result, candidates, repaired.outliers_of(candidates), context)
+        outliers = repaired.outliers_of(candidates)
+        if options.mode == "dynamic":
+            _write_dynamic(result, candidates, outliers, context)
+        else:
+            _write_static(result, candidates, outliers, convolutions.means, context)
         common_passes.RemoveUnusedNodesPass()(result.ir)
         context.notes.remark(_summary(candidates, options.mode))
         return result
@@ -75,6 +82,7 @@ def _write_static(
     model: Model,
     candidates: Sequence[Candidate],
     outliers: Mapping[ir.Value, Outliers],
+    means: Mapping[str, Float64],
     context: Context[QuantizeInt8Options],
 ) -> None:
     dialect = context.dialect
@@ -83,7 +91,9 @@ def _write_static(
     editor = GraphEditor(model.graph)
     add_outlier_products(editor, candidates, outliers, {value: codes[value].limits for value in outliers})
     scales = {value: code.scale for value, code in codes.items()} if dialect.bias == "int32" else {}
-    write_static(editor, candidates, placement, codes, _store(editor, candidates, context, scales), dialect)
+    store = _store(editor, candidates, context, scales)
+    candidates = correct_biases(editor, candidates, store, means)
+    write_static(editor, candidates, placement, codes, store, dialect)
 
 
 def _write_dynamic(

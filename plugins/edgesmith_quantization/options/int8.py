@@ -55,12 +55,30 @@ class QuantizeInt8Options(Selection):
         "behind Relu. Needs no data.",
         json_schema_extra={"searchable": [True, False]},
     )
+    bias_correction: bool = Field(
+        default=True,
+        description="Take back what rounding the weights of convolutions adds to the mean of their outputs. Needs "
+        "calibration data.",
+        json_schema_extra={"searchable": [True, False]},
+    )
     outlier_channels: int = Field(
         default=16,
         ge=0,
         description="Largest number of channels per activation whose peaks are multiplied in float beside the integer "
         "product, where that at least halves the range of the others. 0: none. Needs calibration data.",
         json_schema_extra={"searchable": [0, 8, 16]},
+    )
+    rounding: Literal["nearest", "second-order"] = Field(
+        default="nearest",
+        description="second-order: round the weights of matrix products to least output error on calibration data. "
+        "Holds one Gram matrix of width x width per activation.",
+        json_schema_extra={"searchable": ["nearest", "second-order"]},
+    )
+    minimum_sqnr_db: float | None = Field(
+        default=None,
+        description="Leave matrix products in float whose own output, measured on calibration data, would keep less "
+        "than this signal-to-noise ratio in decibels.",
+        json_schema_extra={"searchable": [None, 15, 20]},
     )
     reduce_range: bool = Field(
         default=False,
