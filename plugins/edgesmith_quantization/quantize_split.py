@@ -63,7 +63,7 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
         if problem:
             return Verdict.refuse(problem)
         notes = Notes()
-        sites = _find_sites(model.graph, options, notes)
+        sites = find_split_sites(model.graph, options, notes)
         if not sites and not options.split_activations:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(notes.skipped.items())[:3])
             return Verdict.skip(f"no weight can be split ({reasons or 'the graph has no constant weight'})")
@@ -83,7 +83,7 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
         result = model.clone()
         raise_opset(result.ir, _needed_opset(options, context.dialect))
         editor = GraphEditor(result.graph)
-        sites = _find_sites(result.graph, options, notes)
+        sites = find_split_sites(result.graph, options, notes)
         before = weight_bytes(result.ir)
         layers: list[_Layer] = []
         freed = 0
@@ -138,7 +138,8 @@ def _leave(site: WeightSite, reason: str, notes: Notes) -> None:
         notes.skip(node_name(node), reason)
 
 
-def _find_sites(graph: ir.Graph, options: QuantizeSplitOptions, notes: Notes) -> tuple[WeightSite, ...]:
+def find_split_sites(graph: ir.Graph, options: QuantizeSplitOptions, notes: Notes) -> tuple[WeightSite, ...]:
+    """Return the weights that can be split, in graph order; nodes left alone get their reason in `notes`."""
     sites = []
     for site in find_weight_sites(graph, options, notes, operators=options.operators):
         if _is_small_head(site):
