@@ -68,7 +68,7 @@ def quantized(name: str, model: Model, data: Arrays, seed: int) -> Model:
 
 def accuracy_percent(model: Model, data: Arrays) -> float:
     """Return the share of texts whose highest output is their label."""
-    session = ReferenceSession(model.ir, optimization="default", threads=THREADS)
+    session = ReferenceSession(model.ir, optimization="all", threads=THREADS)
     output, hits = session.output_names[0], 0
     for batch in _batches(data):
         feeds = {name: batch[name] for name in session.input_names}
