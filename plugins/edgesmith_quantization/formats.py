@@ -70,7 +70,9 @@ FORMATS = (
     Format("fp8", QuantizeFp8, QuantizeFp8Options, {"heads": True}),
     Format("int8-weights", QuantizeWeights, QuantizeWeightsOptions, {"bits": 8}),
     Format("int4-weights", QuantizeWeights, QuantizeWeightsOptions, {"bits": 4}, _SECOND_ORDER),
-    Format("int2-weights", QuantizeWeights, QuantizeWeightsOptions, {"bits": 2, "block_size": 16}, _SECOND_ORDER),
+    # A float32 scale adds 1 bit to each of 32 weights, and a quarter to each of 128.
+    Format("int4-weights-128", QuantizeWeights, QuantizeWeightsOptions, {"bits": 4, "block_size": 128}, _SECOND_ORDER),
+    Format("int2-weights", QuantizeWeights, QuantizeWeightsOptions, {"bits": 2}, _SECOND_ORDER),
     Format("int4-split", QuantizeSplit, QuantizeSplitOptions, {"bits": 4}),
     Format("int2-split", QuantizeSplit, QuantizeSplitOptions, {"bits": 2}),
 )

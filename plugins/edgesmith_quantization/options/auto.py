@@ -8,7 +8,15 @@ from edgesmith.host.records import Needs
 from edgesmith_quantization.options.selection import Selection
 
 FormatName = Literal[
-    "int8", "int8-dynamic", "fp8", "int8-weights", "int4-weights", "int2-weights", "int4-split", "int2-split"
+    "int8",
+    "int8-dynamic",
+    "fp8",
+    "int8-weights",
+    "int4-weights",
+    "int4-weights-128",
+    "int2-weights",
+    "int4-split",
+    "int2-split",
 ]
 
 DEFAULT_MIN_SQNR_DB = 20.0
