@@ -87,6 +87,8 @@ def _form_problem(options: QuantizeFp8Options, dialect: Dialect) -> str:
     """Return why the dialect has no form for these options and what would work, or an empty string."""
     dtype = FORMATS[options.format].dtype.name.replace("float8_", "float8")
     reason = dialect.refusals.get(dtype) or dialect.refusals.get("float8")
+    if options.format == "e5m2" and dialect.float8 == "hardware":
+        return f"{dialect.name} multiplies E4M3 only; set format to e4m3"
     stored = dialect.weight_format(dtype)
     if options.mode == "weight-only":
         if stored is not None:

@@ -33,7 +33,6 @@ HOPPER = Dialect(
     attention_products=True,
     weight_only=(WeightFormat("int8"), WeightFormat("float8e4m3fn")),
     float8="hardware",
-    refusals={"float8e5m2": "hopper multiplies E4M3 only"},
 )
 ORIN = replace(HOPPER, name="orin", float8="none", refusals={"float8": "FP8 needs compute capability 8.9; this is 8.7"})
 
