@@ -32,6 +32,7 @@ from edgesmith_onnxruntime.output_scales import fold_output_scales
 from edgesmith_onnxruntime.residual_sum import write_residual_sums
 from edgesmith_onnxruntime.softmax_guard import move_softmax_guards
 from edgesmith_onnxruntime.static_shapes import write_static_dimensions
+from edgesmith_onnxruntime.weight_sums import lower_weight_sums
 
 FLOAT_TOLERANCE = 1e-4
 """Largest relative error of a float graph: reassociation only."""
@@ -152,6 +153,7 @@ def _rewrites(notes: Notes) -> tuple[Rewrite, ...]:
         edit(pad_channels, "Padded the input of {} integer convolutions to a multiple of four channels."),
         edit(keep_channels_last, "Kept images at {} integer operators with channels last."),
         edit(lower_embeddings, "Let {} embeddings dequantize the rows they select."),
+        edit(lower_weight_sums, "Joined the parts of {} split weights, which are added up while loading."),
         edit(lower_float_products, "Packed or expanded the weights of {} products of few bits."),
         attention,
         edit(write_residual_sums, "Kept {} residual additions apart from LayerNormalization, which is faster."),
