@@ -3,7 +3,7 @@
 A float16 transformer of 3 billion random weights is written to disk as an ONNX graph with external data. Fresh
 processes then load it, apply `quantize-weights` (round to nearest, INT4) and save the result. Peak memory is VmHWM of
 the whole process, which counts mapped pages. The rate is that of the rounding itself (fit, round and pack) on one
-core, without the disk; the whole way is timed too. The source and the result of one case are on disk at a time.
+core, without the disk; the whole way is timed too. One source and one result are on disk at a time.
 
 The peer, `MatMulNBitsQuantizer` of ONNX Runtime, does the same work in a process of its own: on this model with the
 same 2 GiB, and on a model that it can hold, without a limit.
@@ -14,11 +14,12 @@ Run `python -m benchmarks.large_weights`; results also go to build/bench/large_w
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ POOL = 1 << 24
 def write_model(directory: Path, layers: int) -> int:
     """Write a decoder with `layers` layers of random float16 weights; return the number of weights."""
     source = ir.Value(name="tokens", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["batch", "length"]))
-    decoder = _Decoder(directory)
+    scratch = directory / "scratch"
+    scratch.mkdir()
+    decoder = _Decoder(scratch)
     table = decoder.weight("table", VOCABULARY, WIDTH)
     value = decoder.add("Gather", table, source)
     for layer in range(layers):
@@ -65,6 +68,7 @@ def write_model(directory: Path, layers: int) -> int:
     Model(ir.Model(graph, ir_version=10), Task(), Provenance("random", "benchmark", "0")).save(
         directory / "model", external_data=True
     )
+    shutil.rmtree(scratch)
     return decoder.count
 
 
@@ -108,7 +112,7 @@ def quantize_here(source: Path, result: Path, block_size: int) -> dict[str, floa
     from edgesmith_quantization import quantize_weights, weight_form
     from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 
-    options = QuantizeWeightsOptions(bits=4, block_size=block_size, rounding="nearest")
+    options = QuantizeWeightsOptions.model_validate({"bits": 4, "block_size": block_size, "rounding": "nearest"})
     seconds = {"load": 0.0, "apply": 0.0, "save": 0.0, "rounding": 0.0}
     work = (_counted(quantize_weights, "round_blocks", seconds), _counted(weight_form, "pack_codes", seconds))
     with tempfile.TemporaryDirectory(dir=result.parent) as scratch:
@@ -198,17 +202,20 @@ def _limited(limit_bytes: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
 
 
-def run_case(tool: str, layers: int, block_size: int, limit_bytes: int | None) -> dict[str, Any]:
-    """Make the model, run one tool on it, delete both, and return the numbers."""
+def run_cases(layers: int, cases: Sequence[tuple[str, int, int | None]]) -> list[dict[str, Any]]:
+    """Make a model, run each case (tool, block size, limit in bytes) on it, delete everything; return the numbers."""
+    found = []
     with tempfile.TemporaryDirectory(prefix="edgesmith-bench-", dir=BUILD) as folder:
         directory = Path(folder)
         count = write_model(directory, layers)
-        for leftover in directory.glob("weights-*"):
-            leftover.unlink()
-        found = run_child(tool, directory / "model", directory / "result", block_size, limit_bytes)
-        size = sum(path.stat().st_size for path in (directory / "result").rglob("*") if path.is_file())
-    case = {"tool": tool, "weights": count, "block_size": block_size, "limit_bytes": limit_bytes, "result_bytes": size}
-    return case | found
+        for tool, block_size, limit_bytes in cases:
+            result = directory / "result"
+            case = {"tool": tool, "weights": count, "block_size": block_size, "limit_bytes": limit_bytes}
+            case |= run_child(tool, directory / "model", result, block_size, limit_bytes)
+            case["result_bytes"] = sum(path.stat().st_size for path in result.rglob("*") if path.is_file())
+            found.append(case)
+            shutil.rmtree(result, ignore_errors=True)
+    return found
 
 
 def show(cases: list[dict[str, Any]], clustering: float) -> bool:
@@ -249,10 +256,10 @@ def main() -> int:
         sys.stdout.write(json.dumps(quantize(Path(source), Path(result), int(block_size))) + "\n")
         return 0
     BUILD.mkdir(parents=True, exist_ok=True)
-    peer = "onnxruntime"
-    cases = [run_case("edgesmith", arguments.layers, block_size, MEMORY_GOAL_BYTES) for block_size in (32, 128)]
-    cases.append(run_case(peer, arguments.layers, 32, MEMORY_GOAL_BYTES))
-    cases += [run_case(tool, min(PEER_LAYERS, arguments.layers), 32, None) for tool in (peer, "edgesmith")]
+    large = [("edgesmith", 32, MEMORY_GOAL_BYTES), ("edgesmith", 128, MEMORY_GOAL_BYTES)]
+    large.append(("onnxruntime", 32, MEMORY_GOAL_BYTES))
+    cases = run_cases(arguments.layers, large)
+    cases += run_cases(min(PEER_LAYERS, arguments.layers), [("onnxruntime", 32, None), ("edgesmith", 32, None)])
     clustering = clustering_rate()
     reached = show(cases, clustering)
     (BUILD / "large_weights.json").write_text(json.dumps({"cases": cases, "clustering": clustering}, indent=2))
