@@ -5,10 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgesmith.host.hookspecs import hookimpl
-from edgesmith.host.records import TargetRecord, Tier
+from edgesmith.host.records import LintRecord, TargetRecord, Tier
 
 EDGESMITH_API = 1
 
+_LINTS = {
+    "zero-points": "Zero points other than 0, where codes must be symmetric.",
+    "code-types": "Codes of a type that the device does not have.",
+    "integer-bias": "Biases in int32, where they must be float.",
+    "integer-operators": "Operators on codes, where quantization must be written as pairs.",
+    "channel-alignment": "Channel counts that do not fill the tensor cores.",
+    "doubled-pairs": "Values that are quantized twice, or for nobody.",
+    "type-changes": "Many casts between float types.",
+}
 _PROFILES = Path(__file__).with_name("profiles")
 
 
@@ -28,4 +37,18 @@ def _record(path: Path) -> TargetRecord:
         runner="reference",
         tier=Tier.REFERENCE,
         profile=f"{__name__}:profiles/{path.name}",
+    )
+
+
+@hookimpl
+def register_lints() -> Sequence[LintRecord]:
+    """Return the rules of this package; each asks the dialect whether it has a say."""
+    return tuple(
+        LintRecord(
+            name=name,
+            version="0.1.0",
+            summary=summary,
+            entry=f"edgesmith_tensorrt.lints.{name.replace('-', '_')}:find",
+        )
+        for name, summary in _LINTS.items()
     )

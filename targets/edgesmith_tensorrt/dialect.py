@@ -28,5 +28,6 @@ def dialect_of(profile: Profile) -> Dialect:
         attention_products=True,
         weight_only=tuple(weight_only),
         float8="hardware" if profile.has("float8") else "none",
+        alignment={} if profile.alignment is None else profile.alignment.model_dump(exclude={"source"}),
         refusals={name.removesuffix("-weights"): reason for name, reason in profile.formats.absent.items()},
     )

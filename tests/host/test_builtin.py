@@ -3,15 +3,21 @@
 import pytest
 
 from edgesmith.host.loader import load_registry
+from edgesmith.host.records import LintRecord, TargetRecord
+from edgesmith.host.targets import find_target
 
 REGISTRY = load_registry(plugins=False)
 RECORDS = [record for plugin in REGISTRY.plugins for record in plugin.records]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: f"{type(record).__name__}-{record.name}")
-def test_every_record_loads_and_can_be_built_without_arguments(record):
+def test_every_record_loads_what_it_names(record):
     assert callable(REGISTRY.load(record))
-    assert REGISTRY.load(record)() is not None
+    if isinstance(record, TargetRecord):
+        _, target = find_target(REGISTRY, record.name)
+        assert (target.profile is not None) == bool(record.profile)
+    elif not isinstance(record, LintRecord):
+        assert REGISTRY.load(record)() is not None
 
 
 @pytest.mark.parametrize("record", REGISTRY.methods(), ids=lambda record: record.name)
@@ -25,4 +31,4 @@ def test_every_method_has_options_with_defaults_and_help(record):
 @pytest.mark.parametrize("target", REGISTRY.targets(), ids=lambda record: record.name)
 def test_every_target_names_a_runner_that_is_there(target):
     assert REGISTRY.runner(target.runner)
-    assert REGISTRY.load(target).dialect.name
+    assert find_target(REGISTRY, target.name)[1].dialect.name == target.name

@@ -95,7 +95,7 @@ def run_plan(
     row = LedgerRow(index=len(entries), stage=lowering, distribution=plan.target_distribution)
     lowered = _lower(plan, row, current.model, samples, workshop)
     stage = _build_stage(plan, lowering, lowered.model, workshop)
-    found = run_lints(workshop.registry, plan.target_record, lowered.model, plan.target.dialect)
+    found = map(str, run_lints(workshop.registry, plan.target_record, lowered.model, plan.target.dialect))
     row = _with_cost(lowered.row, lowered.model, yardstick)
     row = row.model_copy(update={"remarks": (*row.remarks, *found)})
     entries.append(_Entry(meter.measure(row, stage, current, first), stage, current))

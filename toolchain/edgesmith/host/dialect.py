@@ -63,6 +63,9 @@ class Dialect:
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Format name, such as "int2", to the reason the runtime takes none of it and what would work instead."""
 
+    alignment: Mapping[str, int] = field(default_factory=dict)
+    """Precision, such as "float16", to the multiple that channels must be of for the fast kernels."""
+
     def weight_format(self, dtype: str) -> WeightFormat | None:
         """Return the weight-only format of that type, or None where the runtime has none."""
         return next((each for each in self.weight_only if each.dtype == dtype), None)

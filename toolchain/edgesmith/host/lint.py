@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgesmith.host.dialect import Dialect
-from edgesmith.host.records import LintRecord, TargetRecord
+from edgesmith.host.records import TargetRecord
 
 if TYPE_CHECKING:
     from edgesmith.host.registry import Registry
@@ -23,24 +23,36 @@ class Finding:
     nodes: tuple[str, ...] = ()
 
 
-def run_lints(registry: "Registry", target: TargetRecord, model: "Model", dialect: Dialect) -> Iterator[str]:
-    """Yield a remark for each finding of each installed rule for `target`. A rule that crashes gives one remark."""
+@dataclass(frozen=True, slots=True)
+class LintResult:
+    """What one rule found in one place, or how it failed."""
+
+    lint: str
+    """Name of the rule."""
+    finding: Finding
+
+    def __str__(self) -> str:
+        """Return it as one remark for the report."""
+        nodes = self.finding.nodes
+        where = f" ({', '.join(nodes[:5])}{', ...' if len(nodes) > 5 else ''})" if nodes else ""
+        return f"{self.lint}: {self.finding.hazard}{where} {self.finding.fix}"
+
+
+def run_lints(registry: "Registry", target: TargetRecord, model: "Model", dialect: Dialect) -> Iterator[LintResult]:
+    """Yield what each installed rule for `target` finds. A rule that crashes gives one result that says so."""
     for record in registry.lints():
         if record.targets and target.name not in record.targets:
             continue
         try:
-            findings = tuple(registry.load(record)(model, dialect))
+            findings: tuple[object, ...] = tuple(registry.load(record)(model, dialect))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  a rule of a plugin may not stop a compile
             owner = registry.distribution_of(record)
-            yield f"The lint {record.name} of {owner} crashed: {type(error).__name__}: {error}"
-            continue
-        yield from (_remark(record, finding) for finding in findings)
-
-
-def _remark(record: LintRecord, finding: object) -> str:
-    if not isinstance(finding, Finding):
-        return f"The lint {record.name} returned {type(finding).__name__}, not a Finding."
-    where = f" ({', '.join(finding.nodes[:5])}{', ...' if len(finding.nodes) > 5 else ''})" if finding.nodes else ""
-    return f"{record.name}: {finding.hazard}{where} {finding.fix}"
+            crash = f"The rule of {owner} crashed: {type(error).__name__}: {error}."
+            findings = (Finding(crash, "Report it to the author of the plugin."),)
+        for finding in findings:
+            if not isinstance(finding, Finding):
+                wrong = f"The rule returned {type(finding).__name__}, not a Finding."
+                finding = Finding(wrong, "Report it to the author of the plugin.")
+            yield LintResult(record.name, finding)

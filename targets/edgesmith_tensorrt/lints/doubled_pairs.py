@@ -1,0 +1,51 @@
+"""Pairs that follow each other without a node between them round twice, and pairs that nobody fuses only cost."""
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from edgesmith.host.dialect import Dialect
+from edgesmith.host.lint import Finding
+from edgesmith.model import Model
+from edgesmith_tensorrt.lints.reading import name_of, nodes_of
+
+_TRANSPARENT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "MaxPool", "Concat", "Slice", "Split")
+"""Pairs move across these, so that what follows decides."""
+
+
+def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
+    """Yield findings for doubled pairs, and for pairs none of whose readers run quantized."""
+    doubled, idle = [], []
+    executed = dialect.operators | dialect.carried | {"Add"}
+    for node in nodes_of(model.ir, "QuantizeLinear"):
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        codes = source.inputs[0] if source is not None and source.op_type == "DequantizeLinear" else None
+        if codes is not None and codes.producer() is not None:
+            doubled.append(name_of(node))
+        readers = set(_readers(node.outputs[0]))
+        if readers and not readers & executed:
+            idle.append(name_of(node))
+    if doubled:
+        yield Finding(
+            "Values are quantized twice in a row.",
+            "Remove the second pair, or give both one scale.",
+            tuple(doubled),
+        )
+    if idle:
+        yield Finding(
+            "Values are quantized for readers that compute in float, which costs two reformats and gains nothing.",
+            "Leave these out of the quantizing step.",
+            tuple(idle),
+        )
+
+
+def _readers(codes: ir.Value) -> Iterator[str]:
+    pending, seen = [codes], {codes}
+    while pending:
+        for node, _ in pending.pop().uses():
+            if node.op_type in (*_TRANSPARENT, "DequantizeLinear"):
+                new = [output for output in node.outputs if output not in seen]
+                pending.extend(new)
+                seen.update(new)
+            else:
+                yield node.op_type

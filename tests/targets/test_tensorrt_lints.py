@@ -1,0 +1,131 @@
+"""Rules over graphs for TensorRT: each finds its hazard, names the nodes, and is silent elsewhere."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgesmith.cli import main
+from edgesmith.host.lint import Finding, run_lints
+from edgesmith.host.loader import load_registry
+from edgesmith.host.targets import find_target
+from edgesmith_onnxruntime.cpu import DIALECT as ONNX_CPU
+from edgesmith_quantization.options.int8 import QuantizeInt8Options
+from edgesmith_quantization.quantize_int8 import QuantizeInt8
+from small_graphs import context, graph, node, quantize
+
+REGISTRY = load_registry()
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.3, shape).astype(np.float32)
+
+
+def findings(model, target="jetson-orin-nano"):
+    record, device = find_target(REGISTRY, target)
+    found: dict[str, list[Finding]] = {}
+    for result in run_lints(REGISTRY, record, model, device.dialect):
+        found.setdefault(result.lint, []).append(result.finding)
+    return found
+
+
+def pair(zero_point, dtype=np.int8):
+    weights = {"s": np.float32(0.1), "z": np.asarray(zero_point, dtype), "w": normal(16, 16)}
+    nodes = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "d")]
+    return graph([*nodes, node("MatMul", ["d", "w"], "y")], weights, {"x": ["n", 16]})
+
+
+def test_a_clean_graph_has_no_findings():
+    model = graph([node("MatMul", ["x", "w"], "y")], {"w": normal(16, 16)}, {"x": ["n", 16]})
+    assert findings(model) == {}
+
+
+@pytest.mark.parametrize("target", ["jetson-orin-nano", "h100"])
+def test_what_we_quantize_for_a_device_has_no_findings(target):
+    _, device = find_target(REGISTRY, target)
+    weights = {"a": normal(16, 32), "b": normal(32, 16, seed=1), "c": normal(32, seed=2)}
+    nodes = [node("MatMul", ["x", "a"], "m"), node("Add", ["m", "c"], "h"), node("Relu", ["h"], "r")]
+    model = graph([*nodes, node("MatMul", ["r", "b"], "y")], weights, {"x": ["n", 16]})
+    options = QuantizeInt8Options(mode="static")
+    result = QuantizeInt8().apply(model, context(options, {"x": normal(32, 16)}, device.dialect))
+    assert findings(result, target) == {}
+
+
+def test_zero_points_are_found_and_zero_is_not():
+    assert findings(pair(0)).keys() == set()
+    (finding,) = findings(pair(3))["zero-points"]
+    assert finding.nodes == ("node_q", "node_d")
+
+
+def test_types_that_the_device_lacks_are_found_with_the_reason():
+    (finding,) = findings(pair(0, np.uint8))["code-types"]
+    assert "uint8" in finding.hazard
+    assert "int8" in finding.fix
+    float8 = pair(0, ml_dtypes.float8_e4m3fn)
+    (finding,) = findings(float8)["code-types"]
+    assert "Orin" in finding.hazard
+    assert "code-types" not in findings(float8, "h100")
+
+
+def test_the_form_for_onnx_runtime_is_found_and_its_own_target_is_silent():
+    model = graph(
+        [node("Conv", ["x", "w", "b"], "y")], {"w": normal(16, 16, 1, 1), "b": normal(16)}, {"x": [1, 16, 4, 4]}
+    )
+    result = quantize(model, {"x": normal(8, 16, 4, 4)}, ONNX_CPU)
+    found = findings(result)
+    assert {"integer-bias", "zero-points"} <= found.keys()
+    assert findings(result, "onnx-cpu") == {}
+
+
+def test_integer_operators_are_found():
+    model = graph([node("MatMul", ["x", "w"], "y")], {"w": normal(16, 16)}, {"x": ["n", 16]})
+    result = quantize(model, None, ONNX_CPU, mode="dynamic")
+    (finding,) = findings(result)["integer-operators"]
+    assert len(finding.nodes) == 2  # the quantization and the product
+
+
+@pytest.mark.parametrize(("channels", "found"), [(24, False), (20, True), (3, False)])
+def test_channels_that_do_not_fill_tensor_cores_are_found(channels, found):
+    model = graph([node("Conv", ["x", "w"], "y")], {"w": normal(32, channels, 1, 1)}, {"x": [1, channels, 4, 4]})
+    assert ("channel-alignment" in findings(model)) == found
+
+
+def test_a_depthwise_convolution_has_no_alignment():
+    model = graph([node("Conv", ["x", "w"], "y", group=20)], {"w": normal(20, 1, 3, 3)}, {"x": [1, 20, 4, 4]})
+    assert "channel-alignment" not in findings(model)
+
+
+def test_quantized_products_need_the_wider_alignment():
+    weights = {"s": np.float32(0.1), "z": np.int8(0), "w": np.ones((24, 24), np.int8)}
+    nodes = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "d")]
+    nodes += [node("DequantizeLinear", ["w", "s", "z"], "v"), node("MatMul", ["d", "v"], "y")]
+    (finding,) = findings(graph(nodes, weights, {"x": ["n", 24]}))["channel-alignment"]
+    assert "int8" in finding.hazard
+
+
+def test_doubled_and_idle_pairs_are_found():
+    weights = {"s": np.float32(0.1), "z": np.int8(0), "t": np.float32(0.2)}
+    nodes = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "d")]
+    nodes += [node("QuantizeLinear", ["d", "t", "z"], "p"), node("DequantizeLinear", ["p", "t", "z"], "e")]
+    nodes += [node("Softmax", ["e"], "y")]
+    found = findings(graph(nodes, weights, {"x": ["n", 16]}))["doubled-pairs"]
+    assert [finding.nodes for finding in found] == [("node_p",), ("node_q", "node_p")]
+
+
+def test_many_casts_are_found():
+    nodes = [node("Cast", ["x"], "h", to=10), node("Relu", ["h"], "r"), node("Cast", ["r"], "y", to=1)]
+    (finding,) = findings(graph(nodes, {}, {"x": ["n", 4]}))["type-changes"]
+    assert finding.nodes == ("node_h", "node_y")
+
+
+def test_the_command_prints_findings_and_says_so_by_its_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EDGESMITH_STORE", str(tmp_path / "store"))
+    ir.save(pair(3).ir, tmp_path / "wrong.onnx")
+    assert main(["lint", str(tmp_path / "wrong.onnx"), "--target", "h100", "--json"]) == 2
+    (first, *_) = json.loads(capsys.readouterr().out)
+    assert first["lint"] == "zero-points"
+    ir.save(pair(0).ir, tmp_path / "right.onnx")
+    assert main(["lint", str(tmp_path / "right.onnx"), "--target", "h100"]) == 0
+    assert "No findings for h100" in capsys.readouterr().out
