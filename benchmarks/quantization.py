@@ -26,13 +26,11 @@ from rich.table import Table
 from benchmarks import models
 from benchmarks.measuring import THREADS, ChildError, call_child, quartiles
 from benchmarks.peers import MissingPeerError, Tool, tools_for
-from benchmarks.quantization_table import rows_of, write_page
+from benchmarks.quantization_table import FLOAT, LEVELS, rows_of, write_page
 from edgesmith.measure.machine import describe_machine
 
 OUT = Path("build/bench/quantization")
 CASES = ("minilm_r8", "mobilenet", "vit_s14", "smollm2")
-LEVELS = ("all", "basic")
-FLOAT = "float"
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class Effort:
     calibration_samples: int | None
     limit_s: float
     reuse: bool
+    levels: tuple[str, ...]
 
 
 def quantize_all(case: models.Case, tools: Sequence[Tool], effort: Effort) -> dict[str, dict[str, Any]]:
@@ -102,7 +101,7 @@ def judge(case: models.Case, rows: dict[str, dict[str, Any]], effort: Effort) ->
         row["size_bytes"] = sum(
             path.stat().st_size for path in Path(row["file"]).parent.glob(Path(row["file"]).name + "*")
         )
-        for level in LEVELS:
+        for level in effort.levels:
             try:
                 _, answer = call_child(
                     "benchmarks.measuring",
@@ -113,7 +112,7 @@ def judge(case: models.Case, rows: dict[str, dict[str, Any]], effort: Effort) ->
                     level=level,
                     samples=effort.samples,
                     reference=str(OUT / case.name / "reference.npy"),
-                    write_reference=name == FLOAT and level == LEVELS[0],
+                    write_reference=name == FLOAT and level == effort.levels[0],
                 )
             except ChildError as error:
                 row["error"] = f"at {level}: {error}"
@@ -125,7 +124,7 @@ def time_all(case: models.Case, rows: dict[str, dict[str, Any]], effort: Effort)
     """Add the latency and the ratio float/quantized of every row that runs, at both levels."""
     reference, generator = rows[FLOAT]["file"], random.Random(0)
     names = [name for name, row in rows.items() if name != FLOAT and "error" not in row]
-    pairs = [(name, level) for name in names for level in LEVELS]
+    pairs = [(name, level) for name in names for level in effort.levels]
     found: dict[tuple[str, str], list[tuple[float, float]]] = {pair: [] for pair in pairs}
     for seed in range(effort.rounds):
         for name, level in generator.sample(pairs, len(pairs)):
@@ -157,6 +156,7 @@ def measure(case: models.Case, tools: Sequence[Tool], effort: Effort) -> dict[st
         "threads": THREADS,
         "rounds": effort.rounds,
         "turns": effort.turns,
+        "calibration_samples": effort.calibration_samples,
         "machine": describe_machine(),
         "rows": rows,
     }
@@ -181,13 +181,22 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="Evaluation samples; default: all.")
     parser.add_argument("--calibration-samples", type=int, help="Calibration samples; default: all.")
     parser.add_argument("--limit", type=float, default=1800, help="Seconds that one run of a tool may take.")
+    parser.add_argument("--level", choices=LEVELS, action="append", help="Optimization level; default: both.")
     parser.add_argument("--reuse", action="store_true", help="Take files that an earlier run wrote; no tool costs.")
     parser.add_argument("--page", type=Path, help="Write this Markdown page from all results, and measure nothing.")
     chosen = parser.parse_args()
     if chosen.page:
         write_page(OUT, chosen.page)
         return
-    effort = Effort(chosen.rounds, chosen.turns, chosen.samples, chosen.calibration_samples, chosen.limit, chosen.reuse)
+    effort = Effort(
+        rounds=chosen.rounds,
+        turns=chosen.turns,
+        samples=chosen.samples,
+        calibration_samples=chosen.calibration_samples,
+        limit_s=chosen.limit,
+        reuse=chosen.reuse,
+        levels=tuple(chosen.level or LEVELS),
+    )
     for name in chosen.case or CASES:
         try:
             case = getattr(models, name)()

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.measuring import spread
 
 FLOAT = "float"
+LEVELS = ("all", "basic")
 METRICS = {
     "accuracy": ("accuracy_percent", "accuracy %", "{:.2f}"),
     "features": ("sqnr_db", "SQNR dB", "{:.1f}"),
@@ -64,24 +65,27 @@ def rows_of(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def _row(result: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     if "error" in row:
         return (name, f"failed: {row['error'][:200]}", *[""] * (len(HEADER) - 2))
-    speed = [spread(row["speedup"][level]) if "speedup" in row else "1" for level in ("all", "basic")]
+    speeds = row.get("speedup", {})
+    speed = [spread(speeds[level]) if level in speeds else "" for level in LEVELS]
     cost = ["", ""]
     if "tool_seconds" in row:
         cost = [spread(row["tool_seconds"], digits=1), f"{row['tool_peak_bytes']['median'] / 1e6:.0f}"]
-    quality = [_quality(result, row, level) for level in ("all", "basic")]
+    quality = [_quality(result, row, level) for level in LEVELS]
     return (name, *speed, *quality, f"{row['size_bytes'] / 1e6:.1f}", *cost, _verdict(result, row))
 
 
 def _quality(result: Mapping[str, Any], row: Mapping[str, Any], level: str) -> str:
     key, _, form = METRICS[result["metric"]]
-    value = row.get("quality", {}).get(level, {}).get(key)
+    if level not in row.get("quality", {}):
+        return ""
+    value = row["quality"][level][key]
     return "exact" if value is None else form.format(value)
 
 
 def _verdict(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """Return whether a row reaches the goal of its case and format, or by how much it misses it."""
     goal = GOALS.get((result["case"], row["format"]))
-    if goal is None or "speedup" not in row:
+    if goal is None or "all" not in row.get("speedup", {}):
         return ""
     key, _, _ = METRICS[result["metric"]]
     value, full = (each["quality"]["all"][key] for each in (row, result["rows"][FLOAT]))
@@ -112,7 +116,7 @@ def write_page(folder: Path, page: Path) -> None:
 
 def _describe(result: Mapping[str, Any]) -> str:
     rows = result["rows"]
-    samples = rows[FLOAT]["quality"]["all"]["samples"]
+    samples = next(iter(rows[FLOAT]["quality"].values()))["samples"]
     versions = {name: version for row in rows.values() for name, version in row.get("versions", {}).items()}
     machine = result["machine"]
     listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))

@@ -15,9 +15,13 @@ def quantize(job: Job) -> None:
 
 
 def _dynamic(job: Job) -> None:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(job.model, job.out, per_channel=True, weight_type=QuantType.QInt8)
+    model = onnx.load(job.model)
+    # It transposes weights and then refuses the shapes that exporters wrote down for them.
+    del model.graph.value_info[:]
+    quantize_dynamic(model, job.out, per_channel=True, weight_type=QuantType.QInt8)
 
 
 def _static(job: Job) -> None:
