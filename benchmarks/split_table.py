@@ -60,6 +60,8 @@ class Row:
     note: str = ""
     nominal_bits: int | None = None
     """Bits of a code where the file's are more."""
+    lowered: bool = True
+    """Whether the target may join what a split has taken apart."""
 
 
 def rows_for(bits: int) -> list[Row]:
@@ -75,6 +77,7 @@ def rows_for(bits: int) -> list[Row]:
         Row(f"split {bits} per channel, clusters", split(bits, **{**published, "scales": "channel"})),
         Row(f"plain {bits} per channel, MSE", plain(SplitScheme(bits, clip="mse"))),
         Row(f"split {bits} (default)", split(bits)),
+        Row(f"split {bits} (default), three products", split(bits), lowered=False),
         Row(f"split {bits}, compact", split(bits, form="compact")),
         Row(f"split {bits}, {digits} digits", split(bits, split_by="digits", parts=digits)),
         more_bits(bits + 2),
@@ -85,7 +88,7 @@ def rows_for(bits: int) -> list[Row]:
 
 
 def more_bits(bits: int) -> Row:
-    """Return the best plain rounding per channel; codes that ONNX has no type for are stored in 8 bits, or as floats."""
+    """Return the best plain rounding per channel; odd numbers of bits are stored in 8, or as floats."""
     name = f"plain {bits} per channel, MSE"
     if bits > 8:
         return Row(f"plain {bits} per channel", simulated(bits, parts=1, group=None), "simulated", bits)
@@ -179,7 +182,8 @@ def measure(case: models.Case, bits: int, effort: argparse.Namespace) -> dict[st
         model = row.rewrite(source)
         stored_bits = 8 * (weight_bytes(model.ir) - rest) / weights
         path = folder / f"{index}.onnx"
-        ir.save(OnnxCpu().lower(model, _context(None)).ir, path)
+        shipped = OnnxCpu().lower(model, _context(None)) if row.lowered else model
+        ir.save(shipped.ir, path)
         _, quality = call_child(
             "benchmarks.measuring",
             "quality",
