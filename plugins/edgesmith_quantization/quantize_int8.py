@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
+from numpy.typing import NDArray
 
 from edgesmith.errors import StepError
 from edgesmith.graph.edit import GraphEditor
@@ -13,6 +14,7 @@ from edgesmith.host.dialect import Dialect
 from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
+from edgesmith_quantization.activation_grams import activation_grams
 from edgesmith_quantization.activation_ranges import activation_codes
 from edgesmith_quantization.bias_correction import correct_biases
 from edgesmith_quantization.candidates import Candidate, find_candidates, unmatched_names
@@ -22,6 +24,7 @@ from edgesmith_quantization.isolation import without_isolated_convolutions
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.outlier_form import add_outlier_products, clip_outliers
 from edgesmith_quantization.outliers import Outliers
+from edgesmith_quantization.output_error import close_enough
 from edgesmith_quantization.repair import repair
 from edgesmith_quantization.smoothing import Float64
 from edgesmith_quantization.static_form import place, write_static
@@ -70,9 +73,9 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
         candidates = without_isolated_convolutions(result.graph, candidates, dialect, context.notes)
         outliers = repaired.outliers_of(candidates)
         if options.mode == "dynamic":
-            _write_dynamic(result, candidates, outliers, context)
+            candidates = _write_dynamic(result, candidates, outliers, context)
         else:
-            _write_static(result, candidates, outliers, convolutions.means, context)
+            candidates = _write_static(result, candidates, outliers, convolutions.means, context)
         common_passes.RemoveUnusedNodesPass()(result.ir)
         context.notes.remark(_summary(candidates, options.mode))
         return result
@@ -84,16 +87,19 @@ def _write_static(
     outliers: Mapping[ir.Value, Outliers],
     means: Mapping[str, Float64],
     context: Context[QuantizeInt8Options],
-) -> None:
+) -> tuple[Candidate, ...]:
+    """Write Q/DQ pairs, and return the candidates that are quantized."""
     dialect = context.dialect
-    placement = place(model.graph, candidates, dialect)
-    codes = activation_codes(model.ir, placement, outliers, context)
+    codes = activation_codes(model.ir, place(model.graph, candidates, dialect), outliers, context)
+    candidates = _require(close_enough(model.ir, candidates, codes, outliers, context), context.notes)
+    placement, grams = place(model.graph, candidates, dialect), activation_grams(model.ir, candidates, context)
     editor = GraphEditor(model.graph)
     add_outlier_products(editor, candidates, outliers, {value: codes[value].limits for value in outliers})
     scales = {value: code.scale for value, code in codes.items()} if dialect.bias == "int32" else {}
-    store = _store(editor, candidates, context, scales)
+    store = _store(editor, candidates, context, scales, grams)
     candidates = correct_biases(editor, candidates, store, means)
     write_static(editor, candidates, placement, codes, store, dialect)
+    return tuple(candidates)
 
 
 def _write_dynamic(
@@ -101,12 +107,22 @@ def _write_dynamic(
     candidates: Sequence[Candidate],
     outliers: Mapping[ir.Value, Outliers],
     context: Context[QuantizeInt8Options],
-) -> None:
+) -> tuple[Candidate, ...]:
+    """Write integer products with ranges computed at run time, and return the candidates that are quantized."""
+    candidates = _require(close_enough(model.ir, candidates, {}, outliers, context), context.notes)
+    grams = activation_grams(model.ir, candidates, context)
     editor = GraphEditor(model.graph)
     ranges = {value: (np.float32(each.low), np.float32(each.high)) for value, each in outliers.items()}
     add_outlier_products(editor, candidates, outliers, ranges)
     clip_outliers(editor, candidates, ranges)
-    write_dynamic(editor, candidates, _store(editor, candidates, context, {}))
+    write_dynamic(editor, candidates, _store(editor, candidates, context, {}, grams))
+    return tuple(candidates)
+
+
+def _require(candidates: tuple[Candidate, ...], notes: Notes) -> tuple[Candidate, ...]:
+    if not candidates:
+        raise _nothing_to_do(notes)
+    return candidates
 
 
 def _store(
@@ -114,6 +130,7 @@ def _store(
     candidates: Sequence[Candidate],
     context: Context[QuantizeInt8Options],
     activation_scales: Mapping[ir.Value, np.float32],
+    grams: Mapping[str, NDArray[np.float64]],
 ) -> WeightStore:
     options = context.options
     return WeightStore(
@@ -122,6 +139,7 @@ def _store(
         per_channel=options.per_channel and context.dialect.weight.granularity == "channel",
         reduce_range=options.reduce_range,
         activation_scales=activation_scales,
+        grams=grams,
     )
 
 

@@ -9,8 +9,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.graph.edit import GraphEditor, constant_value
+from edgesmith_quantization.blocks import BlockGrid
 from edgesmith_quantization.candidates import Candidate
 from edgesmith_quantization.rounding import Float, bias_safe_scale, quantize, symmetric_scale
+from edgesmith_quantization.second_order import round_second_order
 
 _Key = tuple[ir.Value, int]
 
@@ -36,6 +38,8 @@ class WeightStore:
         per_channel: One scale per output channel instead of one per weight.
         reduce_range: Use 7 bits instead of 8.
         activation_scales: Scale of each activation, where biases are stored in int32.
+        grams: Gram matrix of what multiplies a weight [inputs, inputs], by name of the activation. Weights that have
+            one are rounded to least output error, others to nearest.
     """
 
     def __init__(
@@ -46,10 +50,13 @@ class WeightStore:
         per_channel: bool,
         reduce_range: bool,
         activation_scales: Mapping[ir.Value, np.float32] | None = None,
+        grams: Mapping[str, NDArray[np.float64]] | None = None,
     ) -> None:
         self._editor = editor
         self._per_channel = per_channel
-        self._largest_code = 63 if reduce_range else 127
+        self._bits = 7 if reduce_range else 8
+        self._largest_code = (1 << self._bits - 1) - 1
+        self._grams = grams or {}
         self._activation_scales = activation_scales or {}
         self._sharers: dict[_Key, list[Candidate]] = {}
         for candidate in candidates:
@@ -91,13 +98,27 @@ class WeightStore:
                 bias = constant_array(sharer.bias)
                 scale = bias_safe_scale(scale, activation_scale, bias if axis is not None else np.abs(bias).max())
         zero_point = np.zeros(scale.shape, np.int8)
-        codes = quantize(values, scale, zero_point, axis)
+        codes = self._round(candidate, values, scale, axis)
         if transpose:
             codes, axis = np.ascontiguousarray(codes.T), None if axis is None else 1 - axis
         stem = candidate.weight.name or candidate.name
         parts = (("quantized", codes), ("scale", scale), ("zero_point", zero_point))
         stored = [self._editor.add_initializer(f"{stem}_{part}", array) for part, array in parts]
         return StoredWeight(stored[0], stored[1], stored[2], axis, scale)
+
+    def _round(self, candidate: Candidate, values: Float, scale: Float, axis: int | None) -> NDArray[np.int8]:
+        """Return the codes of a weight: of least output error where Gram matrices are known, else to nearest."""
+        sharers = self._sharers[candidate.weight, candidate.channel_axis]
+        grams = [self._grams.get(str(sharer.activation.name)) for sharer in sharers]
+        present = [gram for gram in grams if gram is not None]
+        if axis is None or values.ndim != 2 or len(present) < len(grams):
+            return quantize(values, scale, np.zeros(scale.shape, np.int8), axis)
+        rows = values if axis == 0 else values.T
+        grid = BlockGrid(scale[:, None], None, self._bits, rows.shape[1])
+        codes = round_second_order(rows, sum(present[1:], present[0]), grid).codes
+        # Exact zeros stay zero, and the one code that has no counterpart above zero is never used.
+        codes = np.where(rows == 0, 0, np.maximum(codes, -self._largest_code)).astype(np.int8)
+        return np.ascontiguousarray(codes if axis == 0 else codes.T)
 
 
 def constant_array(value: ir.Value) -> NDArray[Any]:
