@@ -44,6 +44,7 @@ class Effort:
     limit_s: float
     reuse: bool
     levels: tuple[str, ...]
+    cpu_time: bool
 
 
 def quantize_all(case: models.Case, tools: Sequence[Tool], effort: Effort) -> dict[str, dict[str, Any]]:
@@ -136,6 +137,7 @@ def time_all(case: models.Case, rows: dict[str, dict[str, Any]], effort: Effort)
                 level=level,
                 seed=seed,
                 turns=effort.turns,
+                cpu_time=effort.cpu_time,
             )
             found[name, level].extend(zip(answer[FLOAT], answer[name], strict=True))
     for (name, level), values in found.items():
@@ -156,6 +158,7 @@ def measure(case: models.Case, tools: Sequence[Tool], effort: Effort) -> dict[st
         "threads": THREADS,
         "rounds": effort.rounds,
         "turns": effort.turns,
+        "clock": "CPU time" if effort.cpu_time else "wall time",
         "calibration_samples": effort.calibration_samples,
         "machine": describe_machine(),
         "rows": rows,
@@ -182,6 +185,7 @@ def main() -> None:
     parser.add_argument("--calibration-samples", type=int, help="Calibration samples; default: all.")
     parser.add_argument("--limit", type=float, default=1800, help="Seconds that one run of a tool may take.")
     parser.add_argument("--level", choices=LEVELS, action="append", help="Optimization level; default: both.")
+    parser.add_argument("--cpu-time", action="store_true", help="Compare CPU time: for one thread, on a busy machine.")
     parser.add_argument("--reuse", action="store_true", help="Take files that an earlier run wrote; no tool costs.")
     parser.add_argument("--page", type=Path, help="Write this Markdown page from all results, and measure nothing.")
     chosen = parser.parse_args()
@@ -196,6 +200,7 @@ def main() -> None:
         limit_s=chosen.limit,
         reuse=chosen.reuse,
         levels=tuple(chosen.level or LEVELS),
+        cpu_time=chosen.cpu_time,
     )
     for name in chosen.case or CASES:
         try:

@@ -123,7 +123,7 @@ def _describe(result: Mapping[str, Any]) -> str:
     _, label, _ = METRICS[result["metric"]]
     return (
         f"Quality: {label} on {samples} held-out samples. {result['threads']} threads, {result['rounds']} rounds of "
-        f"{result['turns']} turns. Machine: {', '.join(str(value) for value in machine.values())}. "
+        f"{result['turns']} turns, {result['clock']}. Machine: {', '.join(str(value) for value in machine.values())}. "
         + (f"Versions: {listed}." if listed else "")
     )
 
