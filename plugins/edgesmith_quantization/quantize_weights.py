@@ -21,6 +21,7 @@ from edgesmith_quantization.blocks import BlockCodes, BlockGrid, fit_blocks, rou
 from edgesmith_quantization.candidates import node_name, unmatched_names
 from edgesmith_quantization.gram_passes import Gram, with_grams
 from edgesmith_quantization.offset_blocks import fit_offset_blocks
+from edgesmith_quantization.options.selection import Selection
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.rounding import Float
 from edgesmith_quantization.second_order import refit_scales, round_second_order
@@ -77,12 +78,18 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
             else:
                 for site in context.progress.track(sites, "rounding", len(sites)):
                     write_weight(editor, site, _round(site, options, context.dialect))
-        if options.activations == "int8":
-            for node in (node for site in sites for node in site.readers):
-                node.metadata_props[ACTIVATIONS_KEY] = "int8"
+        _allow_rounded_inputs(sites, options)
         common_passes.RemoveUnusedNodesPass()(result.ir)
         context.notes.remark(_summary(sites, options))
         return result
+
+
+def _allow_rounded_inputs(sites: Sequence[WeightSite], options: QuantizeWeightsOptions) -> None:
+    """Mark the products whose inputs a target may round to 8 bits."""
+    kept = Selection(skip=options.float_inputs)
+    for node in (node for site in sites for node in site.readers):
+        if options.activations == "int8" and not kept.obstacle(node_name(node)):
+            node.metadata_props[ACTIVATIONS_KEY] = "int8"
 
 
 def _round(site: WeightSite, options: QuantizeWeightsOptions, dialect: Dialect) -> BlockCodes:

@@ -10,6 +10,7 @@ channel, each row of the input gets a scale of its own, and the product runs in 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -21,12 +22,34 @@ from edgesmith_onnxruntime.edits import take_over
 from edgesmith_onnxruntime.nbits import pack_for_nbits, write_nbits
 from edgesmith_onnxruntime.stored_weights import StoredWeight, find_stored_weights, source_weight
 
+Float = NDArray[np.float32]
+
 FEW_ROWS = 16
 """Below so many rows MatMulNBits is faster than an integer product of expanded weights."""
 _FLOAT_LEVEL, _INT8_LEVEL = 1, 4
 """Accuracy levels of MatMulNBits: inputs in float; inputs rounded to 8 bits in blocks."""
 _SMALLEST_PEAK = 1e-30
 """A row or channel of zeros is divided by this instead of by 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputRange:
+    """What was seen of the input of a product."""
+
+    rows: int
+    """Rows of one sample."""
+    peaks: Float
+    """Largest magnitude of each channel, float32 [inputs]."""
+
+    @property
+    def balance(self) -> Float:
+        """What channels are divided by and weights multiplied with, so that a few channels do not rule all rows.
+
+        The square root of the peaks, as powers of two, which change no bits of what is rounded (Xiao et al. 2023,
+        SmoothQuant, arXiv 2211.10438, equation 4, with strength 0.5 and the weights taken as even).
+        """
+        floor = max(float(self.peaks.max(initial=0.0)) * 1e-4, _SMALLEST_PEAK)
+        return np.exp2(np.rint(np.log2(np.maximum(self.peaks, floor)) / 2)).astype(np.float32)
 
 
 def rounds_inputs(node: ir.Node) -> bool:
@@ -83,18 +106,18 @@ def lower_float_products(graph: ir.Graph) -> int:
     return lowered
 
 
-def lower_rounded_products(graph: ir.Graph, rows: Mapping[str, int]) -> int:
+def lower_rounded_products(graph: ir.Graph, inputs_seen: Mapping[str, InputRange]) -> int:
     """Run products that allow it with inputs rounded to 8 bits row by row; return how many.
 
     Args:
         graph: Edited in place.
-        rows: Number of rows that each product multiplies on typical data, by node name.
+        inputs_seen: What was seen of the inputs of these products, by value name.
     """
     editor, lowered = GraphEditor(graph), 0
-    inputs: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+    inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
     for weight in find_stored_weights(graph):
         products = [node for node in _products(weight) if rounds_inputs(node)]
-        few = [node for node in products if rows.get(node.name or "", 0) < FEW_ROWS]
+        few = [node for node in products if inputs_seen[str(_input(node).name)].rows < FEW_ROWS]
         packed = pack_for_nbits(editor, weight, few) if few and len(few) == len(products) else None
         if packed is not None:
             for node in few:
@@ -102,7 +125,7 @@ def lower_rounded_products(graph: ir.Graph, rows: Mapping[str, int]) -> int:
         elif products:
             expand(editor, weight)
             for node in products:
-                _write_integer_product(editor, node, inputs)
+                _write_integer_product(editor, node, inputs_seen[str(_input(node).name)].balance, inputs)
         lowered += len(products)
     return lowered
 
@@ -135,6 +158,13 @@ def expand(editor: GraphEditor, weight: StoredWeight) -> None:
         values = insert("Sub", values, spread(insert("Cast", weight.zero_point, to=to_float)))
     values = insert("Mul", values, spread(weight.scale))
     take_over(editor, node, insert("Reshape", values, constant("whole", shape)) if fills else values)
+
+
+def _input(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    if value is None:  # products have two inputs
+        raise ValueError(node.name)
+    return value
 
 
 def _products(weight: StoredWeight) -> list[ir.Node]:
@@ -184,15 +214,16 @@ def _gather_bytes(editor: GraphEditor, node: ir.Node, weight: StoredWeight) -> i
 
 
 def _write_integer_product(
-    editor: GraphEditor, node: ir.Node, inputs: dict[ir.Value, tuple[ir.Value, ir.Value]]
+    editor: GraphEditor, node: ir.Node, balance: Float, inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]]
 ) -> None:
     """Multiply the codes of an input with 8-bit codes of the weight, and scale each row and channel of the result."""
-    activation, weight = node.inputs[0], node.inputs[1]
-    if activation is None or weight is None:
-        return
+    activation, weight = _input(node), node.inputs[1]
+    if weight is None:  # the product of a stored weight has one
+        raise ValueError(node.name)
     if activation not in inputs:
-        inputs[activation] = _write_row_codes(editor, activation)
-    codes, peak = inputs[activation]
+        factors = editor.add_initializer(f"{activation.name}_balance", balance)
+        inputs[activation] = (*_write_row_codes(editor, activation, factors), factors)
+    codes, peak, factors = inputs[activation]
     name = node.name or node.op_type
 
     def insert(op_type: str, *values: ir.Value, domain: str = "", **attributes: int) -> ir.Value:
@@ -200,7 +231,7 @@ def _write_integer_product(
         return added.outputs[0]
 
     channels_first = bool(node.attributes.get_int("transB", 0))
-    weight_codes, scale = _write_channel_codes(editor, node, weight, channels_first)
+    weight_codes, scale = _write_channel_codes(editor, node, weight, factors, channels_first)
     zero = editor.add_initializer(f"{name}_zero", np.zeros((), np.int8))
     row_scale = editor.add_initializer(f"{name}_row_scale", np.array(1 / 127, np.float32))
     middle = editor.add_initializer(f"{name}_middle", np.array(128, np.uint8))
@@ -214,9 +245,10 @@ def _write_integer_product(
     take_over(editor, node, result)
 
 
-def _write_row_codes(editor: GraphEditor, value: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Return the codes of a value, uint8 around 128, and the largest magnitude of each of its rows."""
+def _write_row_codes(editor: GraphEditor, value: ir.Value, balance: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Return codes of a value divided by `balance`, uint8 around 128, and the largest magnitude of each such row."""
     stem = value.name or "input"
+    value = editor.insert_after(value, "Div", (value, balance), name=f"{stem}_balanced").outputs[0]
     last = editor.add_initializer(f"{stem}_last", np.array([-1], np.int64))
     floor = editor.add_initializer(f"{stem}_floor", np.array(_SMALLEST_PEAK, np.float32))
     scale = editor.add_initializer(f"{stem}_row_scale", np.array(1 / 127, np.float32))
@@ -230,9 +262,9 @@ def _write_row_codes(editor: GraphEditor, value: ir.Value) -> tuple[ir.Value, ir
 
 
 def _write_channel_codes(
-    editor: GraphEditor, node: ir.Node, weight: ir.Value, channels_first: bool
+    editor: GraphEditor, node: ir.Node, weight: ir.Value, balance: ir.Value, channels_first: bool
 ) -> tuple[ir.Value, ir.Value]:
-    """Return int8 codes [inputs, outputs] of a weight and its scales [outputs]; both are computed while loading."""
+    """Return int8 codes [inputs, outputs] of a weight times `balance`, and its scales [outputs]; computed at load."""
     name = f"{node.name}_weight"
 
     def insert(op_type: str, *values: ir.Value, **attributes: int) -> ir.Value:
@@ -241,6 +273,8 @@ def _write_channel_codes(
     if channels_first:
         weight = insert("Transpose", weight)
     first = editor.add_initializer(f"{name}_first", np.array([0], np.int64))
+    last = editor.add_initializer(f"{name}_last", np.array([-1], np.int64))
+    weight = insert("Mul", weight, insert("Unsqueeze", balance, last))
     floor = editor.add_initializer(f"{name}_floor", np.array(_SMALLEST_PEAK, np.float32))
     highest = editor.add_initializer(f"{name}_highest", np.array(127, np.float32))
     peak = insert("Max", insert("ReduceMax", insert("Abs", weight), first, keepdims=1), floor)

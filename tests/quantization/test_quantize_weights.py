@@ -275,6 +275,7 @@ def test_products_say_what_may_happen_to_their_inputs():
 
     assert marks() == {"node_g", "node_s", "node_y"}
     assert marks(activations="float") == set()
+    assert marks(float_inputs=("node_[gs]",)) == {"node_y"}
 
 
 def test_the_model_that_came_in_is_unchanged():

@@ -58,6 +58,10 @@ class QuantizeWeightsOptions(Selection):
         ),
         json_schema_extra={"searchable": ["float", "int8"]},
     )
+    float_inputs: tuple[str, ...] = Field(
+        default=(),
+        description="Names of products whose inputs stay in float under `activations: int8`; `*` and `?` match.",
+    )
     operators: tuple[Operator, ...] = Field(
         default=("MatMul", "Gemm", "Gather"),
         description="Operators whose weights are quantized. Conv saves bytes and, on most runtimes, no time.",
