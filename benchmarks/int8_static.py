@@ -48,7 +48,9 @@ def quantize_with_edgesmith(model: Path, data: Mapping[str, np.ndarray], out: Pa
         return Context(options, target.dialect, out.parent, calibration=source, threads=THREADS)
 
     float_model = Model(ir.load(model), Task(), Provenance(str(model), "benchmark", ""))
-    quantized = QuantizeInt8().apply(float_model, context(QuantizeInt8Options(range_estimator="percentile")))
+    quantized = QuantizeInt8().apply(
+        float_model, context(QuantizeInt8Options(range_estimator="percentile", samples=len(source)))
+    )
     lowered = target.lower(quantized, context(None))
     folder = out.with_suffix("")
     folder.mkdir(exist_ok=True)
