@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgesmith.errors import StepError
-from edgesmith.graph.edit import GraphEditor
+from edgesmith.graph.edit import GraphEditor, constant_tensor
 from edgesmith.graph.opset import raise_opset
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.dialect import Dialect, WeightFormat
@@ -88,7 +88,8 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
         layers: list[_Layer] = []
         freed = 0
         for site in context.progress.track(sites, "splitting", len(sites)):
-            size = site.weight.const_value.nbytes if site.weight.const_value is not None else 0
+            tensor = constant_tensor(site.weight)
+            size = tensor.nbytes if tensor is not None else 0
             layer = _rewrite(editor, site, _scheme(options, context.dialect, site), options, notes)
             if layer is not None:
                 layers.append(layer)

@@ -233,6 +233,18 @@ def test_stored_bits_are_those_of_the_file():
     assert 8 * stored / (64 * 32) == pytest.approx(3 * (4 + 36 / 64))
 
 
+def test_a_weight_in_a_constant_node_is_split_and_counted():
+    from onnx import numpy_helper
+
+    constant = node("Constant", [], "w", value=numpy_helper.from_array(laplace(64, 32)))
+    model = graph([constant, node("MatMul", ["x", "w"], "y")], {}, {"x": ["n", 64]})
+    used = context(QuantizeSplitOptions(bits=4))
+    result = split(model, used=used)
+    assert operators(result)["Constant"] == 0
+    stored = sum(value.const_value.nbytes for value in result.graph.initializers.values())
+    assert f"{8 * stored / (64 * 32):.2f} bits stored per weight" in used.notes.remarks[0]
+
+
 def test_notes_tell_the_gain_and_the_clusters_of_each_layer():
     used = context(QuantizeSplitOptions(bits=2))
     split(mlp(), used=used)
