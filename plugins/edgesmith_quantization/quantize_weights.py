@@ -39,7 +39,7 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
     def check(self, model: Model, context: Context[QuantizeWeightsOptions]) -> Verdict:
         """Return whether there is something to quantize, and a form for it in the dialect of the target."""
         options = context.options
-        problem = _form_problem(options, context.dialect) or unmatched_names(model.graph, options)
+        problem = _form_problem(options, context.dialect) or _unmatched(model, options)
         if problem:
             return Verdict.refuse(problem)
         notes = Notes()
@@ -82,6 +82,12 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
         common_passes.RemoveUnusedNodesPass()(result.ir)
         context.notes.remark(_summary(sites, options))
         return result
+
+
+def _unmatched(model: Model, options: QuantizeWeightsOptions) -> str:
+    """Return which patterns name no node, or an empty string."""
+    kept = unmatched_names(model.graph, Selection(skip=options.float_inputs))
+    return unmatched_names(model.graph, options) or kept.replace("option skip", "option float_inputs")
 
 
 def _allow_rounded_inputs(sites: Sequence[WeightSite], options: QuantizeWeightsOptions) -> None:

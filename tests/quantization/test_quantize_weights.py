@@ -266,6 +266,7 @@ def test_what_is_quantized_already_is_left_alone():
 
 def test_names_that_match_no_node_are_refused():
     assert "which no node matches" in check(product(), skip=("nod_y",)).reason
+    assert "the option float_inputs names 'nod_y'" in check(product(), float_inputs=("nod_y",)).reason
 
 
 def test_products_say_what_may_happen_to_their_inputs():
