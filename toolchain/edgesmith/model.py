@@ -89,7 +89,7 @@ class Model:
 
         Args:
             directory: A new or empty directory, or one that holds an earlier saved Model, which is replaced.
-            external_data: Put weights into `model.onnx.data`. The default does so above 512 MiB.
+            external_data: Put weights into `model.onnx.data`. The default does so above 256 MiB.
 
         Returns:
             The directory.

@@ -24,7 +24,7 @@ from edgesmith.mapped import map_file, release, release_array, tensor_of
 
 OLDEST_OPSET = 9
 EXTERNAL_DATA_SUFFIX = ".data"
-SINGLE_FILE_BYTES = 512 * 2**20
+SINGLE_FILE_BYTES = 256 * 2**20
 """More weights than this go into a file of their own: a single one must fit into memory twice to be written or read."""
 RUNTIME_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "ai.onnx.contrib", "com.ms.internal.nhwc"})
 """Domains without a schema in the `onnx` package that ONNX Runtime may know. It is asked later."""
