@@ -126,8 +126,8 @@ def quantize_here(source: Path, result: Path, block_size: int) -> dict[str, floa
         with _timed(seconds, "save"):
             quantized.save(result)
     peak = peak_bytes()
-    weights = quantized.graph.initializers
-    codes = sum(value.const_value.size for name, value in weights.items() if name.endswith("_quantized"))
+    held = [(name, value.const_value) for name, value in quantized.graph.initializers.items()]
+    codes = sum(tensor.size for name, tensor in held if tensor is not None and name.endswith("_quantized"))
     return seconds | {"peak_bytes": peak, "quantized": codes}
 
 
