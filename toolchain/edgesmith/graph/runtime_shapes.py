@@ -9,7 +9,7 @@ Shape = tuple[int, ...]
 _LIKE_FIRST = frozenset(
     {
         "BiasGelu", "DynamicQuantizeLinear", "FastGelu", "GatedRelativePositionBias", "Gelu", "MultiHeadAttention",
-        "QLinearAdd", "QLinearAveragePool", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid", "QLinearSoftmax",
+        "QLinearAdd", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid", "QLinearSoftmax",
         "QuickGelu", "RotaryEmbedding", "SimplifiedLayerNormalization", "SkipLayerNormalization",
         "SkipSimplifiedLayerNormalization",
     }
