@@ -2,8 +2,9 @@
 
 An activation can be divided channel by channel at no cost where its channels come out of constants: scale and bias of
 a normalization, weight and bias of a product, also behind Relu, behind the other factor of a gate, and behind the
-averaging of attention, whose values pass it channel by channel. Whoever reads the activation must be a product whose
-weight takes the scale in. Everything else is left alone, with the reason.
+averaging of attention, whose values pass it channel by channel. The products that read the activation take the scale
+into their weights; anything else that reads it, such as a residual connection, gets it multiplied back, for the time of
+one elementwise operator. Everything else is left alone, with the reason.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,8 @@ class Migration:
     constants: tuple[ScaledConstant, ...]
     ties: Ties
     """[channels] number of the group of each channel; channels of a group share one scale."""
+    others: tuple[tuple[ir.Node, int], ...] = ()
+    """Further readers of the activation, by node and input, for which it must be multiplied back."""
 
 
 class MigrationFinder:
@@ -71,15 +74,16 @@ class MigrationFinder:
             return obstacle
         channels = _channels(consumers[0])
         ties = np.arange(channels)
-        readers = {candidate.node for candidate in consumers}
+        nodes = {candidate.node for candidate in consumers}
+        others = tuple((node, index) for node, index in activation.uses() if node not in nodes)
         tied = self._attention_outputs.get(activation)
-        if tied is not None and len(tied.ties) == channels:
+        if tied is not None and len(tied.ties) == channels and not others:
             return Migration(activation, tuple(consumers), tied.constants, tied.ties)
         rules = _CHANNELS_SECOND if consumers[0].node.op_type == "Conv" else _CHANNELS_LAST
-        constants = _Walk(rules).divided(activation, ties, readers)
+        constants = _Walk(rules).divided(activation, ties, nodes | {node for node, _ in others})
         if isinstance(constants, str):
             return constants
-        return Migration(activation, tuple(consumers), constants, ties)
+        return Migration(activation, tuple(consumers), constants, ties, others)
 
 
 def migrate(editor: GraphEditor, migration: Migration, scale: Float64) -> None:
@@ -95,11 +99,23 @@ def migrate(editor: GraphEditor, migration: Migration, scale: Float64) -> None:
     for constant in migration.constants:
         factor = np.where(constant.groups >= 0, 1 / by_group[constant.groups], 1.0)
         _multiply(editor, constant.node, constant.index, constant.axis, factor)
+    _multiply_back(editor, migration, scale)
     for candidate in migration.consumers:
         if candidate.transposed:
             _multiply(editor, candidate.node, 1, 0, scale)
         else:
             _multiply(editor, candidate.node, 1, input_axis(candidate), scale)
+
+
+def _multiply_back(editor: GraphEditor, migration: Migration, scale: Float64) -> None:
+    activation = migration.activation
+    if not migration.others:
+        return
+    factor = editor.add_initializer(f"{activation.name}_scale_back", scale.astype(np.float32))
+    node = editor.insert_after(activation, "Mul", (activation, factor), name=f"{activation.name}_unscaled")
+    node.outputs[0].shape, node.outputs[0].type = activation.shape, activation.type
+    for reader, index in migration.others:
+        reader.replace_input_with(index, node.outputs[0])
 
 
 def input_axis(candidate: Candidate) -> int:
@@ -113,9 +129,11 @@ def _consumer_obstacle(activation: ir.Value, consumers: Sequence[Candidate]) -> 
     if activation.is_graph_input() or activation.is_graph_output():
         return "it is an input or output of the graph"
     nodes = {candidate.node for candidate in consumers}
-    others = [node.op_type for node, _ in activation.uses() if node not in nodes]
-    if others:
-        return f"{others[0]} reads it too"
+    others = [node for node, _ in activation.uses() if node not in nodes]
+    if others and (
+        consumers[0].node.op_type == "Conv" or any(node.graph is not consumers[0].node.graph for node in others)
+    ):
+        return f"{others[0].op_type} reads it too"
     for candidate in consumers:
         sharers = {node.op_type for node, _ in candidate.weight.uses() if node is not candidate.node}
         if candidate.transposed:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from edgesmith_quantization.smoothing import ChannelSummary
 
-MINIMUM_GAIN_DB = 6.0
-"""A float product beside the integer one must at least halve the step of the activation to be worth its time."""
+MINIMUM_GAIN_DB = 3.0
+"""A float product beside the integer one must lower the step of the activation by so much to be worth its time."""
 
 _CHANNELS_PER_OUTLIER = 32
 """Outliers are few: at most one channel of so many, whatever the limit."""

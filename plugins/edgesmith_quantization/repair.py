@@ -21,6 +21,8 @@ from edgesmith_quantization.smoothing import ChannelSummary, Float64, best_stren
 
 _MINIMUM_GAIN_DB = 0.5
 """Shifts that gain less are not worth a changed weight."""
+_MINIMUM_GAIN_FOR_AN_OPERATOR_DB = 3.0
+"""Where another reader needs the activation multiplied back, a shift must gain this much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ def _smooth(
             continue
         weights = [_matrix(candidate) for candidate in migration.consumers]
         scale, gain_db = best_strength(summaries[activation], weights, migration.ties)
-        if gain_db >= _MINIMUM_GAIN_DB:
+        if gain_db >= (_MINIMUM_GAIN_FOR_AN_OPERATOR_DB if migration.others else _MINIMUM_GAIN_DB):
             migrate(editor, migration, scale)
             scales[activation] = scale
             gains.append(gain_db)
@@ -157,7 +159,12 @@ def _equalize(model: ir.Model, migrations: Mapping[ir.Value, Migration], context
     editor, count = GraphEditor(model.graph), 0
     for migration in reversed(list(migrations.values())):
         first = [c for c in migration.constants if c.node.op_type in ("Conv", "MatMul", "Gemm") and c.index == 1]
-        if len(first) != 1 or len(migration.consumers) != 1 or len(np.unique(migration.ties)) != len(migration.ties):
+        if (
+            migration.others
+            or len(first) != 1
+            or len(migration.consumers) != 1
+            or len(np.unique(migration.ties)) != len(migration.ties)
+        ):
             continue
         (made,), (consumer,) = first, migration.consumers
         weight, following = constant_value(made.node.inputs[1]), constant_value(consumer.node.inputs[1])

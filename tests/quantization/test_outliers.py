@@ -59,7 +59,7 @@ def test_one_sided_channels_leave_zero_in_range():
 
 @pytest.mark.parametrize("limit", [0, 1, 3])
 def test_even_channels_have_no_outliers(limit):
-    assert find_outliers(summary([-1.0, -1.2, -0.9, -1.1], [1.0, 1.1, 0.8, 1.9], even=124), limit) is None
+    assert find_outliers(summary([-1.0, -1.2, -0.9, -1.1], [1.0, 1.1, 0.8, 1.3], even=124), limit) is None
 
 
 def test_zero_channels_and_single_channels_have_none():
@@ -75,19 +75,19 @@ def test_narrow_activations_have_none_and_wide_ones_few():
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12))
 @settings(max_examples=40, deadline=None)
-def test_outliers_are_the_farthest_channels_and_at_least_halve_the_range(seed, limit):
+def test_outliers_are_the_farthest_channels_and_shorten_the_range(seed, limit):
     generator = np.random.default_rng(seed)
     reach = 10 ** generator.normal(0, 0.7, 384)
     found = find_outliers(summary(-reach, reach), limit)
     order = np.sort(reach)[::-1]
     if found is None:
-        assert order[0] < 2 * order[limit]
+        assert order[0] < 10 ** (3 / 20) * order[limit]
         return
     count = len(found.channels)
     assert 1 <= count <= limit
     assert set(reach[found.channels]) == set(order[:count])
     assert found.high == order[count]
-    assert order[0] >= 2 * order[limit]
+    assert order[0] >= 10 ** (3 / 20) * order[limit]
 
 
 def products(bias=True, transposed=False):

@@ -65,7 +65,7 @@ class QuantizeInt8Options(Selection):
         default=16,
         ge=0,
         description="Largest number of channels per activation whose peaks are multiplied in float beside the integer "
-        "product, where that at least halves the range of the others. 0: none. Needs calibration data.",
+        "product, where that shortens the range by 30 % or more. 0: none. Needs calibration data.",
         json_schema_extra={"searchable": [0, 8, 16]},
     )
     rounding: Literal["nearest", "second-order"] = Field(
@@ -78,7 +78,7 @@ class QuantizeInt8Options(Selection):
         default=None,
         description="Leave matrix products in float whose own output, measured on calibration data, would keep less "
         "than this signal-to-noise ratio in decibels.",
-        json_schema_extra={"searchable": [None, 15, 20]},
+        json_schema_extra={"searchable": [None, 25, 28]},
     )
     reduce_range: bool = Field(
         default=False,
