@@ -31,6 +31,8 @@ from edgesmith.measure.machine import describe_machine
 
 OUT = Path("build/bench/quantization")
 CASES = ("minilm_r8", "mobilenet", "vit_s14", "smollm2")
+COST_CASES = ("minilm", "mobilenet_200")
+"""Cases for the cost of tools; measured when named."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def quantize_all(case: models.Case, tools: Sequence[Tool], effort: Effort) -> di
             row["versions"] = answer["versions"]
     for name, found in costs.items():
         if found:
+            rows[name]["tool_rounds"] = [{"seconds": seconds, "peak_bytes": peak} for seconds, peak in found]
             rows[name]["tool_seconds"] = quartiles([seconds for seconds, _ in found])
             rows[name]["tool_peak_bytes"] = quartiles([peak for _, peak in found])
     return rows
@@ -177,7 +180,7 @@ def show(result: Mapping[str, Any]) -> None:
 def main() -> None:
     """Measure the cases that can be prepared, print a table each, and write `build/bench/quantization/*.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=(*CASES, "mobilenet_200"), action="append")
+    parser.add_argument("--case", choices=(*CASES, *COST_CASES), action="append")
     parser.add_argument("--tool", action="append", help="Only tools whose name matches; may be repeated.")
     parser.add_argument("--rounds", type=int, default=3, help="Times that each tool and each latency process runs.")
     parser.add_argument("--turns", type=int, default=20, help="Latency samples per model and process.")

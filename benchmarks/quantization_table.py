@@ -27,6 +27,7 @@ HEADER = (
     "goal",
 )
 TITLES = {
+    "minilm": "MiniLM-L6 on BBC News, 128 tokens",
     "minilm_r8": "MiniLM-L6 on Reuters R8, 128 tokens",
     "mobilenet": "MobileNetV2 on photos, 224 pixels",
     "mobilenet_200": "MobileNetV2 on photos, 224 pixels, 200 of them to calibrate with",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 ENVIRONMENT = Path("build/bench/peers")
-TEXT, PHOTOS, FEATURES, LANGUAGE = ("minilm_r8",), ("mobilenet", "mobilenet_200"), ("vit_s14",), ("smollm2",)
+TEXT, PHOTOS, FEATURES, LANGUAGE = ("minilm_r8", "minilm"), ("mobilenet", "mobilenet_200"), ("vit_s14",), ("smollm2",)
 TRANSFORMERS = (*TEXT, *FEATURES, *LANGUAGE)
 ALL = (*TRANSFORMERS, *PHOTOS)
 
@@ -83,6 +83,10 @@ _PRODUCTS = ["MatMul", "Gemm"]
 TOOLS = (
     _ours("int8 static", "int8", ALL, ("quantize-int8", {"samples": 256})),
     _ours("int8 dynamic", "int8", TRANSFORMERS, ("quantize-int8", {"mode": "dynamic"})),
+    _ours("int8 static, no outliers", "int8", TRANSFORMERS, ("quantize-int8", {"samples": 256, "outlier_channels": 0})),
+    _ours(
+        "int8 dynamic, no outliers", "int8", TRANSFORMERS, ("quantize-int8", {"mode": "dynamic", "outlier_channels": 0})
+    ),
     _ours("fp8", "fp8", (*TEXT, "mobilenet", *FEATURES), ("quantize-fp8", {})),
     _ours("int4", "int4", TRANSFORMERS, ("quantize-weights", {"bits": 4})),
     _ours("int4 second-order", "int4", TRANSFORMERS, ("quantize-weights", {"bits": 4, "rounding": "second-order"})),
