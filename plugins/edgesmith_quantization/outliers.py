@@ -16,6 +16,8 @@ from edgesmith_quantization.smoothing import ChannelSummary
 MINIMUM_GAIN_DB = 3.0
 """A float product beside the integer one must lower the step of the activation by so much to be worth its time."""
 
+ENOUGH_DB = 30.0
+"""Products that are expected to keep this much of their output need no float product beside them."""
 _CHANNELS_PER_OUTLIER = 32
 """Outliers are few: at most one channel of so many, whatever the limit."""
 

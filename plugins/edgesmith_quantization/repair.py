@@ -16,8 +16,8 @@ from edgesmith_quantization.candidates import Candidate
 from edgesmith_quantization.channel_statistics import ChannelObserver
 from edgesmith_quantization.migration import Migration, MigrationFinder, input_axis, migrate
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
-from edgesmith_quantization.outliers import Outliers, find_outliers
-from edgesmith_quantization.smoothing import ChannelSummary, Float64, best_strength, equalizing_scale
+from edgesmith_quantization.outliers import ENOUGH_DB, Outliers, find_outliers
+from edgesmith_quantization.smoothing import ChannelSummary, Float64, best_strength, equalizing_scale, expected_sqnr_db
 
 _MINIMUM_GAIN_DB = 0.5
 """Shifts that gain less are not worth a changed weight."""
@@ -59,8 +59,11 @@ def repair(model: ir.Model, candidates: Sequence[Candidate], context: Context[Qu
         scales = _smooth(model, migrations, summaries, context)
     outliers = {}
     for activation, summary in summaries.items():
-        scale = scales.get(activation)
-        found = find_outliers(summary if scale is None else _divided(summary, scale), options.outlier_channels)
+        shifted = _divided(summary, scales[activation]) if activation in scales else summary
+        weights = [_matrix(candidate) for candidate in groups[activation]]
+        if options.outlier_channels == 0 or expected_sqnr_db(shifted, weights) >= ENOUGH_DB:
+            continue
+        found = find_outliers(shifted, options.outlier_channels)
         if found is not None:
             outliers[str(activation.name)] = found
     if outliers:

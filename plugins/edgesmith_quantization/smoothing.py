@@ -85,6 +85,22 @@ def expected_noise(summary: ChannelSummary, weights: Sequence[NDArray[np.float32
     return total
 
 
+def expected_sqnr_db(summary: ChannelSummary, weights: Sequence[NDArray[np.float32]]) -> float:
+    """Return the signal-to-noise ratio to expect of all outputs together, in decibels; infinite without noise.
+
+    Channels are taken as uncorrelated around their means. Arguments as in `expected_noise`.
+    """
+    noise = expected_noise(summary, weights, np.ones_like(summary.power))
+    variance = np.maximum(summary.power - summary.mean**2, 0)
+    signal = sum(
+        float(np.square(summary.mean @ weight).sum()) + float(variance @ np.einsum("co,co->c", weight, weight))
+        for weight in weights
+    )
+    if noise <= 0:
+        return float("inf")
+    return 10 * float(np.log10(signal / noise)) if signal > 0 else float("-inf")
+
+
 def best_strength(
     summary: ChannelSummary, weights: Sequence[NDArray[np.float32]], ties: NDArray[np.int64]
 ) -> tuple[Float64, float]:

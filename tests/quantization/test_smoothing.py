@@ -19,6 +19,7 @@ from edgesmith_quantization.smoothing import (
     best_strength,
     equalizing_scale,
     expected_noise,
+    expected_sqnr_db,
     smoothing_scale,
 )
 from small_graphs import DIALECT, context, graph, node, operators, run, sqnr
@@ -121,6 +122,18 @@ def test_expected_noise_is_close_to_the_measured_one(spread):
     expected = expected_noise(summarize(rows), [weight], scale)
     # Errors are uniform and independent only for values that spread over many steps; 1 dB covers what is left.
     assert 10 * abs(np.log10(expected / measured_noise(rows, weight, scale))) < 1
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_expected_ratio_is_close_to_the_measured_one(mean):
+    rows, weight = normal(4000, 48) + np.float32(mean), normal(48, 32, seed=1)
+    power = float(np.square(rows @ weight).sum(axis=1).mean())
+    measured = 10 * np.log10(power / measured_noise(rows, weight, np.ones(48)))
+    assert abs(expected_sqnr_db(summarize(rows), [weight]) - measured) < 1  # as for the noise alone
+
+
+def test_expected_ratio_of_nothing():
+    assert expected_sqnr_db(summarize(np.zeros((4, 3), np.float32)), [normal(3, 2)]) == float("inf")
 
 
 def test_best_strength_lowers_the_noise_that_is_measured():

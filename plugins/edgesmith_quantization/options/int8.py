@@ -65,7 +65,7 @@ class QuantizeInt8Options(Selection):
         default=16,
         ge=0,
         description="Largest number of channels per activation whose peaks are multiplied in float beside the integer "
-        "product, where that shortens the range by 30 % or more. 0: none. Needs calibration data.",
+        "product, where its error would be large and this shortens the range by 30 % or more. 0: none. Needs data.",
         json_schema_extra={"searchable": [0, 8, 16]},
     )
     rounding: Literal["nearest", "second-order"] = Field(
