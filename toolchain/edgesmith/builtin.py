@@ -1,8 +1,10 @@
 """The plugin module of the core. What Edgesmith itself brings is found through the same door as anybody's plugin."""
 
+from collections.abc import Sequence
+
 from edgesmith import __version__
 from edgesmith.host.hookspecs import hookimpl
-from edgesmith.host.records import FrontendRecord, MetricRecord, RunnerRecord
+from edgesmith.host.records import FrontendRecord, MetricRecord, ReportSection, RunnerRecord
 
 
 @hookimpl
@@ -92,3 +94,11 @@ def register_runners() -> list[RunnerRecord]:
             entry="edgesmith.measure.reference:ReferenceRunner",
         ),
     ]
+
+
+@hookimpl
+def extend_report(directory: str) -> Sequence[ReportSection]:
+    """Return the runs on devices that the artifact in `directory` has been validated with."""
+    from edgesmith.report.validation import validation_sections
+
+    return validation_sections(directory)

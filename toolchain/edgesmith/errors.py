@@ -4,6 +4,7 @@ from edgesmith_calibration.errors import DataError, EdgesmithError
 
 __all__ = [
     "DataError",
+    "DeviceError",
     "EdgesmithError",
     "MeasurementError",
     "ModelError",
@@ -42,6 +43,10 @@ class TargetError(EdgesmithError):
 
 class MeasurementError(EdgesmithError):
     """A measurement could not be made, so there is no number to report."""
+
+
+class DeviceError(MeasurementError):
+    """A device could not be reached, lacks something, or did not finish what it was asked to do."""
 
 
 class OutputError(EdgesmithError):

@@ -42,6 +42,12 @@ class Device(_Sourced):
     compute_capability: str | None = Field(
         default=None, pattern=r"^\d+\.\d$", description="Of an NVIDIA GPU, such as 8.7."
     )
+    machines: tuple[str, ...] = Field(
+        default=(), description="Parts of names by which such machines know themselves, such as Orin Nano."
+    )
+    architectures: tuple[str, ...] = Field(
+        default=(), description="What uname -m prints on it, such as aarch64; empty where several systems carry it."
+    )
 
 
 class Formats(_Sourced):

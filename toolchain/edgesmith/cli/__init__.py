@@ -20,7 +20,19 @@ from edgesmith.errors import EdgesmithError
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS = ("compile", "inspect", "lint", "methods", "targets", "plugins", "compare", "report", "schema", "doctor")
+COMMANDS = (
+    "compile",
+    "validate",
+    "inspect",
+    "lint",
+    "methods",
+    "targets",
+    "plugins",
+    "compare",
+    "report",
+    "schema",
+    "doctor",
+)
 """Command modules in the order in which `--help` lists them."""
 
 EXIT_UNEXPECTED = 1

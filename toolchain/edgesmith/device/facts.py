@@ -1,0 +1,146 @@
+"""What a device says about itself, checked and read. The texts come from the device's own tools, as they are."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_POWER_MODE = re.compile(r"^NV Power Mode:\s*(\S.*?)\s*$", re.MULTILINE)
+_RAIL = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)mW/\d+mW")
+_RELEASE = re.compile(r"# R(\d+) \(release\), REVISION: ([\d.]+)")
+_DRIVER = re.compile(r"Kernel Module[^\n]*?\s(\d+\.\d[\d.]*)\s")
+_PROCESSOR = re.compile(r"^model name\s*:\s*(\S.*?)\s*$", re.MULTILINE)
+_TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "SYS5V", "VIN_SYS_5V0")
+"""Rails that feed the whole module, by generation of board."""
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Module(_Answer):
+    """A Python module on the device."""
+
+    version: str
+    """Empty where it cannot be imported."""
+    reason: str
+
+
+class State(_Answer):
+    """What changes from minute to minute."""
+
+    power_mode: str
+    """What `nvpmodel -q` prints; empty where there is none."""
+    clocks: tuple[tuple[str, int, int, int], ...]
+    """Policy or device with lowest, highest and present frequency, in the kernel's units."""
+    temperatures_celsius: Mapping[str, float]
+    memory_kib: Mapping[str, int]
+    load_average: tuple[float, ...]
+
+    @property
+    def power_mode_name(self) -> str:
+        """The power mode, such as "15W"; empty where the device has none or does not tell."""
+        return read_power_mode(self.power_mode)
+
+    @property
+    def clocks_locked(self) -> bool | None:
+        """Whether no clock can change, as after `jetson_clocks`; None where no clock can be read."""
+        return all(low == high for _, low, high, _ in self.clocks) if self.clocks else None
+
+    @property
+    def hottest_celsius(self) -> float | None:
+        """The highest temperature of all zones."""
+        return max(self.temperatures_celsius.values(), default=None)
+
+
+class Probe(_Answer):
+    """What a device is, and which runtimes it has."""
+
+    status: str
+    architecture: str
+    system: str
+    python: str
+    board: str
+    cpu_info: str
+    usable_cores: int = Field(ge=1)
+    jetson_release: str
+    jetpack: str
+    driver: str
+    gpus: str
+    android: str
+    cuda_runtime: bool
+    modules: Mapping[str, Module]
+    state: State
+
+    @property
+    def machine(self) -> str:
+        """The name by which the machine knows itself: board, phone or GPU, else the processor."""
+        found = _PROCESSOR.search(self.cpu_info)
+        return self.board or self.android or self.gpu.get("name", "") or (found[1] if found else self.architecture)
+
+    @property
+    def gpu(self) -> dict[str, str]:
+        """Name, driver, compute capability and memory of the first GPU that nvidia-smi lists."""
+        fields = [field.strip() for field in self.gpus.partition("\n")[0].split(",")]
+        names = ("name", "driver", "compute_capability", "memory")
+        return dict(zip(names, fields, strict=True)) if len(fields) == len(names) else {}
+
+    def facts(self) -> dict[str, str | int]:
+        """Return what makes numbers of this device comparable and repeatable; what it does not tell is left out."""
+        driver = _DRIVER.search(self.driver)
+        found: dict[str, str | int] = {
+            "machine": self.machine,
+            "architecture": self.architecture,
+            "system": self.system,
+            "python": self.python,
+            "usable_cores": self.usable_cores,
+            "memory_kib": self.state.memory_kib.get("MemTotal", 0),
+            "free_memory_kib": self.state.memory_kib.get("MemAvailable", 0),
+            "jetson_linux": read_jetson_release(self.jetson_release),
+            "jetpack": self.jetpack,
+            "gpu": self.gpu.get("name", ""),
+            "driver": self.gpu.get("driver", "") or (driver[1] if driver else ""),
+            **{name: module.version for name, module in self.modules.items()},
+        }
+        return {name: fact for name, fact in found.items() if fact}
+
+
+class Reply(_Answer):
+    """What the device saw while it ran the model."""
+
+    status: str
+    outputs: tuple[str, ...] = Field(min_length=1)
+    times_ms: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=1)
+    before: State
+    after: State
+    tegrastats: str
+    cooling_seconds: float
+    runtime: str
+    provider: str
+    optimization: str
+
+
+def read_power_mode(text: str) -> str:
+    """Return the name in what `nvpmodel -q` printed; empty if there is none."""
+    found = _POWER_MODE.search(text)
+    return found[1] if found else ""
+
+
+def read_jetson_release(text: str) -> str:
+    """Return the release of Jetson Linux in /etc/nv_tegra_release, such as "36.4.3"; empty if there is none."""
+    found = _RELEASE.search(text)
+    return f"{found[1]}.{found[2]}" if found else ""
+
+
+def read_power(text: str) -> dict[str, list[int]]:
+    """Return the samples of each power rail in lines of tegrastats, in milliwatts."""
+    rails: dict[str, list[int]] = {}
+    for rail, milliwatts in _RAIL.findall(text):
+        rails.setdefault(rail, []).append(int(milliwatts))
+    return rails
+
+
+def total_power(rails: Mapping[str, list[int]]) -> list[int]:
+    """Return the samples of the rail that feeds the whole module, in milliwatts; empty where none is known."""
+    return next((rails[name] for name in _TOTAL_RAILS if name in rails), [])

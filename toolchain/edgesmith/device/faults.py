@@ -1,0 +1,156 @@
+"""What goes wrong with devices, each with what to do next."""
+
+from edgesmith.errors import DeviceError
+
+_WHY_NUMBERS = "Numbers of a device come from that device or from nowhere."
+
+
+def bad_address(text: str) -> DeviceError:
+    """Return the error for an address that names no device."""
+    return DeviceError(
+        f"{text!r} names no device.",
+        expected="local, ssh://user@host, ssh://user@host:port or adb://serial",
+        why="The artifact must be copied to where it will run.",
+        fix="Name the device in one of these forms; options and passwords have no place in it.",
+    )
+
+
+def missing_extra(address: str, package: str) -> DeviceError:
+    """Return the error for a transport whose package is not installed here."""
+    return DeviceError(
+        f"{address} needs the package {package}, which is not installed here.",
+        expected="the extra `device` of Edgesmith",
+        why="Without it there is no connection to the device.",
+        fix="pip install 'edgesmith[device]'",
+    )
+
+
+def unreachable(address: str, reason: str) -> DeviceError:
+    """Return the error for a device that does not answer."""
+    return DeviceError(
+        f"{address} cannot be reached: {reason}.",
+        expected="a device that is on, in the network, and listens",
+        why=_WHY_NUMBERS,
+        fix="Check address, port, cable and power; try `ssh` or `adb devices` by hand.",
+    )
+
+
+def lost_connection(address: str, reason: str) -> DeviceError:
+    """Return the error for a connection that broke."""
+    return DeviceError(
+        f"The connection to {address} was lost: {reason}.",
+        expected="a connection that lasts until the results are here",
+        why="Results that did not arrive are not reported, and nothing was recorded.",
+        fix="Check network and power supply (boards reset when the supply is too weak), then start again.",
+    )
+
+
+def unknown_host(address: str, command: str) -> DeviceError:
+    """Return the error for a host whose key is not the known one."""
+    return DeviceError(
+        f"The host key of {address} is not among the known hosts, or is another than before.",
+        expected="a key in ~/.ssh/known_hosts or /etc/ssh/ssh_known_hosts",
+        why="Another machine could pretend to be the device and receive the model.",
+        fix=f"Run `{command}` once, compare the fingerprint with the device's, and accept it.",
+    )
+
+
+def not_admitted(address: str, fix: str) -> DeviceError:
+    """Return the error for a device that refuses the user."""
+    return DeviceError(
+        f"{address} does not let you in.",
+        expected="a key that the device accepts, from ~/.ssh or an agent, or a confirmed computer for adb",
+        why="Edgesmith asks for no passwords and keeps none.",
+        fix=fix,
+    )
+
+
+def took_too_long(address: str, command: str, seconds: float) -> DeviceError:
+    """Return the error for a command that did not end in time."""
+    return DeviceError(
+        f"`{command}` on {address} took longer than {seconds:g} s and was stopped.",
+        expected="an answer within that time",
+        why="A device that hangs would block everything after it.",
+        fix="Give more time (--set timeout=SECONDS), fewer samples (--set samples=COUNT), or stop other work there.",
+    )
+
+
+def full_disk(address: str, directory: str, size: int, free: int) -> DeviceError:
+    """Return the error for a device without room."""
+    return DeviceError(
+        f"{directory} on {address} has {free / 1e6:.1f} MB free; a file of {size / 1e6:.1f} MB is to go there.",
+        expected="room for the model, its inputs and its outputs",
+        why="A model that is cut short would fail in ways that look like other faults.",
+        fix="Free space there, or name another directory on the device with --set directory=PATH.",
+    )
+
+
+def not_copied(address: str, path: str, reason: str) -> DeviceError:
+    """Return the error for a file that could not be copied."""
+    return DeviceError(
+        f"{path} could not be copied to or from {address}: {reason}.",
+        expected="a directory on the device that can be written, and a copying service there (SFTP or adb sync)",
+        why=_WHY_NUMBERS,
+        fix="Check free space and permissions there, or name another directory with --set directory=PATH.",
+    )
+
+
+def no_directory(address: str, base: str, reason: str) -> DeviceError:
+    """Return the error for a device on which no working directory can be made."""
+    return DeviceError(
+        f"No working directory can be made in {base} on {address}: {reason}.",
+        expected="a POSIX system with mktemp and a directory that can be written",
+        why="Everything that is copied stays in one directory, so that it can be removed.",
+        fix="Name a directory that can be written with --set directory=PATH.",
+    )
+
+
+def left_behind(error: DeviceError, address: str, directory: str) -> DeviceError:
+    """Return `error` with the note that the working directory could not be removed."""
+    return DeviceError(
+        error.what,
+        expected=error.expected,
+        why=error.why,
+        fix=f"{error.fix} Then remove {directory} from {address}; it could not be reached to do so.",
+    )
+
+
+def killed(address: str, what: str, signal_name: str) -> DeviceError:
+    """Return the error for a process that a signal ended."""
+    cause = ", most likely because memory ran out" if signal_name == "SIGKILL" else ""
+    return DeviceError(
+        f"{what} on {address} was ended by {signal_name}{cause}.",
+        expected="a process that runs to its end",
+        why="There is no result to report.",
+        fix="Free memory there (stop the desktop and other programs), or take a smaller batch with --set batch_size=1.",
+    )
+
+
+def missing_runtime(address: str, what: str, reason: str, fix: str) -> DeviceError:
+    """Return the error for a device that cannot run the artifact for want of software."""
+    return DeviceError(
+        f"{address} has no usable {what}: {reason}.",
+        expected="the runtime that the artifact was built for",
+        why="Another runtime would give other numbers than those of the product.",
+        fix=fix,
+    )
+
+
+def wrong_architecture(address: str, reason: str, wanted: str) -> DeviceError:
+    """Return the error for a device of another kind than the artifact was built for."""
+    return DeviceError(
+        f"{address} is not of the architecture that the artifact is for: {reason}.",
+        expected=wanted,
+        why="Programs and engines run only on the architecture that they were built for.",
+        fix="Name the right device, or compile for this one with --target.",
+    )
+
+
+def failed(address: str, what: str, reason: str) -> DeviceError:
+    """Return the error for a program that ended with an error on the device."""
+    return DeviceError(
+        f"{what} on {address} failed: {reason}",
+        expected="a run without errors, as in the simulation",
+        why="The product would fail in the same way.",
+        fix="Look at the message; --keep leaves everything on the device, to repeat the command there.",
+    )

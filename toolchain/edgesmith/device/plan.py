@@ -1,0 +1,60 @@
+"""How an artifact is validated on a device."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgesmith.errors import RecipeError
+
+_LARGEST_SECONDS = 86_400
+
+
+class ValidationPlan(BaseModel):
+    """Everything that can be set for a validation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str = Field(
+        default="", description="Target or profile file whose device this is; empty takes the artifact's."
+    )
+    runtime: Literal["", "onnxruntime", "tensorrt", "tensorrt_rtx"] = Field(
+        default="", description="Python module to run the model in; empty takes the target's runtime."
+    )
+    directory: str = Field(default="", description="Directory on the device to work in; empty takes /tmp or its like.")
+    python: str = Field(default="", description="Python interpreter on the device; empty takes python3.")
+    samples: int = Field(default=64, ge=1, description="Most evaluation samples that are run.")
+    batch_size: int = Field(default=1, ge=1, description="Samples per run, where the graph leaves it open.")
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="Threads of ONNX Runtime; 0 takes the device's usable cores."
+    )
+    seconds: float = Field(default=5.0, ge=0, le=_LARGEST_SECONDS, description="How long to time, after the warm-up.")
+    warmup_runs: int = Field(default=20, ge=1, description="Untimed runs before.")
+    fewest_runs: int = Field(default=20, ge=1, description="Timed runs at least.")
+    most_runs: int = Field(default=10_000, ge=1, description="Timed runs at most.")
+    cool_below: float = Field(
+        default=0.0, ge=0, description="Wait until the device is below this temperature in Celsius."
+    )
+    timeout: float = Field(
+        default=1800.0, ge=1, le=_LARGEST_SECONDS, description="Seconds for each long step on the device."
+    )
+    keep: bool = Field(default=False, description="Leave the working directory on the device.")
+
+
+def parse_plan(settings: Sequence[str], *, keep: bool = False) -> ValidationPlan:
+    """Return the plan that texts such as "seconds=10" describe.
+
+    Raises:
+        RecipeError: One is unknown, or its value is not valid.
+    """
+    values: dict[str, object] = dict(setting.partition("=")[::2] for setting in settings)
+    try:
+        return ValidationPlan.model_validate({"keep": keep, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(
+            f"--set {'.'.join(map(str, first['loc']))}: {first['msg']}.",
+            expected=f"one of {', '.join(ValidationPlan.model_fields)}, with a value of its type",
+            why="A setting that is not understood would be taken for one that holds.",
+            fix="Write --set NAME=VALUE; docs/targets/validation.md explains the names.",
+        ) from error

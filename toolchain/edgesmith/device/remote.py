@@ -1,0 +1,123 @@
+"""What is asked of a device: what it is, to build an engine, and to run the model. All of it through one worker."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from edgesmith.device import faults
+from edgesmith.device.facts import Probe, Reply
+from edgesmith.device.shipment import BUILD_SCRIPT
+from edgesmith.device.transport import Finished, Workspace
+
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
+
+WORKER = "worker.py"
+ENGINE = "engine.plan"
+_PROBE_SECONDS = 600.0
+_GRACE_SECONDS = 30.0
+"""The worker ends itself at its deadline; a device that does not even do that is given up after this time."""
+_LARGEST_ANSWER_BYTES = 64_000_000
+_CANNOT_EXECUTE, _NOT_FOUND = 126, 127
+_NO_PYTHON = "Install Python 3.10 or newer with numpy there, or name its interpreter with --set python=PATH."
+
+
+def probe_device(place: Workspace, folder: Path) -> Probe:
+    """Return what the device is. Copies the worker there.
+
+    Args:
+        place: The working directory on the device.
+        folder: A scratch directory here.
+
+    Raises:
+        DeviceError: It has no Python, or Python fails.
+    """
+    address, python = place.transport.address, place.transport.python
+    place.push(Path(__file__).with_name(WORKER), WORKER)
+    words = [python, place.path(WORKER), "probe", place.path("probe.json")]
+    done = place.transport.run(words, timeout_seconds=_PROBE_SECONDS)
+    if done.code == _NOT_FOUND:
+        raise faults.missing_runtime(address, "Python", done.last_line or f"no {python}", _NO_PYTHON)
+    if done.code == _CANNOT_EXECUTE:
+        raise faults.wrong_architecture(address, done.last_line, f"an interpreter {python} for its processor")
+    _require_done(address, "the probe", done)
+    return _answer(place, "probe.json", folder, Probe)
+
+
+def build_engine(place: Workspace, runtime: str, timeout_seconds: float) -> str:
+    """Build the engine on the device with the artifact's own script; return what it said of the result.
+
+    Raises:
+        DeviceError: TensorRT rejected the graph, or is broken there.
+    """
+    address = place.transport.address
+    words = [place.transport.python, place.path(BUILD_SCRIPT), "--module", runtime]
+    done = place.transport.run(words, timeout_seconds=timeout_seconds)
+    _require_not_killed(address, "building the engine", done)
+    try:
+        facts = json.loads(done.stdout.strip().splitlines()[-1])
+        errors = "; ".join(str(error.get("message", "")) for error in facts.get("errors", []))
+        if done.code == 0:
+            return f"Engine {facts['status']} on the device in {float(facts.get('seconds', 0)):.0f} s."
+    except (ValueError, LookupError, TypeError, AttributeError):
+        errors = done.last_line
+    raise faults.failed(address, "building the engine", errors or f"exit code {done.code}")
+
+
+def run_worker(
+    place: Workspace, request: Mapping[str, object], folder: Path, timeout_seconds: float
+) -> tuple[Reply, Path]:
+    """Run the model on the device; return what it saw, and the archive with its outputs.
+
+    Raises:
+        DeviceError: The model did not run, was killed, or took too long.
+    """
+    address = place.transport.address
+    request_file = folder / "request.json"
+    request_file.write_text(json.dumps({**request, "deadline_seconds": int(timeout_seconds)}), encoding="utf-8")
+    place.push(request_file, request_file.name)
+    words = [place.transport.python, place.path(WORKER), "run", place.path(request_file.name)]
+    done = place.transport.run(words, timeout_seconds=timeout_seconds + _GRACE_SECONDS)
+    if done.signal_name == "SIGALRM":
+        raise faults.took_too_long(address, "the model", timeout_seconds)
+    _require_not_killed(address, "the model", done)
+    if done.code == 1:
+        place.transport.pull(place.path("answer.json"), folder / "answer.json")
+        raise faults.failed(address, "the model", _reason(folder / "answer.json") or done.last_line)
+    _require_done(address, "the worker", done)
+    reply = _answer(place, "answer.json", folder, Reply)
+    place.transport.pull(place.path("outputs.npz"), folder / "outputs.npz")
+    return reply, folder / "outputs.npz"
+
+
+def _answer(place: Workspace, name: str, folder: Path, kind: type[AnswerT]) -> AnswerT:
+    place.transport.pull(place.path(name), folder / name)
+    try:
+        if (folder / name).stat().st_size > _LARGEST_ANSWER_BYTES:
+            raise ValueError(f"it is larger than {_LARGEST_ANSWER_BYTES} bytes")
+        return kind.model_validate_json((folder / name).read_bytes())
+    except (ValidationError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise faults.failed(
+            place.transport.address, "the worker", f"{name} is not what was asked for: {reason}"
+        ) from error
+
+
+def _reason(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_bytes()).get("reason", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _require_done(address: str, what: str, done: Finished) -> None:
+    _require_not_killed(address, what, done)
+    if done.code != 0:
+        raise faults.failed(address, what, done.last_line or f"exit code {done.code}")
+
+
+def _require_not_killed(address: str, what: str, done: Finished) -> None:
+    if done.signal_name:
+        raise faults.killed(address, what, done.signal_name)

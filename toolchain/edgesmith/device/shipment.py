@@ -1,0 +1,79 @@
+"""What of an artifact goes to the device, and the model that it holds."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from edgesmith.artifact import MANIFEST_FILE, read_entry
+from edgesmith.errors import ModelError
+from edgesmith.files import hash_file
+from edgesmith.model import ASSETS_DIRECTORY, Model
+from edgesmith.task import Task
+
+BUILD_RECIPE, BUILD_SCRIPT = "build.json", "build.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """An artifact whose files are what they were when it was compiled."""
+
+    entry: Path
+    target: str
+    """Name of the target that it was compiled for."""
+    files: tuple[Path, ...]
+    """The model with its weights, and how to build an engine from it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of everything that is copied."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def read_shipment(directory: Path) -> Shipment:
+    """Return what of the artifact in `directory` goes to a device.
+
+    Raises:
+        ModelError: It is no artifact, or a file is missing or not what was compiled.
+    """
+    entry = read_entry(directory)
+    manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+    known = manifest.get("files") if isinstance(manifest.get("files"), dict) else {}
+    # Weights of a large model stand beside it, in files whose names start with its own.
+    names = [name for name in known if name in (BUILD_RECIPE, BUILD_SCRIPT) or name.startswith(entry.name)]
+    files = []
+    for name in sorted(names):
+        file, facts = directory / name, known[name]
+        inside = directory.resolve() == file.resolve().parent
+        if not inside or not file.is_file() or hash_file(file) != dict(facts).get("sha256"):
+            raise _changed(directory, name)
+        files.append(file)
+    if entry not in files:
+        raise _changed(directory, entry.name)
+    return Shipment(entry, str(manifest.get("target", "")), tuple(files))
+
+
+def load_model(entry: Path) -> Model:
+    """Return the model of an artifact as it is, with the task and the assets that travel with it.
+
+    Raises:
+        ModelError: A file is missing or damaged.
+    """
+    directory = entry.parent
+    try:
+        task = Task.model_validate_json((directory / "task.json").read_bytes())
+        folder = directory / ASSETS_DIRECTORY
+        assets = {file.name: file.read_bytes() for file in sorted(folder.glob("*"))} if folder.is_dir() else {}
+    except (OSError, ValidationError) as error:
+        raise _changed(directory, "task.json") from error
+    return replace(Model.load(entry), task=task, assets=assets)
+
+
+def _changed(directory: Path, name: str) -> ModelError:
+    return ModelError(
+        f"The file {name} of the artifact {directory} is missing or was changed.",
+        expected="the files that `edgesmith compile` wrote, with the hashes in the manifest",
+        why="Numbers would be written down for another model than the one that was compiled.",
+        fix="Compile again.",
+    )

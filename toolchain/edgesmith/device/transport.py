@@ -1,0 +1,179 @@
+"""What a way to a device must offer: run a command, copy files, and leave nothing behind."""
+
+import re
+import shlex
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgesmith.device import faults
+from edgesmith.errors import DeviceError
+
+COMMAND_SECONDS = 60.0
+"""Time for small commands such as making a directory."""
+
+_PREFIX = "edgesmith-"
+_MADE = re.compile(r"[A-Za-z0-9]{10}")
+_SHELL_SIGNAL = 128
+"""A shell reports a child that signal n ended with the exit code 128 + n."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    """Exit code; the negative number of the signal where one ended the command."""
+    stdout: str
+    stderr: str
+
+    @property
+    def signal_name(self) -> str:
+        """Name of the signal that ended the command, such as SIGKILL; empty where it ended by itself."""
+        number = -self.code if self.code < 0 else self.code - _SHELL_SIGNAL
+        return signal.Signals(number).name if number in set(signal.Signals) else ""
+
+    @property
+    def last_line(self) -> str:
+        """The last line on standard error, or on standard output where that is empty."""
+        lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
+        return lines[-1] if lines else ""
+
+
+class Transport(ABC):
+    """A way to one device. Commands are lists of words; no word is ever read by a shell on the way.
+
+    Args:
+        address: How the user names the device.
+        base: Directory on the device in which the working directory is made.
+        python: The Python interpreter there.
+    """
+
+    is_local = False
+    """Whether the device is the machine that this process runs on."""
+
+    def __init__(self, address: str, base: str, python: str) -> None:
+        self.address = address
+        self.base = base
+        self.python = python
+
+    @abstractmethod
+    def run(self, words: Sequence[str], *, timeout_seconds: float = COMMAND_SECONDS) -> Finished:
+        """Run a command and wait for its end.
+
+        Raises:
+            DeviceError: The connection was lost, or the command took longer; then it has been stopped.
+        """
+
+    @abstractmethod
+    def push(self, local: Path, remote: str) -> None:
+        """Copy a file to the device.
+
+        Raises:
+            DeviceError: The connection was lost, or the file could not be written there.
+        """
+
+    @abstractmethod
+    def pull(self, remote: str, local: Path) -> None:
+        """Copy a file from the device.
+
+        Raises:
+            DeviceError: The connection was lost, or there is no such file.
+        """
+
+    @abstractmethod
+    def reconnect(self) -> None:
+        """Connect again after the connection was lost.
+
+        Raises:
+            DeviceError: The device cannot be reached.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the connection."""
+
+    def free_bytes(self, directory: str) -> int | None:
+        """Return the free space of the file system that holds `directory`; None where the device does not tell."""
+        done = self.run(["df", "-P", "-k", directory])
+        fields = done.stdout.strip().splitlines()[-1:] and done.stdout.strip().splitlines()[-1].split()
+        return int(fields[3]) * 1024 if done.code == 0 and len(fields) > 3 and fields[3].isdigit() else None
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Return words as one line that a POSIX shell splits into exactly these words."""
+    return shlex.join(words)
+
+
+@dataclass(slots=True)
+class Workspace:
+    """One directory on the device, which holds everything that is written there."""
+
+    transport: Transport
+    directory: str
+    remarks: list[str] = field(default_factory=list)
+
+    def path(self, name: str) -> str:
+        """Return the path of a file in it."""
+        return f"{self.directory}/{name}"
+
+    def push(self, local: Path, name: str) -> None:
+        """Copy a file into it, after checking that there is room."""
+        size, free = local.stat().st_size, self.transport.free_bytes(self.directory)
+        if free is not None and free < size:
+            raise faults.full_disk(self.transport.address, self.directory, size, free)
+        self.transport.push(local, self.path(name))
+
+
+@contextmanager
+def workspace(transport: Transport, *, keep: bool = False) -> Iterator[Workspace]:
+    """Make one directory on the device and remove it in the end, also after a failure.
+
+    Args:
+        transport: The way to the device.
+        keep: Leave the directory, for a look at what is in it.
+
+    Raises:
+        DeviceError: It cannot be made; or the block failed and the directory could not be removed, with its name.
+    """
+    place = Workspace(transport, _make_directory(transport))
+    try:
+        yield place
+    except DeviceError as error:
+        if not keep and not _removed(place):
+            raise faults.left_behind(error, transport.address, place.directory) from error
+        raise
+    except BaseException:
+        if not keep:
+            _removed(place)
+        raise
+    if keep:
+        place.remarks.append(f"Everything is kept in {place.directory} on {transport.address}.")
+    elif not _removed(place):
+        place.remarks.append(f"{place.directory} could not be removed from {transport.address}; remove it by hand.")
+
+
+def _make_directory(transport: Transport) -> str:
+    done = transport.run(["mktemp", "-d", "-p", transport.base, f"{_PREFIX}XXXXXXXXXX"])
+    directory = done.stdout.strip()
+    start = f"{transport.base.rstrip('/')}/{_PREFIX}"
+    # The answer is removed recursively in the end, so it must be what was asked for and nothing else.
+    if done.code == 0 and directory.startswith(start) and _MADE.fullmatch(directory.removeprefix(start)):
+        return directory
+    raise faults.no_directory(transport.address, transport.base, done.last_line or f"exit code {done.code}")
+
+
+def _removed(place: Workspace) -> bool:
+    """Remove the directory, connecting again once if the connection was lost; return whether it is gone."""
+    words = ["rm", "-rf", "--", place.directory]
+    try:
+        return place.transport.run(words).code == 0
+    except DeviceError:
+        try:
+            place.transport.reconnect()
+            return place.transport.run(words).code == 0
+        except DeviceError:
+            return False
