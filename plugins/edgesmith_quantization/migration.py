@@ -181,6 +181,8 @@ class _Walk:
         value = node.inputs[index]
         if value is None:
             return "an input is missing"
+        if list(node.inputs).count(value) > 1:
+            return f"{node.op_type} reads {value.name} twice"
         tensor = constant_tensor(value)
         if tensor is None:
             return self.divided(value, groups, {node})

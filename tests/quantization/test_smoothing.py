@@ -292,6 +292,8 @@ OBSTACLES = {
     "shared": (("MatMul", "x", "a", "h"), ("MatMul", "h", "b", "z"), ("MatMul", "z", "b", "y")),
     "source": (("MatMul", "x", "a", "h"), ("MatMul", "h", "b", "z"), ("MatMul", "x", "a", "w"), ("Add", "z", "w", "y")),
     "column": (("Add", "x", "one", "g"), ("Mul", "g", "one", "h"), ("MatMul", "h", "b", "y")),
+    "square": (("MatMul", "x", "a", "g"), ("Relu", "g", "r"), ("Mul", "r", "r", "h"), ("MatMul", "h", "b", "y")),
+    "double": (("MatMul", "x", "a", "g"), ("Add", "g", "g", "h"), ("MatMul", "h", "b", "y")),
 }
 
 
@@ -305,6 +307,8 @@ OBSTACLES = {
         ("shared", "its weight is shared with MatMul"),
         ("source", "the weight of the product before it is shared"),
         ("column", "does not hold one number per channel"),
+        ("square", "Mul reads r twice"),
+        ("double", "Add reads g twice"),
     ],
 )
 def test_what_cannot_take_a_scale_says_why(case, reason):
