@@ -1,5 +1,6 @@
 """Measured assignments of formats to groups, and which of them is best under a budget. Pure functions of numbers."""
 
+import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -77,9 +78,10 @@ class Limits:
         found = []
         if self.max_metric_drop is not None:
             limit = self.max_metric_drop
-            # Without a score nothing shows that the limit holds.
-            over = float("inf") if quality.metric_drop is None else quality.metric_drop - limit
-            lost = "an unknown part" if quality.metric_drop is None else f"{quality.metric_drop:.3g}"
+            # Without a score, or with one that is no number, nothing shows that the limit holds.
+            known = quality.metric_drop is not None and not math.isnan(quality.metric_drop)
+            over = (quality.metric_drop or 0.0) - limit if known else float("inf")
+            lost = f"{quality.metric_drop:.3g}" if known else "an unknown part"
             found.append((f"the metric loses {lost}, {over:.3g} more than {limit:g}", over / max(limit, 1.0)))
         if self.min_sqnr_db is not None:
             under = self.min_sqnr_db - quality.sqnr_db

@@ -237,8 +237,12 @@ class PrecisionSearch:
         quick = self._tools.writer.with_samples(_QUICK_SAMPLES)
         without: dict[str, Model] = {}
         for kind in kinds:
-            if self._deadline.left_s > 0:
+            if self._deadline.left_s <= 0:
+                break
+            try:
                 without[kind] = self._lower(quick.write(best.groups, best.picks_without({kind})))
+            except EdgesmithError as error:
+                self._remark(f"Whether {kind} pays was not timed: {error.what}.")
         speedups = self._speedups(list(without.values()), best.lowered)
         losing = {kind for kind, speedup in zip(without, speedups, strict=True) if clearly_faster(speedup)}
         if not losing:

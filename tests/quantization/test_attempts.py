@@ -46,10 +46,11 @@ def test_limits_name_what_is_missed_and_by_how_much():
     assert "4.50 bits each, 0.50 more than 4" in bits
 
 
-def test_an_unknown_metric_does_not_count_as_kept():
+@pytest.mark.parametrize("drop", [None, math.nan])
+def test_an_unknown_metric_does_not_count_as_kept(drop):
     limits = Limits(max_metric_drop=0.5)
-    assert "unknown" in limits.misses(Quality(99.0, None), 8.0)[0]
-    assert limits.shortfall(attempt(drop=None)) == math.inf
+    assert "unknown" in limits.misses(Quality(99.0, drop), 8.0)[0]
+    assert limits.shortfall(attempt(drop=drop)) == math.inf
 
 
 @given(st.lists(ATTEMPTS, min_size=1, max_size=6), st.floats(0, 50), st.sampled_from(["latency", "size"]))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesmith.errors import DataError, StepError
+from edgesmith.errors import DataError, StepError, TargetError
 from edgesmith.host.context import Context
 from edgesmith.host.dialect import Dialect, TensorFormat
 from edgesmith.host.records import Tier
@@ -238,6 +238,20 @@ def test_kinds_of_layers_that_do_not_pay_go_back_to_float():
     result = QuantizeAuto().apply(model, context)
     assert quantized_products(result) == {"node_h_wide0", "node_h_wide1"}
     assert any("Back in float" in remark and "MatMul 64x64" in remark for remark in context.notes.remarks)
+
+
+def test_a_variant_that_the_target_refuses_does_not_end_the_search():
+    class PickyTrial(FakeTrial):
+        def lower(self, model):
+            if quantized_products(model) and "node_h_small0" not in quantized_products(model):
+                raise TargetError("small products must be quantized", expected="", why="", fix="")
+            return model
+
+    trial = PickyTrial(lambda counts: 20 - counts["DequantizeLinear"])
+    context = auto_context(samples(), formats=("int8",), trial=trial, min_sqnr_db=5.0)
+    result = QuantizeAuto().apply(two_kinds(), context)
+    assert {"node_h_small0", "node_h_wide0"} <= quantized_products(result)
+    assert any("was not timed: small products must be quantized" in remark for remark in context.notes.remarks)
 
 
 def test_tables_are_stored_small_in_a_format_that_is_slow_for_products():
