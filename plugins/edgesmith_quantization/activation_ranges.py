@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from edgesmith.errors import DataError
 from edgesmith.execution.observe import observe, run_count
 from edgesmith.host.context import Context
-from edgesmith_calibration.observer import Array
 from edgesmith_calibration.observers import HistogramObserver, MinMaxObserver, Observer
 from edgesmith_calibration.ranges import estimate_range, quantization_parameters
 from edgesmith_calibration.tails import TailObserver
@@ -33,14 +31,17 @@ def activation_codes(
     Args:
         model: The float graph that holds the placed values.
         placement: Which values get a Q/DQ pair.
-        outliers: Outliers by activation; the range leaves them out.
+        outliers: Outliers by activation; its range is that of the other channels.
         context: Options, dialect and data.
 
     Raises:
         DataError: There is no data, or it makes a value NaN or infinite.
     """
-    sources = {value: placement.range_source(value) for value in placement.values}
-    ranges = observe_ranges(model, list(dict.fromkeys(sources.values())), outliers, context)
+    sources = {value: placement.range_source(value) for value in placement.values if value not in outliers}
+    ranges = observe_ranges(model, list(dict.fromkeys(sources.values())), context) if sources else {}
+    # Without its outliers an activation has no rare values left that an estimator should cut off.
+    ranges |= {value: (each.low, each.high) for value, each in outliers.items()}
+    sources |= {value: value for value in outliers}
     activation = context.dialect.activation
     codes = {}
     for value, source in sources.items():
@@ -50,25 +51,21 @@ def activation_codes(
 
 
 def observe_ranges(
-    model: ir.Model,
-    values: Sequence[ir.Value],
-    outliers: Mapping[ir.Value, Outliers],
-    context: Context[QuantizeInt8Options],
+    model: ir.Model, values: Sequence[ir.Value], context: Context[QuantizeInt8Options]
 ) -> dict[ir.Value, tuple[float, float]]:
     """Return the range of each value by the chosen estimator. Arguments and errors as in `activation_codes`."""
     options, data = context.options, calibration(context)
     updates = run_count(model, len(data), options.batch_size)
-    excluded = {str(value.name): each.channels for value, each in outliers.items()}
     observers = observe(
         model,
         sorted(str(value.name) for value in values),
         data,
-        lambda name: _Remaining(_estimator(name, options, updates), excluded.get(name)),
+        lambda name: _estimator(name, options, updates),
         batch_size=options.batch_size,
         threads=context.threads,
         progress=context.progress,
     )
-    return {value: _range(observers[str(value.name)].inner, context) for value in values}
+    return {value: _range(observers[str(value.name)], context) for value in values}
 
 
 def calibration(context: Context[QuantizeInt8Options]) -> "DataSource":
@@ -85,19 +82,6 @@ def calibration(context: Context[QuantizeInt8Options]) -> "DataSource":
             fix="pass data with --data, or set the option mode to dynamic",
         )
     return context.calibration.take(context.options.samples)
-
-
-class _Remaining(Observer):
-    """Shows an observer all channels along the last axis but the outliers."""
-
-    def __init__(self, inner: Observer, excluded: NDArray[np.int64] | None) -> None:
-        super().__init__(inner.name)
-        self.inner = inner
-        self._excluded = excluded
-
-    def update(self, array: Array) -> None:
-        """Add one batch of values."""
-        self.inner.update(array if self._excluded is None else np.delete(array, self._excluded, axis=-1))
 
 
 def _estimator(name: str, options: QuantizeInt8Options, updates: int) -> Observer:
