@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+import numpy as np
 import onnx_ir as ir
 
 from edgesmith.graph.edit import constant_scalar, constant_tensor
@@ -139,6 +140,8 @@ def _obstacle(node: ir.Node, dialect: Dialect, options: QuantizeInt8Options) -> 
         return f"its weight is {tensor.dtype.name}, not FLOAT"
     if 0 in tensor.shape.numpy():
         return "its weight is empty"
+    if not np.isfinite(tensor.numpy()).all():
+        return "its weight holds NaN or infinity"
     return _form_obstacle(node, tensor)
 
 

@@ -25,7 +25,7 @@ from edgesmith_quantization.rounding import Float
 from edgesmith_quantization.split_form import TABLE_OPSET, write_branches, write_compact, write_merged
 from edgesmith_quantization.splitting import SplitScheme, SplitWeight, round_unsplit, signal_to_noise_db, split_weight
 from edgesmith_quantization.weight_form import BLOCK_OPSET, write_weight
-from edgesmith_quantization.weight_sites import WeightSite, find_weight_sites
+from edgesmith_quantization.weight_sites import WeightSite, find_weight_sites, leave_alone
 
 _LARGEST_SMALL_HEAD_BYTES = 4096
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
@@ -107,7 +107,7 @@ def _rewrite(
     """Write `site` in its split form, or leave it alone with a reason."""
     rows = np.ascontiguousarray(site.rows(), np.float32)
     if not np.isfinite(rows).all():
-        _leave(site, "its weight holds NaN or infinity", notes)
+        leave_alone(site, "its weight holds NaN or infinity", notes)
         return None
     plain = round_unsplit(rows, scheme)
     plain_db = signal_to_noise_db(rows, dequantize_blocks(plain))
@@ -119,7 +119,7 @@ def _rewrite(
     split_db = signal_to_noise_db(rows, split.dequantized())
     if split_db - plain_db < options.least_gain_db:
         gain = f"{split_db:.1f} dB against {plain_db:.1f} dB in one part"
-        _leave(site, f"splitting gains too little ({gain}); quantize-weights stores it smaller", notes)
+        leave_alone(site, f"splitting gains too little ({gain}); quantize-weights stores it smaller", notes)
         return None
     _write(editor, site, split, options)
     return _Layer(site.name, rows.size, split_db, plain_db, split.edges)
@@ -134,17 +134,12 @@ def _write(editor: GraphEditor, site: WeightSite, split: SplitWeight, options: Q
         write_compact(editor, site, split, whole=options.scales == "weight")
 
 
-def _leave(site: WeightSite, reason: str, notes: Notes) -> None:
-    for node in site.nodes:
-        notes.skip(node_name(node), reason)
-
-
 def find_split_sites(graph: ir.Graph, options: QuantizeSplitOptions, notes: Notes) -> tuple[WeightSite, ...]:
     """Return the weights that can be split, in graph order; nodes left alone get their reason in `notes`."""
     sites = []
     for site in find_weight_sites(graph, options, notes, operators=options.operators):
         if _is_small_head(site):
-            _leave(site, "a head below 4 KiB stays in float", notes)
+            leave_alone(site, "a head below 4 KiB stays in float", notes)
         else:
             sites.append(site)
     return tuple(sites)

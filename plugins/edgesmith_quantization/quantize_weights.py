@@ -1,7 +1,7 @@
 """The method `quantize-weights`: weights in 8, 4 or 2 bits that are dequantized before they are multiplied."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,8 +25,9 @@ from edgesmith_quantization.options.selection import Selection
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.rounding import Float
 from edgesmith_quantization.second_order import refit_scales, round_second_order
+from edgesmith_quantization.tiles import all_finite
 from edgesmith_quantization.weight_form import BLOCK_OPSET, CHANNEL_OPSET, write_weight
-from edgesmith_quantization.weight_sites import WeightSite, find_weight_sites
+from edgesmith_quantization.weight_sites import WeightSite, find_weight_sites, leave_alone
 
 
 class QuantizeWeights(Method[QuantizeWeightsOptions]):
@@ -71,17 +72,32 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
             raise _nothing_to_do(context.notes)
         # The system keeps the files of weights for as long as the result uses them.
         with TemporaryDirectory(dir=context.scratch) as folder:
-            editor = GraphEditor(result.graph, weights=WeightFile(Path(folder)))
-            if options.needs.data:
-                for site, gram in with_grams(result.ir.clone(), sites, context):
-                    write_weight(editor, site, _round_by_output(site, gram, options, context.dialect))
-            else:
-                for site in context.progress.track(sites, "rounding", len(sites)):
-                    write_weight(editor, site, _round(site, options, context.dialect))
-        _allow_rounded_inputs(sites, options)
+            written = _write(GraphEditor(result.graph, weights=WeightFile(Path(folder))), result, sites, context)
+        if not written:
+            raise _nothing_to_do(context.notes)
+        _allow_rounded_inputs(written, options)
         common_passes.RemoveUnusedNodesPass()(result.ir)
-        context.notes.remark(_summary(sites, options))
+        context.notes.remark(_summary(written, options))
         return result
+
+
+def _write(
+    editor: GraphEditor, model: Model, sites: Sequence[WeightSite], context: Context[QuantizeWeightsOptions]
+) -> list[WeightSite]:
+    """Write the codes of all weights that are finite, one after another; return these."""
+    options, written = context.options, []
+    grams: Iterable[tuple[WeightSite, Gram | None]]
+    if options.needs.data:
+        grams = with_grams(model.ir.clone(), sites, context)
+    else:
+        grams = ((site, None) for site in context.progress.track(sites, "rounding", len(sites)))
+    for site, gram in grams:
+        if all_finite(site.rows()):
+            write_weight(editor, site, _round_by_output(site, gram, options, context.dialect))
+            written.append(site)
+        else:
+            leave_alone(site, "its weight holds NaN or infinity", context.notes)
+    return written
 
 
 def _unmatched(model: Model, options: QuantizeWeightsOptions) -> str:

@@ -1,6 +1,7 @@
 """Writes a split weight into a graph: as products that are added, as a sum of weights, or as codes into a table."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +11,7 @@ from edgesmith_quantization.blocks import code_limits
 from edgesmith_quantization.candidates import node_name
 from edgesmith_quantization.packing import pack_codes
 from edgesmith_quantization.splitting import SplitWeight, find_owners, split_by_owner
-from edgesmith_quantization.weight_form import insert_dequantize, replace_weight
+from edgesmith_quantization.weight_form import insert_dequantize, replace_weight, scales_as
 from edgesmith_quantization.weight_sites import WeightSite
 
 TABLE_OPSET = 21
@@ -58,8 +59,9 @@ def write_compact(editor: GraphEditor, site: WeightSite, split: SplitWeight, *, 
         split: The weight as parts that do not overlap, one scale a row.
         whole: Whether all rows share their scales.
     """
-    codes, table = compact_codes(split)
     dtype = site.weight.dtype or ir.DataType.FLOAT
+    stored = [replace(part, scale=scales_as(part.scale, dtype).astype(np.float32)) for part in split.parts]
+    codes, table = compact_codes(SplitWeight(tuple(stored), split.edges))
     table = table.astype(np.float16) if dtype == ir.DataType.FLOAT16 else table
     columns = site.is_matrix and site.output_axis > site.input_axis
     codes, table = (codes.T, table.T) if columns else (codes, table)

@@ -17,6 +17,8 @@ _VALUES_PER_TILE = 1 << 17
 _ROWS_PER_TILE = 256
 """Fewest rows of a tile where rows are not contiguous: shorter runs would load each cache line several times."""
 _LONGEST_HALVED = 64
+_HALF_EXPONENT = np.uint16(0x7C00)
+"""The exponent bits of float16, which are all set in NaN and infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,11 @@ def widened(values: NDArray[Any]) -> Float:
     return wide
 
 
+def all_finite(values: NDArray[Any]) -> bool:
+    """Return whether a matrix of float32 or float16 holds neither NaN nor infinity; `widened` makes numbers of them."""
+    return all(_is_finite(values[tile.rows, tile.inputs]) for tile in tiles(values, 1))
+
+
 def block_extremes(cut: Float) -> tuple[Float, Float]:
     """Return the smallest and the largest value of each block, [rows, blocks], of `cut` [rows, blocks, size]."""
     low = high = cut
@@ -73,3 +80,10 @@ def block_extremes(cut: Float) -> tuple[Float, Float]:
     while contiguous and low.shape[2] % 2 == 0:
         low, high = np.minimum(low[..., ::2], low[..., 1::2]), np.maximum(high[..., ::2], high[..., 1::2])
     return low.min(axis=2), high.max(axis=2)
+
+
+def _is_finite(values: NDArray[Any]) -> bool:
+    if values.dtype != np.float16:
+        return bool(np.isfinite(values).all())
+    # Several times as fast as the conversions behind np.isfinite.
+    return not bool((values.view(np.uint16) & _HALF_EXPONENT == _HALF_EXPONENT).any())

@@ -52,7 +52,7 @@ def insert_dequantize(editor: GraphEditor, site: WeightSite, rounded: BlockCodes
     # ONNX Runtime 1.31 loads no graph in which it moves a Transpose through scales per channel of two bits.
     blocked = rounded.scale.shape[1] > 1 or (rounded.bits == 2 and site.is_matrix)
     parts = [_packed(_placed(rounded.codes, site), rounded.bits, symmetric=rounded.zero_point is None)]
-    scale = _scales_as(rounded.scale, dtype)
+    scale = scales_as(rounded.scale, dtype)
     parts.append(ir.tensor(_placed(scale, site) if blocked else scale[:, 0]))
     if rounded.zero_point is not None and not _has_offsets(rounded):
         zero_point = _placed(rounded.zero_point, site) if blocked else rounded.zero_point[:, 0]
@@ -90,7 +90,7 @@ def _with_offsets(editor: GraphEditor, value: ir.Value, site: WeightSite, rounde
     size, dtype = rounded.block_size, value.dtype or ir.DataType.FLOAT
     shape, axis = list(site.shape), site.input_axis
     blocked = [*shape[:axis], shape[axis] // size, size, *shape[axis + 1 :]]
-    offset = _scales_as(-rounded.grid.offset * rounded.scale, dtype)
+    offset = scales_as(-rounded.grid.offset * rounded.scale, dtype)
     name = f"{site.name}_offset"
     cut = editor.add_initializer(f"{name}_blocks", np.array(blocked, np.int64))
     whole = editor.add_initializer(f"{name}_whole", np.array(shape, np.int64))
@@ -118,7 +118,8 @@ def _packed(codes: NDArray[Any], bits: int, symmetric: bool) -> ir.TensorProtoco
     return ir.PackedTensor(pack_codes(codes, bits), dtype, shape=ir.Shape(codes.shape))
 
 
-def _scales_as(scale: NDArray[np.float32], dtype: ir.DataType) -> NDArray[Any]:
+def scales_as(scale: NDArray[np.float32], dtype: ir.DataType) -> NDArray[Any]:
+    """Return scales as a graph with weights of that type stores them."""
     if dtype != ir.DataType.FLOAT16:
         return scale
     # Below the smallest float16 a scale would become 0, and its weights are 0 to float16 arithmetic anyway.

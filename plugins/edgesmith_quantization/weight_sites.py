@@ -114,6 +114,12 @@ def find_weight_sites(
     return tuple(sites)
 
 
+def leave_alone(site: WeightSite, reason: str, notes: Notes) -> None:
+    """Say for every node that reads a weight why it stays as it is."""
+    for node in site.nodes:
+        notes.skip(node_name(node), reason)
+
+
 def _site(root: ir.Value, uses: list[_Use]) -> WeightSite:
     transposes = dict.fromkeys(node for use in uses for node in use.path if node.op_type == "Transpose")
     return WeightSite(

@@ -368,6 +368,21 @@ def test_half_precision_weights_stay_half_precision():
         assert sqnr(expected.astype(np.float32), actual.astype(np.float32)) > 20
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("scales", ["channel", "weight"])
+def test_forms_hold_the_same_half_precision_numbers(bits, scales):
+    from onnx import TensorProto
+
+    half = {"x": TensorProto.FLOAT16, "y": TensorProto.FLOAT16}
+    weights = {"w": laplace(48, 40).astype(np.float16)}
+    model = graph([node("MatMul", ["x", "w"], "y")], weights, {"x": ["n", 48]}, types=half)
+    merged, compact = (
+        run(split(model, bits=bits, form=form, scales=scales), {"x": np.eye(48, dtype=np.float16)})["y"]
+        for form in ("merged", "compact")
+    )
+    assert np.array_equal(merged, compact)
+
+
 def test_blocks_follow_the_summed_dimension():
     model, x = mlp(), normal(20, 48)
     result = split(model, bits=4, block_size=16)

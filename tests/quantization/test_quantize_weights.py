@@ -264,6 +264,26 @@ def test_what_is_quantized_already_is_left_alone():
         quantize(whole)
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "mse"])
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_weights_that_are_not_finite_stay_as_they_are(bad, kind, rounding):
+    from onnx import TensorProto
+
+    weights = {"w": normal(70, 24).astype(kind), "v": normal(24, 24).astype(kind)}
+    weights["w"][3, 4] = bad
+    half = dict.fromkeys("xy", TensorProto.FLOAT16 if kind is np.float16 else TensorProto.FLOAT)
+    nodes = [node("MatMul", ["x", "w"], "h"), node("MatMul", ["h", "v"], "y")]
+    model = graph(nodes, weights, {"x": ["n", 70]}, types=half)
+    used = context(QuantizeWeightsOptions(rounding=rounding, block_size=16))
+    result = QuantizeWeights().apply(model, used)
+    assert used.notes.skipped == {"node_h": "its weight holds NaN or infinity"}
+    assert operators(result)["DequantizeLinear"] == 1
+    assert result.graph.initializers["w"].const_value.tobytes() == weights["w"].tobytes()
+    with pytest.raises(StepError, match="NaN or infinity"):
+        quantize(model, only=("node_h",), rounding=rounding)
+
+
 def test_names_that_match_no_node_are_refused():
     assert "which no node matches" in check(product(), skip=("nod_y",)).reason
     assert "the option float_inputs names 'nod_y'" in check(product(), float_inputs=("nod_y",)).reason

@@ -120,6 +120,15 @@ def test_each_product_left_alone_has_its_reason():
     }
 
 
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_weights_that_are_not_finite_stay_in_float(bad):
+    weights = {"w": normal(8, 8), "v": normal(8, 4)}
+    weights["w"][2, 3] = bad
+    nodes = [node("MatMul", ["x", "w"], "m"), node("MatMul", ["m", "v"], "y")]
+    model = graph(nodes, weights, {"x": ["n", 8]})
+    assert skipped(model, None, mode="dynamic") == {"node_m": "its weight holds NaN or infinity"}
+
+
 def test_operators_option_limits_what_is_quantized():
     nodes = [node("MatMul", ["x", "w"], "m"), node("Gemm", ["m", "v"], "y")]
     model = graph(nodes, {"w": normal(8, 8), "v": normal(8, 4)}, {"x": ["n", 8]})
