@@ -154,7 +154,7 @@ def _frontend_for(source: object, registry: "Registry") -> "tuple[FrontendRecord
 def _yardstick(model: Model, data: RunData, plan: Plan, workshop: Workshop, settings: Settings) -> Yardstick:
     registry = workshop.registry
     evaluation = data.evaluation or RandomInputs(model)
-    record = _metric_record(model, data, plan.recipe.metric, registry)
+    record = choose_metric(model, data, plan.recipe.metric, registry)
     if plan.recipe.budget.max_metric_drop is not None and not record.needs_labels:
         raise RecipeError(
             f"The budget limits the drop of {record.name!r}, which compares with the source and has no drop.",
@@ -178,8 +178,12 @@ def _yardstick(model: Model, data: RunData, plan: Plan, workshop: Workshop, sett
     )
 
 
-def _metric_record(model: Model, data: RunData, name: str | None, registry: "Registry") -> "MetricRecord":
-    """Return the metric asked for; else the task's if there are labels; else the distance from the source."""
+def choose_metric(model: Model, data: RunData, name: str | None, registry: "Registry") -> "MetricRecord":
+    """Return the metric asked for; else the task's if there are labels; else the distance from the source.
+
+    Raises:
+        RecipeError: The metric needs labels, and there are none.
+    """
     labelled = data.evaluation is not None and data.evaluation.has_labels
     by_task = model.task.metric or ("perplexity" if model.task.kind == "causal-lm" else "accuracy")
     record = registry.metric(name or (by_task if labelled else "sqnr"))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_POWER_MODE = re.compile(r"^NV Power Mode:\s*(\S.*?)\s*$", re.MULTILINE)
+_POWER_MODE = re.compile(r"^NV Power Mode:[ \t]*(\S.*?)[ \t\r]*$", re.MULTILINE)
 _RAIL = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)mW/\d+mW")
 _RELEASE = re.compile(r"# R(\d+) \(release\), REVISION: ([\d.]+)")
 _DRIVER = re.compile(r"Kernel Module[^\n]*?\s(\d+\.\d[\d.]*)\s")

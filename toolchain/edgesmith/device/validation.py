@@ -1,12 +1,12 @@
 """Validates an artifact where it will run: copies it there, times it, and holds its outputs against the simulation."""
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgesmith.data import RandomInputs, choose_data, fixed_batch_size
+from edgesmith.api import choose_metric
+from edgesmith.data import RandomInputs, RunData, choose_data, fixed_batch_size
 from edgesmith.device.comparison import compare_outputs
 from edgesmith.device.facts import Probe, Reply
 from edgesmith.device.plan import ValidationPlan
@@ -20,11 +20,12 @@ from edgesmith.device.worker import ArrayArchive
 from edgesmith.errors import DataError, MeasurementError
 from edgesmith.host.targets import find_target
 from edgesmith.ledger import Ledger, load_ledger
+from edgesmith.model import Model
 from edgesmith.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
+    from edgesmith.host.records import MetricRecord
     from edgesmith.host.registry import Registry
-    from edgesmith_calibration.metrics import Metric
     from edgesmith_calibration.sources import Batch
 
 
@@ -33,8 +34,14 @@ class _Samples:
     """What the device runs."""
 
     batches: "tuple[Batch, ...]"
+    model: Model
+    data: RunData
     description: str
-    has_labels: bool
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether a metric can be computed from them."""
+        return self.data.evaluation is not None and self.data.evaluation.has_labels
 
 
 def validate(
@@ -87,10 +94,11 @@ def validate(
         remarks += place.remarks
         require_one_power_mode(address, reply)
         with progress.stage("comparing with the simulation"):
-            make_metric = _metric(registry, ledger, samples)
+            metric = _metric(registry, ledger, samples)
+            make_metric = registry.load(metric) if metric else None
             comparison = compare_outputs(shipment.entry, samples.batches, outputs, reply.outputs, make_metric)
     tier, reason = tier_of(target.profile, probe, runtime, is_local=transport.is_local)
-    unit = registry.metric(ledger.metric).unit if make_metric else ""
+    unit = metric.unit if metric else ""
     seen = Seen(address, tier, reason, probe, reply, comparison, samples.description, unit)
     first = samples.batches[0]
     threads = int(str(request["threads"])) if runtime == ONNX_RUNTIME else None
@@ -101,7 +109,8 @@ def _open_samples(shipment: Shipment, data: "str | Path | None", plan: Validatio
     """Return the evaluation batches, or random inputs where no data is given."""
     choice = choose_data(data)
     model = choice.equip(load_model(shipment.entry))
-    source = choice.open(model).evaluation or RandomInputs(model)
+    opened = choice.open(model)
+    source = opened.evaluation or RandomInputs(model)
     size = fixed_batch_size(model) or plan.batch_size
     batches = tuple(source.take(plan.samples).batches(size))
     if not batches:
@@ -111,7 +120,7 @@ def _open_samples(shipment: Shipment, data: "str | Path | None", plan: Validatio
             why="The device is compared with the simulation on samples.",
             fix="Check the file, or leave --data out to compare on random inputs.",
         )
-    return _Samples(batches, source.description, source.has_labels)
+    return _Samples(batches, model, opened, source.description)
 
 
 def _send(place: Workspace, shipment: Shipment, samples: _Samples, scratch: Path) -> None:
@@ -139,12 +148,12 @@ def _request(
     }
 
 
-def _metric(registry: "Registry", ledger: Ledger, samples: _Samples) -> "Callable[[], Metric] | None":
-    """Return the maker of the ledger's metric; None where it compares with the source, which is not here."""
-    if not ledger.metric or not samples.has_labels:
+def _metric(registry: "Registry", ledger: Ledger, samples: _Samples) -> "MetricRecord | None":
+    """Return the ledger's metric, or the task's where that one compares with the source, which is not here."""
+    if not samples.has_labels:
         return None
-    record = registry.metric(ledger.metric)
-    return registry.load(record) if record.needs_labels else None
+    name = ledger.metric if ledger.metric and registry.metric(ledger.metric).needs_labels else None
+    return choose_metric(samples.model, samples.data, name, registry)
 
 
 def require_one_power_mode(address: str, reply: Reply) -> None:
