@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgesmith.cli import main
+from edgesmith.device.plan import ValidationPlan
 from edgesmith.device.record import load_record
 
 QUICK = ("--set", "seconds=0", "--set", "fewest_runs=5", "--set", "warmup_runs=1", "--set", "threads=1")
@@ -102,7 +104,7 @@ def test_a_device_that_computes_otherwise_shows_as_a_gap(capsys, artifact, on, s
         # The device runs another model than was sent: its first product is 1 % too large.
         if " run " in line:
             folder = line.split()[-1].rpartition("/")[0]
-            (type(other)(folder) / "model.onnx").write_bytes(other.read_bytes())
+            (Path(folder) / "model.onnx").write_bytes(other.read_bytes())
         return False
 
     server.on_command = exchange
@@ -190,3 +192,8 @@ def test_a_directory_that_is_no_artifact_is_refused(capsys, tmp_path):
     code, error = validate(capsys, tmp_path, "local")
     assert code == 2
     assert "damaged" in error
+
+
+def test_the_guide_explains_every_setting():
+    guide = (Path(__file__).parents[2] / "docs" / "targets" / "validation.md").read_text()
+    assert [name for name in ValidationPlan.model_fields if f"`{name}`" not in guide] == []
