@@ -53,6 +53,18 @@ def test_networks_compute_the_same_at_opset_25(fixture, request):
         np.testing.assert_array_equal(run(raised, inputs)[name], expected)
 
 
+@pytest.mark.parametrize("opset", [9, 12, 13, 17])
+def test_operators_of_old_opsets_are_rewritten_too(opset):
+    """Before opset 13 Softmax flattened its input; before 18 the axes of ReduceMean were an attribute."""
+    nodes = [node("Softmax", ["x"], "s"), node("ReduceMean", ["s"], "y", axes=[1], keepdims=0)]
+    model = graph(nodes, {}, {"x": [2, 3, 4]}, opset=opset)
+    inputs = {"x": np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)}
+    before = run(model, inputs)["y"]
+    raise_opset(model.ir, 21)
+    assert model.graph.opset_imports[""] == 21
+    np.testing.assert_allclose(run(model, inputs)["y"], before, rtol=1e-6)
+
+
 def test_what_the_converter_does_not_reach_is_refused_in_words():
     with pytest.raises(ModelError, match="cannot be raised from opset 20 to 99"):
         raise_opset(product().ir, 99)

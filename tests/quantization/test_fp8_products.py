@@ -141,6 +141,17 @@ def test_artifacts_load_with_default_options_and_stay_close(name, request, tmp_p
         assert sqnr(reference, found[output]) > 15
 
 
+@pytest.mark.parametrize(("function", "bounds"), [("Relu", []), ("Clip", ["low"]), ("Clip", ["low", "high"])])
+def test_functions_without_negative_values_stay_at_every_optimization_level(function, bounds):
+    nodes = [node("MatMul", ["x", "w"], "h"), node(function, ["h", *bounds], "r"), node("MatMul", ["r", "v"], "y")]
+    limits = {"low": np.float32(0), "high": np.float32(6)}
+    weights = {"w": normal(32, 32), "v": normal(32, 24)} | {name: limits[name] for name in bounds}
+    model, data = graph(nodes, weights, {"x": ["n", 32]}), {"x": normal(20, 32)}
+    result, _ = apply(model, data, heads=True)
+    for level in ("basic", "extended", "all"):
+        assert sqnr(run(model, data)["y"], run(result, data, level)["y"]) > 20
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_torch_graph_agrees_with_onnxruntime_and_passes_gradients(name, request):
     model = request.getfixturevalue(f"tiny_{name}")

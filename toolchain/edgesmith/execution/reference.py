@@ -43,6 +43,10 @@ _FLOAT8 = {
     ir.DataType.FLOAT8E5M2FNUZ,
 }
 
+# ONNX Runtime takes every Q/DQ pair for an integer one. The first makes nodes that have no eight-bit floats. The others
+# drop a Relu or Clip before the codes, since unsigned codes with zero point 0 cannot be negative; these can.
+_FLOAT8_FAULTS = ("QDQSelectorActionTransformer", "ReluQuantRewrite", "ClipQuantRewrite")
+
 # ONNX Runtime's own exceptions share no base class below Exception.
 _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
@@ -121,11 +125,11 @@ class ReferenceSession:
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        disabled = []
+        disabled: list[str] = []
         if optimization != "default":
             # This rounds activations to int8 wherever weights are packed, and zeroes fp16 outputs at "extended".
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-            disabled += ["QDQSelectorActionTransformer"] if graph is not None and _uses_float8(graph) else []
+            disabled += _FLOAT8_FAULTS if graph is not None and _uses_float8(graph) else ()
         if taps:
             # Data streams through such a session, and on the CPU this fused kernel is slower than its parts.
             disabled.append("SkipLayerNormFusion")

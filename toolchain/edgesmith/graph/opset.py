@@ -4,6 +4,8 @@ import onnx_ir as ir
 
 from edgesmith.errors import ModelError
 
+_NATIVE = 18
+"""First opset that onnxscript's converter knows. Of older ones it would change the number and leave the operators."""
 _IR_VERSIONS = {21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
 """First IR version of files with that opset."""
 
@@ -11,8 +13,8 @@ _IR_VERSIONS = {21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
 def raise_opset(model: ir.Model, version: int) -> None:
     """Raise the ONNX opset of a cloned model to `version` in place; newer ones stay as they are.
 
-    Operators whose definition changed are rewritten by onnxscript's converter. That outputs stay the same is for the
-    caller's checks to show.
+    Operators whose definition changed are rewritten by onnxscript's converter, before opset 18 by that of ONNX. That
+    outputs stay the same is for the caller's checks to show.
 
     Raises:
         ModelError: An operator has no equal form in that opset, or the converter does not reach it.
@@ -23,7 +25,10 @@ def raise_opset(model: ir.Model, version: int) -> None:
     if before >= version:
         return
     try:
-        version_converter.convert_version(model, version)
+        if before < _NATIVE:
+            version_converter.convert_version(model, _NATIVE, fallback=True)
+        if model.graph.opset_imports.get("", 0) >= _NATIVE:
+            version_converter.convert_version(model, version)
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
         raise _cannot(before, version, " ".join(str(error).split())[:200]) from error
     reached = model.graph.opset_imports.get("", 0)
