@@ -108,25 +108,33 @@ def write_page(folder: Path, page: Path) -> None:
     parts = [_INTRODUCTION]
     for result in results:
         parts.append(f"## {TITLES[result['case']]}\n\n{_describe(result)}\n")
-        header, *rows = rows_of(result)
+        header, *rows = _without_empty_columns(rows_of(result))
         lines = [header, tuple("---" for _ in header), *rows]
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(parts))
 
 
+def _without_empty_columns(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    kept = [index for index in range(len(rows[0])) if any(row[index] for row in rows[1:])]
+    return [tuple(row[index] for index in kept) for row in rows]
+
+
 def _describe(result: Mapping[str, Any]) -> str:
-    rows = result["rows"]
+    rows, machine = result["rows"], result["machine"]
     samples = next(iter(rows[FLOAT]["quality"].values()))["samples"]
+    limited = result["calibration_samples"]
     versions = {name: version for row in rows.values() for name, version in row.get("versions", {}).items()}
-    machine = result["machine"]
-    listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     _, label, _ = METRICS[result["metric"]]
-    return (
-        f"Quality: {label} on {samples} held-out samples. {result['threads']} threads, {result['rounds']} rounds of "
-        f"{result['turns']} turns, {result['clock']}. Machine: {', '.join(str(value) for value in machine.values())}. "
-        + (f"Versions: {listed}." if listed else "")
-    )
+    parts = [
+        f"Quality: {label} on {samples} held-out samples.",
+        f"Calibration: {f'the first {limited}' if limited else 'all'} of the case's samples.",
+        f"{result['threads']} thread(s), {result['rounds']} round(s) of {result['turns']} turns, {result['clock']}.",
+        "Machine: " + ", ".join(f"{name} {value}" for name, value in machine.items()) + ".",
+    ]
+    if versions:
+        parts.append("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".")
+    return "\n".join(parts)
 
 
 _INTRODUCTION = """\
@@ -138,5 +146,6 @@ Written by `python -m benchmarks.quantization --page docs/benchmarks/quantizatio
 Every tool got the same float file, calibration data and threads, and ONNX Runtime ran what it wrote. Speed-up is
 latency float/quantized at batch 1, turn by turn: median (lower to upper quartile), with all graph optimizations, which
 is what users run, and with basic ones. Quality is of data that no tool saw. Tool cost is seconds and peak resident
-memory of a fresh process, from the first import to the last byte.
+memory of a fresh process, from the first import to the last byte; on a machine with a high load seconds are too many.
+The last column holds rows against what is asked of Edgesmith, with all optimizations.
 """
