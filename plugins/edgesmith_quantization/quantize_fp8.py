@@ -57,10 +57,10 @@ class QuantizeFp8(Method[QuantizeFp8Options]):
             ModelError: The graph cannot be raised to an opset with eight-bit floats, or a weight is not finite.
             StepError: Nothing can be quantized.
         """
-        options, notes = context.options, context.notes
+        options, dialect, notes = context.options, context.dialect, context.notes
         form = FORMATS[options.format]
         result = model.clone()
-        raise_opset(result.ir, _needed_opset(result.graph))
+        raise_opset(result.ir, _needed_opset(result.graph, dialect))
         products = find_float8_products(result.ir, options, notes)
         if not products.nodes:
             raise _nothing_to_do(notes)
@@ -75,9 +75,9 @@ class QuantizeFp8(Method[QuantizeFp8Options]):
         common_passes.RemoveUnusedNodesPass()(result.ir)
         _remark_flushed(shares, "weights", notes)
         notes.remark(_summary(products, options))
-        if context.dialect.float8 != "hardware":
+        if dialect.float8 != "hardware":
             notes.remark(
-                f"Simulated: {context.dialect.name} rounds to eight-bit floats and computes in float32, so its latency "
+                f"Simulated: {dialect.name} rounds to eight-bit floats and computes in float32, so its latency "
                 "says nothing about hardware with FP8."
             )
         return result
@@ -101,7 +101,9 @@ def _form_problem(options: QuantizeFp8Options, dialect: Dialect) -> str:
     return f"{reason or f'{dialect.name} does not compute with {dtype}'}; {works}"
 
 
-def _needed_opset(graph: ir.Graph) -> int:
+def _needed_opset(graph: ir.Graph, dialect: Dialect) -> int:
+    if dialect.float8 == "hardware" and dialect.opset >= _OPSET_FLOAT16:
+        return _OPSET_FLOAT16  # there the rest of the graph becomes float16, and scales with it
     values = (value for node in graph for value in node.outputs)
     half = any(value.dtype == ir.DataType.FLOAT16 for value in (*graph.initializers.values(), *values))
     return _OPSET_FLOAT16 if half else _OPSET

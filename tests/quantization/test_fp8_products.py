@@ -287,6 +287,14 @@ def test_float16_graphs_get_float16_scales_and_a_newer_opset():
     assert run(result, data)["y"].dtype == np.float16
 
 
+def test_hardware_gets_the_opset_whose_float16_scales_its_back_ends_take():
+    """Targets with FP8 bring the rest of the graph to float16 when they lower it."""
+    model, data = product(), {"x": normal(8, 32)}
+    assert apply(model, data, HOPPER)[0].graph.opset_imports[""] == 21
+    assert apply(model, data)[0].graph.opset_imports[""] == 20
+    assert apply(model, data, replace(HOPPER, opset=20))[0].graph.opset_imports[""] == 20
+
+
 def test_older_opsets_are_raised():
     model = graph([node("MatMul", ["x", "w"], "y")], {"w": normal(32, 24)}, {"x": ["n", 32]}, opset=17)
     result, _ = apply(model, {"x": normal(8, 32)})
