@@ -89,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, help="Evaluate on the first texts only.")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--format", choices=tuple(FORMATS), action="append", help="Only these; the file is then kept.")
     options = parser.parse_args()
     case = models.minilm_r8()
     with np.load(case.calibration) as archive:
@@ -100,13 +101,14 @@ def main() -> None:
     results: dict[str, Any] = {"float": [reference], "texts": len(evaluation["labels"])}
     table = Table("format", "accuracy %, mean", "lowest to highest", "drop, points", title="MiniLM on Reuters R8")
     table.add_row("float", f"{reference:.2f}", "", "")
-    for name in FORMATS:
+    for name in options.format or FORMATS:
         found = [
             accuracy_percent(quantized(name, model, calibration, seed), evaluation) for seed in range(options.seeds)
         ]
         results[name] = found
         spread = f"{min(found):.2f} to {max(found):.2f}"
         table.add_row(name, f"{np.mean(found):.2f}", spread, f"{reference - np.mean(found):.2f}")
+    if not options.format:
         OUT.parent.mkdir(parents=True, exist_ok=True)
         OUT.write_text(json.dumps(results, indent=2))
     Console().print(table)
