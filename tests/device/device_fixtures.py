@@ -39,6 +39,7 @@ def made_up_probe(**changes: object) -> dict:
         "gpus": "",
         "android": "",
         "cuda_runtime": True,
+        "trtexec": "",
         "modules": {name: {"version": "1.0", "reason": ""} for name in ("numpy", "onnxruntime", "tensorrt")},
         "state": made_up_state(),
         **changes,

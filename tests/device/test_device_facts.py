@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from edgesmith.device.comparison import OutputComparison
 from edgesmith.device.facts import Probe, Reply, State, read_jetson_release, read_power, read_power_mode, total_power
 from edgesmith.device.record import append_run, compare_runs, load_record
-from edgesmith.device.runtimes import own_runtime, require_architecture, require_runtime, tier_of
+from edgesmith.device.runtimes import best_runtime, own_runtime, require_architecture, require_runtime, tier_of
 from edgesmith.device.summary import Seen, conditions_of, percentiles, summarize_run
 from edgesmith.device.validation import require_one_power_mode
 from edgesmith.errors import DeviceError, MeasurementError
@@ -18,6 +18,7 @@ from edgesmith.ledger import LedgerRow, OutputError
 from edgesmith.profile import load_profile
 
 ORIN_NANO = load_profile("edgesmith_tensorrt:profiles/jetson-orin-nano.toml")
+RTX_40 = load_profile("edgesmith_tensorrt:profiles/rtx-40.toml")
 H100 = load_profile("edgesmith_tensorrt:profiles/h100.toml")
 
 
@@ -152,6 +153,9 @@ def test_a_damaged_record_is_not_overwritten(tmp_path):
     [
         (ORIN_NANO, {}, "tensorrt", False, Tier.DEVICE),
         (ORIN_NANO, {}, "tensorrt", True, Tier.DEVICE),
+        (ORIN_NANO, {}, "trtexec", False, Tier.DEVICE),
+        (RTX_40, {"board": "GeForce RTX 4090"}, "trtexec", False, Tier.REFERENCE),
+        (RTX_40, {"board": "GeForce RTX 4090"}, "tensorrt_rtx", False, Tier.DEVICE),
         (ORIN_NANO, {}, "onnxruntime", False, Tier.REFERENCE),
         (ORIN_NANO, {"board": "Made-up Jetson AGX Orin"}, "tensorrt", False, Tier.REFERENCE),
         (H100, {"board": "", "gpus": "NVIDIA H200, 1, 9.0, 1 MiB"}, "tensorrt", False, Tier.DEVICE),
@@ -167,8 +171,11 @@ def test_device_is_only_the_machine_of_the_profile_with_its_own_runtime(profile,
 
 
 def test_each_profile_has_its_runtime():
-    rtx = load_profile("edgesmith_tensorrt:profiles/rtx-40.toml")
-    assert [own_runtime(profile) for profile in (None, ORIN_NANO, rtx)] == ["onnxruntime", "tensorrt", "tensorrt_rtx"]
+    assert [own_runtime(profile) for profile in (None, ORIN_NANO, RTX_40)] == [
+        "onnxruntime",
+        "tensorrt",
+        "tensorrt_rtx",
+    ]
 
 
 def missing(name: str, reason: str) -> dict:
@@ -181,6 +188,18 @@ def test_a_missing_runtime_is_named_with_what_to_install(name):
     with pytest.raises(DeviceError, match=f"no usable {name}: made up") as caught:
         require_runtime("ssh://made-up", probe(modules=missing(name, "made up")), wanted)
     assert "nstall" in caught.value.fix
+
+
+def test_trtexec_stands_in_where_tensorrt_has_no_usable_module_and_nowhere_else():
+    without = missing("tensorrt", "made up")
+    assert best_runtime(ORIN_NANO, probe(trtexec="/made/up")) == "tensorrt"
+    assert best_runtime(ORIN_NANO, probe(trtexec="/made/up", modules=without)) == "trtexec"
+    assert best_runtime(ORIN_NANO, probe(trtexec="/made/up", cuda_runtime=False)) == "trtexec"
+    assert best_runtime(ORIN_NANO, probe(modules=without)) == "tensorrt"
+    assert best_runtime(None, probe(trtexec="/made/up", modules=without)) == "onnxruntime"
+    require_runtime("ssh://made-up", probe(trtexec="/made/up", modules=without), "trtexec")
+    with pytest.raises(DeviceError, match="no usable trtexec"):
+        require_runtime("ssh://made-up", probe(), "trtexec")
 
 
 def test_tensorrt_without_cuda_is_a_missing_runtime_and_not_a_guess():

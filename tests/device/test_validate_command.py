@@ -2,7 +2,9 @@
 
 import json
 import math
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -173,11 +175,67 @@ def test_here_a_jetson_artifact_needs_tensorrt_and_never_becomes_device(capsys, 
     assert "is not the device of jetson-orin-nano" in run["reason"]
 
 
+@pytest.fixture
+def fake_trtexec(tmp_path, monkeypatch):
+    """A device that has trtexec, or what plays it."""
+    program = tmp_path / "tools" / "trtexec"
+    program.parent.mkdir()
+    script = Path(__file__).with_name("fake_trtexec.py")
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    return program
+
+
+def test_a_device_with_trtexec_alone_builds_times_and_answers(capsys, jetson_artifact, fake_trtexec):
+    code, run = validate(capsys, jetson_artifact, "local")
+    assert code == 0
+    conditions = run["row"]["latency_ms"]["conditions"]
+    assert conditions["runtime"] == "trtexec of TensorRT 00000-fake"
+    assert "threads" not in conditions
+    # Of the made-up times 1, 2 and 3 ms on the GPU; copies are left out.
+    assert run["row"]["latency_ms"]["value"] == 2
+    # Six digits leave a relative error of at most 5e-6, which is 106 dB.
+    assert run["gaps"]["logits"]["sqnr_db"] > 106
+    assert any("trtexec" in remark and "built" in remark for remark in run["remarks"])
+    # This machine is not the device of the profile, whatever runs on it.
+    assert run["tier"] == "reference"
+
+
+def test_what_trtexec_says_of_an_error_arrives(capsys, jetson_artifact, fake_trtexec):
+    fake_trtexec.write_text(fake_trtexec.read_text().replace("exec ", 'echo "[E] made-up fault" >&2; exit 1 #'))
+    code, error = validate(capsys, jetson_artifact, "local")
+    assert code == 2
+    assert "building the engine on local failed: [E] made-up fault" in error
+
+
 def test_a_model_that_runs_too_long_ends_itself_on_the_device(capsys, artifact, on, device_folder):
     more = ("--set", "seconds=60", "--set", "most_runs=100000000", "--set", "timeout=1")
     code, error = validate(capsys, artifact, on, *more, "--set", f"directory={device_folder}")
     assert code == 2
     assert "took longer than 1 s" in error
+    assert list(device_folder.iterdir()) == []
+
+
+def test_after_a_lost_connection_nothing_runs_on_and_nothing_is_left(capsys, artifact, on, server, device_folder):
+    started = []
+
+    def break_off(line, process):
+        if " run " not in line:
+            return False
+        started.append(subprocess.Popen(["/bin/sh", "-c", line]))
+        while not list(device_folder.glob("*/worker.pid")):
+            assert started[0].poll() is None
+            time.sleep(0.02)
+        process.channel.get_connection().abort()
+        return True
+
+    server.on_command = break_off
+    more = ("--set", "seconds=600", "--set", "most_runs=100000000", "--set", f"directory={device_folder}")
+    code, error = validate(capsys, artifact, on, *more)
+    assert code == 2
+    assert "was lost" in error
+    assert started[0].wait(30) in (-9, 137)
     assert list(device_folder.iterdir()) == []
 
 

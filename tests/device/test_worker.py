@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 import tokenize
 from pathlib import Path
 
@@ -94,6 +95,22 @@ def test_it_times_and_runs_every_batch(tmp_path):
         for index in range(2):
             found = worker.read_batch(outputs, index, reply.outputs)["logits"]
             np.testing.assert_allclose(found, session.run(None, {"x": x[index]})[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_it_started_ends_with_it(tmp_path):
+    (tmp_path / "tegrastats").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/number\nexec sleep 300\n")
+    (tmp_path / "tegrastats").chmod(0o755)
+    prepare(tmp_path, seconds=100.0, most_runs=10**9, deadline_seconds=2)
+    assert (
+        run_alone(tmp_path, "run", str(tmp_path / "request.json"), PATH=f"{tmp_path}:/usr/bin:/bin").returncode == -14
+    )
+    number = (tmp_path / "number").read_text().strip()
+    for _ in range(100):
+        status = Path(f"/proc/{number}/stat")
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("tegrastats still runs")
 
 
 @pytest.mark.parametrize("damage", [{"model": "missing.onnx"}, {"inputs": ["x", "y"]}, {"runtime": "tensorrt"}])

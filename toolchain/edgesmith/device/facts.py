@@ -70,6 +70,8 @@ class Probe(_Answer):
     gpus: str
     android: str
     cuda_runtime: bool
+    trtexec: str
+    """Path of trtexec; empty where there is none."""
     modules: Mapping[str, Module]
     state: State
 

@@ -18,8 +18,8 @@ class ValidationPlan(BaseModel):
     target: str = Field(
         default="", description="Target or profile file whose device this is; empty takes the artifact's."
     )
-    runtime: Literal["", "onnxruntime", "tensorrt", "tensorrt_rtx"] = Field(
-        default="", description="Python module to run the model in; empty takes the target's runtime."
+    runtime: Literal["", "onnxruntime", "tensorrt", "tensorrt_rtx", "trtexec"] = Field(
+        default="", description="Python module or program to run the model in; empty takes the target's runtime."
     )
     directory: str = Field(default="", description="Directory on the device to work in; empty takes /tmp or its like.")
     python: str = Field(default="", description="Python interpreter on the device; empty takes python3.")

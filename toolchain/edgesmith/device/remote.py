@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from edgesmith.device import faults
 from edgesmith.device.facts import Probe, Reply
-from edgesmith.device.shipment import BUILD_SCRIPT
+from edgesmith.device.runtimes import TRTEXEC
+from edgesmith.device.shipment import BUILD_SCRIPT, SHELL_SCRIPT
 from edgesmith.device.transport import Finished, Workspace
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
@@ -46,13 +47,24 @@ def probe_device(place: Workspace, folder: Path) -> Probe:
     return _answer(place, "probe.json", folder, Probe)
 
 
-def build_engine(place: Workspace, runtime: str, timeout_seconds: float) -> str:
+def build_engine(place: Workspace, runtime: str, trtexec: str, timeout_seconds: float) -> str:
     """Build the engine on the device with the artifact's own script; return what it said of the result.
+
+    Args:
+        place: The working directory on the device, with the artifact in it.
+        runtime: Module or program to build with.
+        trtexec: Where trtexec is, for that runtime.
+        timeout_seconds: When to give up.
 
     Raises:
         DeviceError: TensorRT rejected the graph, or is broken there.
     """
     address = place.transport.address
+    if runtime == TRTEXEC:
+        words = ["env", f"TRTEXEC={trtexec}", "sh", place.path(SHELL_SCRIPT)]
+        done = place.transport.run(words, timeout_seconds=timeout_seconds)
+        _require_done(address, "building the engine", done)
+        return "Engine built on the device with trtexec."
     words = [place.transport.python, place.path(BUILD_SCRIPT), "--module", runtime]
     done = place.transport.run(words, timeout_seconds=timeout_seconds)
     _require_not_killed(address, "building the engine", done)

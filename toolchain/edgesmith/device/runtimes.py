@@ -6,8 +6,9 @@ from edgesmith.host.records import Tier
 from edgesmith.profile import Profile
 
 ONNX_RUNTIME, TENSORRT, TENSORRT_RTX = "onnxruntime", "tensorrt", "tensorrt_rtx"
-RUNTIMES = (ONNX_RUNTIME, TENSORRT, TENSORRT_RTX)
 """Names of the Python modules."""
+TRTEXEC = "trtexec"
+"""NVIDIA's program around TensorRT, which needs no Python module."""
 
 _BY_PROFILE = {"TensorRT": TENSORRT, "TensorRT-RTX": TENSORRT_RTX}
 _OTHER_ARCHITECTURE = ("wrong ELF class", "invalid ELF header", "Exec format error", "incompatible architecture")
@@ -26,13 +27,23 @@ def own_runtime(profile: Profile | None) -> str:
     return next((_BY_PROFILE[name] for name in names if name in _BY_PROFILE), ONNX_RUNTIME)
 
 
+def best_runtime(profile: Profile | None, probe: Probe) -> str:
+    """Return the target's runtime, or trtexec where the device has that and no Python module of TensorRT."""
+    runtime = own_runtime(profile)
+    module = probe.modules.get(runtime)
+    usable = module is not None and module.version and probe.cuda_runtime
+    return TRTEXEC if runtime == TENSORRT and not usable and probe.trtexec else runtime
+
+
 def require_runtime(address: str, probe: Probe, runtime: str) -> None:
     """Check that the device has numpy and a runtime.
 
     Raises:
         DeviceError: One is missing, with how to install it, or was built for another processor.
     """
-    for name in ("numpy", runtime):
+    if runtime == TRTEXEC and not probe.trtexec:
+        raise faults.missing_runtime(address, TRTEXEC, "it is not found", _INSTALL[TENSORRT] + _INSTEAD)
+    for name in ("numpy",) if runtime == TRTEXEC else ("numpy", runtime):
         module = probe.modules.get(name)
         if module is not None and module.version:
             continue
@@ -41,7 +52,7 @@ def require_runtime(address: str, probe: Probe, runtime: str) -> None:
             raise faults.wrong_architecture(address, reason, f"{name} for {probe.architecture}")
         instead = _INSTEAD if name in (TENSORRT, TENSORRT_RTX) else ""
         raise faults.missing_runtime(address, name, reason, _INSTALL[name] + instead)
-    if runtime != ONNX_RUNTIME and not probe.cuda_runtime:
+    if runtime in (TENSORRT, TENSORRT_RTX) and not probe.cuda_runtime:
         fix = "Install CUDA's runtime library there (on a Jetson: apt-get install nvidia-jetpack)."
         reason = "libcudart is not found, and without it no buffers can be made on the GPU"
         raise faults.missing_runtime(address, "CUDA", reason, fix)
@@ -71,6 +82,6 @@ def tier_of(profile: Profile | None, probe: Probe, runtime: str, *, is_local: bo
         return Tier.DEVICE, f"{probe.machine}, with the target's runtime"
     if not any(name.casefold() in probe.machine.casefold() for name in profile.device.machines):
         return Tier.REFERENCE, f"{probe.machine} is not the device of {profile.name} ({profile.device.processor})"
-    if runtime != own_runtime(profile):
+    if (TENSORRT if runtime == TRTEXEC else runtime) != own_runtime(profile):
         return Tier.REFERENCE, f"{runtime} is not the runtime of {profile.name} ({own_runtime(profile)})"
     return Tier.DEVICE, f"{probe.machine}, with the target's runtime"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgesmith.device.comparison import SIMULATION, OutputComparison
 from edgesmith.device.facts import Probe, Reply, read_power, total_power
 from edgesmith.device.record import DeviceRun
+from edgesmith.device.runtimes import TRTEXEC
 from edgesmith.host.records import Tier
 from edgesmith.ledger import LedgerRow, Measurement
 from edgesmith.measure.reference import OPTIMIZATION
@@ -139,6 +140,8 @@ def _state_remarks(reply: Reply) -> tuple[str, ...]:
     remarks = []
     if reply.cooling_seconds > 1:
         remarks.append(f"Waited {reply.cooling_seconds:.0f} s for the device to cool down.")
+    if reply.runtime.startswith(TRTEXEC):
+        remarks.append("trtexec writes outputs with six digits, so gaps below a millionth cannot be seen.")
     if reply.before.clocks_locked is False:
         remarks.append("Clocks were not locked, so times depend on load and heat; on a Jetson run jetson_clocks first.")
     return tuple(remarks)

@@ -15,6 +15,9 @@ from edgesmith.errors import DeviceError
 COMMAND_SECONDS = 60.0
 """Time for small commands such as making a directory."""
 
+PROCESS_FILE = "worker.pid"
+"""Where a program that works in the directory writes its number, so that it can be stopped."""
+
 _PREFIX = "edgesmith-"
 _MADE = re.compile(r"[A-Za-z0-9]{10}")
 _SHELL_SIGNAL = 128
@@ -143,16 +146,15 @@ def workspace(transport: Transport, *, keep: bool = False) -> Iterator[Workspace
     try:
         yield place
     except DeviceError as error:
-        if not keep and not _removed(place):
+        if not _ended(place, keep=keep):
             raise faults.left_behind(error, transport.address, place.directory) from error
         raise
     except BaseException:
-        if not keep:
-            _removed(place)
+        _ended(place, keep=keep)
         raise
     if keep:
         place.remarks.append(f"Everything is kept in {place.directory} on {transport.address}.")
-    elif not _removed(place):
+    elif not _ended(place, keep=False):
         place.remarks.append(f"{place.directory} could not be removed from {transport.address}; remove it by hand.")
 
 
@@ -166,14 +168,26 @@ def _make_directory(transport: Transport) -> str:
     raise faults.no_directory(transport.address, transport.base, done.last_line or f"exit code {done.code}")
 
 
-def _removed(place: Workspace) -> bool:
-    """Remove the directory, connecting again once if the connection was lost; return whether it is gone."""
-    words = ["rm", "-rf", "--", place.directory]
-    try:
-        return place.transport.run(words).code == 0
-    except DeviceError:
+def _ended(place: Workspace, *, keep: bool) -> bool:
+    """Stop what still works there and remove the directory; connect again once. Return whether that was possible."""
+    for again in (False, True):
         try:
-            place.transport.reconnect()
-            return place.transport.run(words).code == 0
+            if again:
+                place.transport.reconnect()
+            _stop_worker(place)
+            return keep or _removed(place)
         except DeviceError:
-            return False
+            continue
+    return False
+
+
+def _stop_worker(place: Workspace) -> None:
+    number = place.transport.run(["cat", place.path(PROCESS_FILE)]).stdout.strip()
+    # The number may be another program's by now; only one that was started from the directory is stopped.
+    ours = ["grep", "-q", "-F", place.directory, f"/proc/{number}/cmdline"]
+    if number.isdigit() and place.transport.run(ours).code == 0:
+        place.transport.run(["kill", "-KILL", number])
+
+
+def _removed(place: Workspace) -> bool:
+    return place.transport.run(["rm", "-rf", "--", place.directory]).code == 0

@@ -12,7 +12,7 @@ from edgesmith.device.facts import Probe, Reply
 from edgesmith.device.plan import ValidationPlan
 from edgesmith.device.record import DeviceRun
 from edgesmith.device.remote import ENGINE, build_engine, probe_device, run_worker
-from edgesmith.device.runtimes import ONNX_RUNTIME, own_runtime, require_architecture, require_runtime, tier_of
+from edgesmith.device.runtimes import ONNX_RUNTIME, best_runtime, require_architecture, require_runtime, tier_of
 from edgesmith.device.shipment import Shipment, load_model, read_shipment
 from edgesmith.device.summary import Seen, conditions_of, summarize_run
 from edgesmith.device.transport import Transport, Workspace, workspace
@@ -73,7 +73,6 @@ def validate(
     address = transport.address
     shipment, ledger = read_shipment(directory), load_ledger(directory)
     _, target = find_target(registry, plan.target or shipment.target)
-    runtime = plan.runtime or own_runtime(target.profile)
     samples = _open_samples(shipment, data, plan)
     remarks: list[str] = []
     with tempfile.TemporaryDirectory(prefix="edgesmith-validate-") as scratch:
@@ -82,12 +81,13 @@ def validate(
                 probe = probe_device(place, Path(scratch))
             if not transport.is_local:
                 require_architecture(address, probe, target.profile)
+            runtime = plan.runtime or best_runtime(target.profile, probe)
             require_runtime(address, probe, runtime)
             with progress.stage(f"copying {shipment.size_bytes / 1e6:.1f} MB to {address}"):
                 _send(place, shipment, samples, Path(scratch))
             if runtime != ONNX_RUNTIME:
                 with progress.stage(f"building the engine on {address}"):
-                    remarks.append(build_engine(place, runtime, plan.timeout))
+                    remarks.append(build_engine(place, runtime, probe.trtexec, plan.timeout))
             request = _request(plan, shipment, samples, probe, runtime)
             with progress.stage(f"running on {address}"):
                 reply, outputs = run_worker(place, request, Path(scratch), plan.timeout)

@@ -1,6 +1,7 @@
 """Runs an artifact on a device and writes down what it saw. This file travels to the device alone.
 
-It needs Python 3.10, numpy, and the runtime of the artifact: onnxruntime; or tensorrt with CUDA's runtime library.
+It needs Python 3.10, numpy, and the runtime of the artifact: onnxruntime; or tensorrt with CUDA's runtime library; or
+trtexec, NVIDIA's own program around TensorRT.
 
     python3 worker.py probe ANSWER.json      # what the machine is and which runtimes it has
     python3 worker.py run REQUEST.json       # time and run the model as the request says
@@ -52,6 +53,7 @@ def probe() -> Facts:
         ),
         "android": _tool("getprop", "ro.product.model"),
         "cuda_runtime": _cuda_library() is not None,
+        "trtexec": _which("trtexec") or "",
         "modules": {name: _version(name) for name in MODULES},
         "state": state(),
     }
@@ -111,6 +113,14 @@ def _tool(name: str, *arguments: str) -> str:
     return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
 
 
+def _die_with_parent() -> None:
+    """Have the kernel end this process when the worker ends, however that happens."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "prctl"):
+        set_signal_of_parents_death = 1
+        library.prctl(set_signal_of_parents_death, int(signal.SIGKILL))
+
+
 def _version(module: str) -> dict[str, str]:
     """Return version and reason of absence of a module. Asked in a child: some end the process without a driver."""
     code = "import sys, importlib; print(importlib.import_module(sys.argv[1]).__version__)"
@@ -153,6 +163,59 @@ class OnnxRuntimeModel:
     def outputs(self) -> Facts:
         """Return the outputs for the present inputs, by name."""
         return dict(zip(self.names, self.run(), strict=True))
+
+
+class TrtexecModel:
+    """An engine in trtexec: one call to time it, and one for each batch, whose outputs come as text of six digits."""
+
+    def __init__(self, path: Path, program: str) -> None:
+        self._path, self._program, self._folder = path, program, path.parent
+        self.names: list[str] = []
+        self.facts = {"runtime": "trtexec", "provider": "GPU", "optimization": "engine"}
+        self._words: list[str] = []
+
+    def set_inputs(self, arrays: Facts) -> None:
+        """Write the inputs of the next runs as files of plain bytes."""
+        files, shapes = [], []
+        for position, (name, array) in enumerate(arrays.items()):
+            file = self._folder / f"input-{position}.bin"
+            file.write_bytes(array.tobytes())
+            files.append(f"{name}:{file.name}")
+            shapes.append(name + ":" + "x".join(map(str, array.shape)))
+        self._words = ["--loadInputs=" + ",".join(files)]
+        # An engine without open dimensions takes no shapes; its recipe has none.
+        if json.loads((self._folder / "build.json").read_text(encoding="utf-8")).get("shapes"):
+            self._words.append("--shapes=" + ",".join(shapes))
+
+    def times(self, request: Facts) -> list[float]:
+        """Return the times of single runs on the GPU in milliseconds, without copies."""
+        duration = str(max(1, round(request["seconds"])))
+        fewest = f"--iterations={request['fewest_runs']}"
+        timing = ["--warmUp=500", "--duration=" + duration, fewest, "--noDataTransfers", "--exportTimes=times.json"]
+        self._call(*timing)
+        records = json.loads((self._folder / "times.json").read_text(encoding="utf-8"))
+        return [float(record["computeMs"]) for record in records][: request["most_runs"]]
+
+    def outputs(self) -> Facts:
+        """Return the outputs for the present inputs, by name."""
+        import numpy
+
+        self._call("--warmUp=0", "--duration=0", "--iterations=1", "--exportOutput=outputs.json")
+        records = json.loads((self._folder / "outputs.json").read_text(encoding="utf-8"))
+        shapes = {one["name"]: tuple(int(size) for size in one["dimensions"].split("x") if size) for one in records}
+        self.names = list(shapes)
+        return {one["name"]: numpy.array(one["values"], numpy.float32).reshape(shapes[one["name"]]) for one in records}
+
+    def _call(self, *words: str) -> None:
+        command = [self._program, "--loadEngine=" + self._path.name, *self._words, *words]
+        done = subprocess.run(command, cwd=self._folder, capture_output=True, check=False, preexec_fn=_die_with_parent)
+        lines = (done.stdout + done.stderr).decode(errors="replace").splitlines()
+        if done.returncode != 0:
+            errors = [line for line in lines if "[E]" in line] or lines[-1:]
+            raise RuntimeError("trtexec failed: " + " ".join(errors[:3]))
+        version = next((line.partition("[TensorRT v")[2] for line in lines if "[TensorRT v" in line), "")
+        if version:
+            self.facts["runtime"] = "trtexec of TensorRT " + version.partition("]")[0]
 
 
 class Cuda:
@@ -271,19 +334,23 @@ def _cuda_library() -> Any:
     return None
 
 
-def open_model(request: Facts, folder: Path) -> OnnxRuntimeModel | TensorRTModel:
+def open_model(request: Facts, folder: Path) -> OnnxRuntimeModel | TensorRTModel | TrtexecModel:
     """Return the model that a request names, ready to run."""
     path = folder / request["model"]
     if request["runtime"] == "onnxruntime":
         return OnnxRuntimeModel(path, request["threads"])
+    if request["runtime"] == "trtexec":
+        return TrtexecModel(path, _which("trtexec") or "trtexec")
     library = _cuda_library()
     if library is None:
         raise RuntimeError("CUDA's runtime library (libcudart) is not found, so no buffers can be made on the GPU")
     return TensorRTModel(path, importlib.import_module(request["runtime"]), Cuda(library))
 
 
-def measure(model: OnnxRuntimeModel | TensorRTModel, request: Facts) -> list[float]:
+def measure(model: OnnxRuntimeModel | TensorRTModel | TrtexecModel, request: Facts) -> list[float]:
     """Return the times of single runs in milliseconds, after untimed ones."""
+    if isinstance(model, TrtexecModel):
+        return model.times(request)
     for _ in range(request["warmup_runs"]):
         model.run()
     times: list[float] = []
@@ -313,7 +380,9 @@ def power_log(path: Path) -> Iterator[None]:
         yield
         return
     with path.open("wb") as log:
-        process = subprocess.Popen([program, "--interval", "100"], stdout=log, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [program, "--interval", "100"], stdout=log, stderr=subprocess.DEVNULL, preexec_fn=_die_with_parent
+        )
         try:
             yield
         finally:
@@ -387,6 +456,7 @@ def main() -> int:
         _answer(path, {"status": "done", **probe()})
         return 0
     request = json.loads(path.read_text(encoding="utf-8"))
+    (path.parent / "worker.pid").write_text(str(os.getpid()), encoding="ascii")
     # Ends this process also when nobody is left to do so.
     signal.alarm(request["deadline_seconds"])
     try:

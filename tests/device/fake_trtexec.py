@@ -1,0 +1,53 @@
+"""A fake trtexec: it takes the words that the real one takes, and computes with ONNX Runtime on this machine.
+
+Times are made up. It proves that words, files and formats fit together, and nothing about TensorRT.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+MADE_UP_TIMES_MS = [3.0, 1.0, 2.0]
+
+
+def main() -> int:
+    words = dict(word.lstrip("-").partition("=")[::2] for word in sys.argv[1:])
+    sys.stdout.write("&&&& RUNNING TensorRT.trtexec [TensorRT v00000-fake] # made up\n")
+    if "onnx" in words:
+        Path(words["saveEngine"]).write_bytes(b"fake engine of " + words["onnx"].encode())
+        return 0
+    if not Path(words["loadEngine"]).read_bytes().startswith(b"fake engine of "):
+        sys.stderr.write("[01/01/2001] [E] made-up error: this is no fake engine\n")
+        return 1
+    if "exportTimes" in words:
+        times = [{"h2dMs": 9.0, "computeMs": time, "d2hMs": 9.0, "latencyMs": 18.0 + time} for time in MADE_UP_TIMES_MS]
+        Path(words["exportTimes"]).write_text(json.dumps(times))
+    if "exportOutput" in words:
+        Path(words["exportOutput"]).write_text(json.dumps(outputs(words)))
+    return 0
+
+
+def outputs(words: dict[str, str]) -> list[dict]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+    shapes = dict(part.split(":") for part in words["shapes"].split(","))
+    feed = {
+        name: np.fromfile(file, np.float32).reshape([int(size) for size in shapes[name].split("x")])
+        for name, file in (part.split(":") for part in words["loadInputs"].split(","))
+    }
+    names = [output.name for output in session.get_outputs()]
+    return [
+        {
+            "name": name,
+            "dimensions": "x".join(map(str, array.shape)),
+            "values": [float(f"{value:.6g}") for value in array.ravel()],
+        }
+        for name, array in zip(names, session.run(names, feed), strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
