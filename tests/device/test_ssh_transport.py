@@ -160,9 +160,10 @@ def test_a_full_disk_is_found_before_a_file_is_copied(ssh, server, tmp_path, dev
     assert list(device_folder.iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_written_is_named(server):
+@pytest.mark.parametrize("base", ["/proc/nowhere", "relative", "-rf", ""])
+def test_a_directory_that_cannot_be_written_is_named(server, base):
     transport = connect(server)
-    transport.base = "/proc/nowhere"
-    with pytest.raises(DeviceError, match="No working directory can be made in /proc/nowhere"), workspace(transport):
+    transport.base = base
+    with pytest.raises(DeviceError, match=f"No working directory can be made in {base}"), workspace(transport):
         pass
     transport.close()

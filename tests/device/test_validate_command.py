@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -236,6 +237,21 @@ def test_after_a_lost_connection_nothing_runs_on_and_nothing_is_left(capsys, art
     assert code == 2
     assert "was lost" in error
     assert started[0].wait(30) in (-9, 137)
+    assert list(device_folder.iterdir()) == []
+
+
+def test_control_c_leaves_the_device_clean(artifact, on, server, device_folder):
+    words = ["validate", str(artifact), "--on", on, "--set", f"python={sys.executable}"]
+    words += ["--set", "seconds=600", "--set", "most_runs=100000000", "--set", f"directory={device_folder}"]
+    program = "import sys; from edgesmith.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(device_folder.glob("*/worker.pid")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert any(line.startswith("kill") for line in server.commands)
     assert list(device_folder.iterdir()) == []
 
 

@@ -102,7 +102,7 @@ class Transport(ABC):
     def free_bytes(self, directory: str) -> int | None:
         """Return the free space of the file system that holds `directory`; None where the device does not tell."""
         done = self.run(["df", "-P", "-k", directory])
-        fields = done.stdout.strip().splitlines()[-1:] and done.stdout.strip().splitlines()[-1].split()
+        fields = done.stdout.strip().rpartition("\n")[2].split()
         return int(fields[3]) * 1024 if done.code == 0 and len(fields) > 3 and fields[3].isdigit() else None
 
 
@@ -159,6 +159,8 @@ def workspace(transport: Transport, *, keep: bool = False) -> Iterator[Workspace
 
 
 def _make_directory(transport: Transport) -> str:
+    if not transport.base.startswith("/"):
+        raise faults.no_directory(transport.address, transport.base, "it is no absolute path")
     done = transport.run(["mktemp", "-d", "-p", transport.base, f"{_PREFIX}XXXXXXXXXX"])
     directory = done.stdout.strip()
     start = f"{transport.base.rstrip('/')}/{_PREFIX}"
