@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgesmith.graph.edit import constant_tensor
 from edgesmith.graph.structure import Structure, find_structure
 from edgesmith.host.context import Notes
+from edgesmith_quantization.attention_products import head_sizes
 from edgesmith_quantization.candidates import already_quantized, node_name
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
 from edgesmith_quantization.weight_sites import WeightSite, find_weight_sites
@@ -113,11 +114,7 @@ def _attention_products(
     graph: ir.Graph, structure: Structure, options: QuantizeFp8Options, notes: Notes
 ) -> Iterator[ir.Node]:
     """Yield the products of queries with keys and of probabilities with values that can be quantized."""
-    sizes: dict[str, int | None] = {}
-    for attention in structure.attentions:
-        if attention.fused is None:
-            sizes[attention.score] = attention.head_dim
-            sizes[attention.context_node] = attention.value_head_dim
+    sizes = head_sizes(structure)
     for node in graph:
         if node.name not in sizes or node.op_type == "QLinearMatMul":
             continue

@@ -16,8 +16,9 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith_quantization.activation_grams import activation_grams
 from edgesmith_quantization.activation_ranges import activation_codes
+from edgesmith_quantization.attention_products import find_attention_products
 from edgesmith_quantization.bias_correction import correct_biases
-from edgesmith_quantization.candidates import Candidate, find_candidates, unmatched_names
+from edgesmith_quantization.candidates import Candidate, find_candidates, node_name, unmatched_names
 from edgesmith_quantization.convolution_repair import repair_convolutions
 from edgesmith_quantization.dynamic_form import write_dynamic
 from edgesmith_quantization.isolation import without_isolated_convolutions
@@ -90,15 +91,21 @@ def _write_static(
 ) -> tuple[Candidate, ...]:
     """Write Q/DQ pairs, and return the candidates that are quantized."""
     dialect = context.dialect
-    codes = activation_codes(model.ir, place(model.graph, candidates, dialect), outliers, context)
+    attention = tuple(find_attention_products(model.ir, context.options)) if context.options.attention else ()
+    codes = activation_codes(model.ir, place(model.graph, candidates, dialect, attention), outliers, context)
     candidates = _require(close_enough(model.ir, candidates, codes, outliers, context), context.notes)
-    placement, grams = place(model.graph, candidates, dialect), activation_grams(model.ir, candidates, context)
+    placement = place(model.graph, candidates, dialect, attention)
+    grams = activation_grams(model.ir, candidates, context)
     editor = GraphEditor(model.graph)
     add_outlier_products(editor, candidates, outliers, {value: codes[value].limits for value in outliers})
     scales = {value: code.scale for value, code in codes.items()} if dialect.bias == "int32" else {}
     store = _store(editor, candidates, context, scales, grams)
     candidates = correct_biases(editor, candidates, store, means)
     write_static(editor, candidates, placement, codes, store, dialect)
+    for node in attention:
+        context.notes.skipped.pop(node_name(node), None)
+    if attention:
+        context.notes.remark(f"Quantized both inputs of {len(attention)} products of attention.")
     return tuple(candidates)
 
 
@@ -151,6 +158,10 @@ def _form_problem(options: QuantizeInt8Options, dialect: Dialect) -> str:
         return f"{dialect.name} stores weights as {dialect.weight.dtype}; this method writes symmetric int8"
     if options.mode == "static" and dialect.activation.dtype not in ("int8", "uint8"):
         return f"{dialect.name} stores activations as {dialect.activation.dtype}; this method writes 8 bits"
+    if options.attention and options.mode == "dynamic":
+        return "the option attention needs ranges from calibration data; set mode to static"
+    if options.attention and not dialect.attention_products:
+        return f"{dialect.name} computes the products of attention in float; set attention to false"
     return ""
 
 

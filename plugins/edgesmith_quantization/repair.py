@@ -19,6 +19,8 @@ from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.outliers import ENOUGH_DB, Outliers, find_outliers
 from edgesmith_quantization.smoothing import ChannelSummary, Float64, best_strength, equalizing_scale, expected_sqnr_db
 
+_SAMPLES = 32
+"""Channels with large values show them on a few samples; ranges are taken from all of them afterwards."""
 _MINIMUM_GAIN_DB = 0.5
 """Shifts that gain less are not worth a changed weight."""
 _MINIMUM_GAIN_FOR_AN_OPERATOR_DB = 3.0
@@ -42,7 +44,8 @@ class Repair:
 def repair(model: ir.Model, candidates: Sequence[Candidate], context: Context[QuantizeInt8Options]) -> Repair:
     """Shift ranges between layers of a cloned float graph, and return which channels are outliers after that.
 
-    Statistics come from one streaming pass over the calibration data. Without data, nothing that needs it is done.
+    Statistics come from one streaming pass over a part of the calibration data; without data, nothing that needs them
+    is done.
 
     Args:
         model: The graph to edit.
@@ -118,10 +121,11 @@ def _observe_channels(
     ]
     if not wanted:
         return {}
+    data = calibration(context)
     observers = observe(
         model,
         [str(activation.name) for activation in wanted],
-        calibration(context),
+        data.take(min(_SAMPLES, len(data))),
         ChannelObserver,
         batch_size=options.batch_size,
         threads=context.threads,

@@ -44,6 +44,8 @@ class Placement:
     """Values that every reader must take in quantized form, because their producer only then runs in integers."""
     carried: tuple[ir.Node, ...]
     """Nodes between quantized products that run in integers along with them."""
+    attention: tuple[ir.Node, ...] = ()
+    """Products of two activations, both of which are quantized."""
 
     def range_source(self, value: ir.Value) -> ir.Value:
         """Return the quantized value whose scale `value` shares; often `value` itself."""
@@ -54,17 +56,27 @@ class Placement:
         return value
 
 
-def place(graph: ir.Graph, candidates: Sequence[Candidate], dialect: Dialect) -> Placement:
-    """Return where Q/DQ pairs go: inputs of products, and outputs where the dialect asks for them."""
-    products = {candidate.node for candidate in candidates}
+def place(
+    graph: ir.Graph, candidates: Sequence[Candidate], dialect: Dialect, attention: Sequence[ir.Node] = ()
+) -> Placement:
+    """Return where Q/DQ pairs go: inputs of products, and outputs where the dialect asks for them.
+
+    Args:
+        graph: The float graph.
+        candidates: Products with constant weights.
+        dialect: The form of the target.
+        attention: Products of two activations.
+    """
+    products = {candidate.node for candidate in candidates} | set(attention)
     inputs = {candidate.activation for candidate in candidates}
+    inputs |= {value for node in attention for value in node.inputs if value is not None}
     forced = frozenset(c.bounded_output for c in candidates if c.node.op_type in dialect.quantize_outputs)
     wanted = inputs | forced
     wanted |= _between(graph, dialect, wanted, products)
     ordered = [value for value in graph.inputs if value in wanted]
     ordered += [value for node in graph for value in node.outputs if value in wanted]
     carried = tuple(node for node in graph if _stays_in_codes(node, _carried_types(dialect), wanted))
-    return Placement(tuple(ordered), forced, carried)
+    return Placement(tuple(ordered), forced, carried, tuple(attention))
 
 
 def _between(graph: ir.Graph, dialect: Dialect, wanted: Set[ir.Value], products: Set[ir.Node]) -> frozenset[ir.Value]:
@@ -112,7 +124,7 @@ def write_static(
     dialect: Dialect,
 ) -> None:
     """Put Q/DQ pairs on activations and replace weights by codes behind a DequantizeLinear. Edits the graph."""
-    readers = {candidate.node for candidate in candidates} | set(placement.carried)
+    readers = {candidate.node for candidate in candidates} | {*placement.carried, *placement.attention}
     scales = {candidate.node: codes[candidate.activation].scale for candidate in candidates}
     for value in placement.values:
         quantize_activation(editor, value, codes[value], None if value in placement.forced else readers)

@@ -14,7 +14,7 @@ def register_targets() -> Sequence[TargetRecord]:
     return (
         TargetRecord(
             name="onnx-cpu",
-            version="0.1.0",
+            version="0.2.0",
             summary="ONNX Runtime on the processor of this or a like machine; the numeric reference of all targets.",
             entry="edgesmith_onnxruntime.cpu:OnnxCpu",
             # The machine that compiles is not known to be the one that the artifact is for, so its latencies are a

@@ -37,6 +37,12 @@ class QuantizeInt8Options(Selection):
         default=("MatMul", "Gemm", "Conv"),
         description="Operator types to quantize. Those that the target's dialect does not list stay in float.",
     )
+    attention: bool = Field(
+        default=False,
+        description="Quantize both inputs of the products of attention as well, where the target runs those in "
+        "integers. Costs accuracy; TensorRT then fuses attention in INT8.",
+        json_schema_extra={"searchable": [False, True]},
+    )
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
     batch_size: int = Field(
         default=1,
