@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgesmith.graph.edit import GraphEditor
+from edgesmith.graph.edit import GraphEditor, constant_tensor
 from edgesmith.host.dialect import ACTIVATIONS_KEY
 from edgesmith_onnxruntime.edits import take_over
 from edgesmith_onnxruntime.nbits import pack_for_nbits, write_nbits
@@ -71,21 +71,20 @@ def lower_embeddings(graph: ir.Graph) -> int:
     """Let Gather nodes select codes and dequantize what they selected, not the whole table; return how many."""
     editor, lowered = GraphEditor(graph), 0
     for weight in find_stored_weights(graph):
-        for node, index in tuple(weight.dequantize.outputs[0].uses()):
-            if node.op_type != "Gather" or index != 0 or node.attributes.get_int("axis", 0) % 2 != 0:
-                continue
-            indices = node.inputs[1]
-            if weight.axis != 1 or not weight.block_size or indices is None or indices.shape is None:
-                continue
-            if weight.bits == 8 and not weight.shape[1] % weight.block_size:
-                result = _gather_bytes(editor, node, weight)
-            elif weight.bits == 4:
-                result = _gather_blocks(editor, node, weight)
-                graph.opset_imports.setdefault("com.microsoft", 1)
-            else:
-                continue
-            take_over(editor, node, result)
-            lowered += 1
+        if not _has_scales_by_row(weight):
+            continue
+        gathers = [node for node, index in weight.dequantize.outputs[0].uses() if index == 0 and _selects_rows(node)]
+        if gathers and weight.bits == 4 and weight.block_size:
+            graph.opset_imports.setdefault("com.microsoft", 1)
+            for node in gathers:
+                take_over(editor, node, _gather_blocks(editor, node, weight))
+        elif gathers and (not weight.block_size or weight.shape[1] % weight.block_size == 0):
+            stored = _in_bytes(editor, weight)
+            for node in gathers:
+                take_over(editor, node, _gather_bytes(editor, node, weight, *stored))
+        else:
+            continue
+        lowered += len(gathers)
     return lowered
 
 
@@ -180,6 +179,33 @@ def _products(weight: StoredWeight) -> list[ir.Node]:
     return list(dict.fromkeys(found))
 
 
+def _has_scales_by_row(weight: StoredWeight) -> bool:
+    """Return whether scales are selected as rows are: one of each row, or one of each block of a row."""
+    scale = constant_tensor(weight.scale)
+    by_row = scale is not None and scale.shape[0] == weight.shape[0]  # a single scale may stand for all rows
+    return by_row and weight.axis == (1 if weight.block_size else 0)
+
+
+def _selects_rows(node: ir.Node) -> bool:
+    """Return whether a node is a Gather of rows with indices of known rank."""
+    if node.op_type != "Gather" or node.domain != "" or node.attributes.get_int("axis", 0) % 2 != 0:
+        return False
+    return node.inputs[1] is not None and node.inputs[1].shape is not None
+
+
+def _in_bytes(editor: GraphEditor, weight: StoredWeight) -> tuple[ir.Value, ir.Value | None]:
+    """Return codes and zero points in whole bytes, which Gather selects; those of fewer bits are cast at load."""
+
+    def cast(value: ir.Value) -> ir.Value:
+        if weight.bits == 8:
+            return value
+        to = int(ir.DataType.INT8 if value.dtype in (ir.DataType.INT4, ir.DataType.INT2) else ir.DataType.UINT8)
+        name = f"{value.name}_bytes"
+        return editor.insert_before(weight.dequantize, "Cast", (value,), {"to": to}, name=name).outputs[0]
+
+    return cast(weight.codes), None if weight.zero_point is None else cast(weight.zero_point)
+
+
 def _gather_blocks(editor: GraphEditor, node: ir.Node, weight: StoredWeight) -> ir.Value:
     inputs = [weight.codes, node.inputs[1], weight.scale, *([weight.zero_point] if weight.zero_point else [])]
     attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": weight.block_size or 0, "bits": weight.bits}
@@ -189,28 +215,44 @@ def _gather_blocks(editor: GraphEditor, node: ir.Node, weight: StoredWeight) -> 
     ).outputs[0]
 
 
-def _gather_bytes(editor: GraphEditor, node: ir.Node, weight: StoredWeight) -> ir.Value:
-    """Select codes, scales and zero points of rows, and dequantize these rows block by block."""
-    name, size = node.name or "embedding", weight.block_size or 1
+def _gather_bytes(
+    editor: GraphEditor, node: ir.Node, weight: StoredWeight, codes: ir.Value, zero_point: ir.Value | None
+) -> ir.Value:
+    """Select codes, scales and zero points of rows, and dequantize these rows, block by block where they have blocks.
+
+    Args:
+        editor: Editor of the graph.
+        node: The Gather.
+        weight: Its table. Blocks fill the rows.
+        codes: The codes in whole bytes.
+        zero_point: The zero points in whole bytes.
+    """
+    name, size, width = node.name or "embedding", weight.block_size, weight.shape[1]
     indices = node.inputs[1]
 
     def insert(op_type: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
         return editor.insert_before(node, op_type, inputs, attributes, name=f"{name}_{op_type}").outputs[0]
 
+    def select(value: ir.Value) -> ir.Value:
+        return insert("Gather", value, indices, axis=0)
+
     def column(value: ir.Value) -> ir.Value:
         return insert("Unsqueeze", value, editor.add_initializer(f"{name}_last", np.array([-1], np.int64)))
 
+    def reshape(value: ir.Value, part: str, *last: int) -> ir.Value:
+        # All sizes are given, since none can be inferred where no rows are selected; 0 keeps a dimension.
+        rank = len(indices.shape) if indices is not None and indices.shape is not None else 0
+        shape = np.array([*[0] * rank, *last], np.int64)
+        return insert("Reshape", value, editor.add_initializer(f"{name}_{part}", shape))
+
     to_float = int(ir.DataType.FLOAT)
-    rank = len(indices.shape) if indices is not None and indices.shape is not None else 0
-    blocks = np.array([*[0] * rank, -1, size], np.int64)
-    shape = editor.add_initializer(f"{name}_blocks", blocks)
-    values = insert("Reshape", insert("Cast", insert("Gather", weight.codes, indices, axis=0), to=to_float), shape)
-    if weight.zero_point is not None:
-        zero_point = insert("Cast", insert("Gather", weight.zero_point, indices, axis=0), to=to_float)
-        values = insert("Sub", values, column(zero_point))
-    values = insert("Mul", values, column(insert("Gather", weight.scale, indices, axis=0)))
-    whole = np.array([*[0] * rank, weight.shape[1]], np.int64)
-    return insert("Reshape", values, editor.add_initializer(f"{name}_whole", whole))
+    values = insert("Cast", select(codes), to=to_float)
+    if size:
+        values = reshape(values, "blocks", width // size, size)
+    if zero_point is not None:
+        values = insert("Sub", values, column(insert("Cast", select(zero_point), to=to_float)))
+    values = insert("Mul", values, column(select(weight.scale)))
+    return reshape(values, "whole", width) if size else values
 
 
 def _write_integer_product(

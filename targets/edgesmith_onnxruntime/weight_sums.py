@@ -62,15 +62,20 @@ def _branches(node: ir.Node) -> list[ir.Node]:
         for each in products
         if each.op_type in _PRODUCTS
     )
-    biased = [each for each in products if len(each.inputs) > 2 and each.inputs[2] is not None]
+    biases = _biases(products)
+    addable = len(biases) <= 1 or all(constant_tensor(each) is not None for each in biases)
     known = all(each.op_type in _PRODUCTS for each in products)
-    return products if known and alike and len(biased) <= 1 else []
+    return products if known and alike and addable else []
+
+
+def _biases(products: list[ir.Node]) -> list[ir.Value]:
+    return [each.inputs[2] for each in products if len(each.inputs) > 2 and each.inputs[2] is not None]
 
 
 def _join(
     editor: GraphEditor, node: ir.Node, products: list[ir.Node], joined: dict[tuple[ir.Value, ...], ir.Value]
 ) -> None:
-    """Put one product with the sum of all weights in the place of the sum of products.
+    """Put one product with the sum of all weights and biases in the place of the sum of products.
 
     Args:
         editor: Editor of the graph.
@@ -84,8 +89,11 @@ def _join(
         total.shape, total.type = weights[0].shape, weights[0].type
         joined[weights] = total
     first = products[0]
-    bias = next((each.inputs[2] for each in products if len(each.inputs) > 2 and each.inputs[2] is not None), None)
-    inputs = (first.inputs[0], joined[weights]) if bias is None else (first.inputs[0], joined[weights], bias)
+    biases = _biases(products)
+    if len(biases) > 1:
+        values = [array for array in map(constant_value, biases) if array is not None]
+        biases = [editor.add_initializer(f"{node.name}_bias", np.asarray(sum(values[1:], values[0])))]
+    inputs = (first.inputs[0], joined[weights], *biases)
     attributes = {name: attribute.value for name, attribute in first.attributes.items()}
     product = editor.insert_before(node, first.op_type, inputs, attributes, name=f"{first.name}_joined")
     take_over(editor, node, product.outputs[0])

@@ -3,12 +3,13 @@
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesmith.execution.sample import sample_inputs
-from edgesmith_onnxruntime.block_products import FEW_ROWS
+from edgesmith_onnxruntime.block_products import FEW_ROWS, lower_embeddings
 from edgesmith_onnxruntime.cpu import OnnxCpu
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.quantize_weights import QuantizeWeights
@@ -152,6 +153,73 @@ def test_selected_rows_equal_those_of_the_whole_table_bit_for_bit(bits):
     lowered, _ = lower(model, ids)
     assert operators(lowered)["DequantizeLinear"] == 0
     np.testing.assert_array_equal(run(model, ids)["y"], run(lowered, ids, "all")["y"])
+
+
+def table_model(rank=2, shape=(50, 64)):
+    ids = [f"n{axis}" for axis in range(rank)]
+    types = {"ids": onnx.TensorProto.INT64}
+    return graph([node("Gather", ["t", "ids"], "y")], {"t": normal(*shape)}, {"ids": ids}, types=types)
+
+
+@given(
+    rank=st.integers(0, 3),
+    rows=st.integers(2, 30),
+    width=st.sampled_from([16, 64, 96]),
+    bits=st.sampled_from([8, 4, 2]),
+    block_size=st.sampled_from([None, 16, 32]),
+    symmetric=st.booleans(),
+    level=st.sampled_from(["disabled", "basic", "all"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_rows_of_every_form_are_selected_bit_for_bit(rank, rows, width, bits, block_size, symmetric, level):
+    block_size = None if width == 16 else block_size
+    model = quantize(table_model(rank, (rows, width)), bits=bits, block_size=block_size, symmetric=symmetric)
+    lowered = model.clone()
+    assert lower_embeddings(lowered.graph) == 1
+    common_passes.RemoveUnusedNodesPass()(lowered.ir)
+    assert operators(lowered)["DequantizeLinear"] == 0
+    for sizes in ((3, 2, 4)[:rank], (0, 2, 4)[:rank], (2, 0, 4)[:rank]):
+        ids = {"ids": np.random.default_rng(0).integers(-rows, rows, sizes)}
+        expected, actual = run(model, ids)["y"], run(lowered, ids, level)["y"]
+        assert actual.shape == (*sizes, width)
+        np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize(("bits", "block_size"), [(2, None), (2, 16), (4, None), (8, None), (8, 16)])
+def test_no_run_dequantizes_the_whole_table(bits, block_size):
+    model = quantize(table_model(), bits=bits, block_size=block_size)
+    lowered, _ = lower(model, {"ids": np.array([[1, 2], [3, 4]])})
+    # Codes, scales and zero points of the rows.
+    assert executed_operators(lowered)["Gather"] == 3
+    # Only the selected codes and zero points become floats in a run; those of few bits become bytes at load.
+    assert executed_operators(lowered)["Cast"] == 2
+    sizes = [sum(v.const_value.nbytes for v in each.graph.initializers.values()) for each in (model, lowered)]
+    assert sizes[1] <= sizes[0] + 128  # shapes
+
+
+def test_one_scale_for_all_rows_is_not_selected_by_row():
+    nodes = [node("DequantizeLinear", ["q", "s"], "t", axis=0), node("Gather", ["t", "ids"], "y")]
+    weights = {"q": np.arange(24, dtype=np.int8).reshape(6, 4), "s": np.array([0.5], np.float32)}
+    model = graph(nodes, weights, {"ids": ["n"]}, types={"ids": onnx.TensorProto.INT64})
+    assert lower_embeddings(model.clone().graph) == 0
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("rows", [1, MANY])
+def test_inputs_that_rows_of_eight_bits_cannot_hold_stay_in_float(bits, rows):
+    weight = normal(96, 40)
+    weight[0] = 0
+    model = graph([node("MatMul", ["x", "w"], "y")], {"w": weight}, {"x": ["n", "m", 96]})
+    model = quantize(model, bits=bits, block_size=32, symmetric=True)
+    samples = {"x": normal(2, rows, 96, seed=1)}
+    # One channel rules all rows and counts for nothing: its steps are larger than all that the others hold.
+    samples["x"][..., 0] = 1e8
+    lowered, remarks = lower(model, samples)
+    assert any("Kept inputs of 1 products" in remark for remark in remarks)
+    assert operators(lowered)["DequantizeLinear"] == 0
+    assert {"QuantizeLinear", "MatMulIntegerToFloat"}.isdisjoint(operators(lowered))
+    # Zero is stored as zero, so only the sum of 96 terms of float32 differs in order.
+    assert sqnr(run(model, samples)["y"], run(lowered, samples, "all")["y"]) > 110
 
 
 def test_blocks_that_do_not_fill_the_dimension_stay_right():

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from edgesmith.errors import ModelError
+from edgesmith.execution.reference import ReferenceSession
 from edgesmith.graph.edit import GraphEditor, constant_value
+from edgesmith_onnxruntime import lowering
 from edgesmith_onnxruntime.code_steps import shift_last_codes
 from edgesmith_onnxruntime.lowering import _Proof
 from small_graphs import context, graph, node, operators, quantize, run
@@ -56,3 +59,37 @@ def test_proof_takes_one_step_of_a_small_graph_and_not_three(steps, accepted):
     last.replace_input_with(0, added.outputs[0])
     fault = _Proof(model.ir, [inputs], context().threads).fault(candidate.ir)
     assert (fault == "") == accepted
+
+
+def large_dynamic_graph():
+    """Return a dynamically quantized product, whose noise is counted in levels of optimization only."""
+    model = graph([node("MatMul", ["x", "a"], "y")], {"a": normal(64, 64)}, {"x": ["n", 64]})
+    return quantize(model, None, mode="dynamic"), {"x": normal(8, 64)}
+
+
+def scaled(model, factor):
+    """Return a graph (onnx_ir) with its output times `factor`."""
+    candidate = model.clone()
+    editor = GraphEditor(candidate.graph)
+    editor.insert_on_uses(candidate.graph.outputs[0], "Mul", [editor.add_initializer("f", np.float32(factor))])
+    return candidate
+
+
+def fails_at_level_all(model, *, optimization="basic", **options):
+    if optimization == "all":
+        raise ModelError("no kernel", expected="one", why="it has none", fix="none")
+    return ReferenceSession(model, optimization=optimization, **options)
+
+
+def is_wrong_at_level_all(model, *, optimization="basic", **options):
+    return ReferenceSession(scaled(model, 3.0) if optimization == "all" else model, **options)
+
+
+@pytest.mark.parametrize("session", [fails_at_level_all, is_wrong_at_level_all])
+@pytest.mark.parametrize(("factor", "accepted"), [(1.00001, True), (2.0, False)])
+def test_a_runtime_that_is_wrong_or_fails_at_level_all_justifies_nothing(session, factor, accepted, monkeypatch):
+    model, inputs = large_dynamic_graph()
+    monkeypatch.setattr(lowering, "ReferenceSession", session)
+    fault = _Proof(model.ir, [inputs], context().threads).fault(scaled(model.ir, factor))
+    assert (fault == "") == accepted
+    assert accepted or "outputs changed by 1.0e+00" in fault

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,7 +128,24 @@ def test_other_sums_stay(nodes):
     assert operators(result) == operators(model)
 
 
-def test_branches_with_two_biases_or_unlike_attributes_stay_apart():
+@pytest.mark.parametrize("name", MODELS)
+def test_split_biases_are_added_and_products_joined(name):
+    make, shape = MODELS[name]
+    model, x = split(make(), bits=2, bias="split"), normal(*shape)
+    assert sum("b_part" in value for value in model.graph.initializers) == 3
+    whole = joined(split(make(), bits=2))[0]
+    result, count = joined(model)
+    common_passes.RemoveUnusedNodesPass()(result.ir)
+    assert count == 2
+    assert operators(result) == operators(whole)
+    assert not any("b_part" in value for value in result.graph.initializers)
+    # Each value of the bias lies in one part, beside zeros, so that their sum is the bias itself.
+    np.testing.assert_array_equal(run(result, {"x": x})["y"], run(whole, {"x": x})["y"])
+    expected = run(model, {"x": x})["y"]
+    assert np.abs(run(result, {"x": x})["y"] - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_branches_with_two_computed_biases_or_unlike_attributes_stay_apart():
     nodes = [
         *(node("DequantizeLinear", [f"q{place}", "s"], f"w{place}") for place in range(2)),
         node("Gemm", ["x", "w0", "c"], "a"),
@@ -135,11 +153,10 @@ def test_branches_with_two_biases_or_unlike_attributes_stay_apart():
         node("Sum", ["a", "b"], "y"),
     ]
     codes = {f"q{place}": np.full((8, 8), place, np.int8) for place in range(2)}
-    weights = {**codes, "s": np.float32(0.5), "c": normal(8)}
-    two_biases = graph(nodes, weights, {"x": ["n", 8]})
+    weights = {**codes, "s": np.float32(0.5)}
+    two_biases = graph(nodes, weights, {"x": ["n", 8], "c": [8]})
     assert operators(joined(two_biases)[0])["Gemm"] == 2
     nodes[2], nodes[3] = node("Gemm", ["x", "w0"], "a"), node("Gemm", ["x", "w1"], "b", alpha=0.5)
-    del weights["c"]
     assert operators(joined(graph(nodes, weights, {"x": ["n", 8]}))[0])["Gemm"] == 2
 
 
