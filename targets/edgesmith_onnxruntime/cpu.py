@@ -68,7 +68,7 @@ class OnnxCpu(Target):
 
         Outputs stay equal up to float noise, and in quantized graphs up to the codes that this noise moves. Only where
         products of weights of few bits allow it (`ACTIVATIONS_KEY`), their inputs are rounded to 8 bits as the graph
-        runs: outputs then keep at least 15 dB against those with inputs in float, and a remark says by how much they
+        runs: outputs then keep at least 10 dB against those with inputs in float, and a remark says by how much they
         move.
         """
         return model.with_ir(lower(model.ir.clone(), context))
