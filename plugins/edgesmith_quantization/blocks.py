@@ -5,14 +5,14 @@ QuantizeLinear with `block_size` computes it. Such a grid contains 0.0 exactly, 
 need not be an integer spends no codes on 0.0: it fits blocks whose values were on a grid of scale and offset before.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith_calibration.grid import normal_scale
-from edgesmith_quantization.rounding import Float
+from edgesmith_quantization.rounding import Float, half_scale
 from edgesmith_quantization.tiles import block_extremes, tiles, widened
 
 Codes = NDArray[Any]
@@ -89,6 +89,7 @@ def round_blocks(
 
     Args:
         values: float32 or float16 [rows, inputs], finite, row by row in memory or transposed; the codes lie likewise.
+            float16 values get scales that float16 holds, since a graph stores scales in the type of the weight.
         bits: Bits of a code, 2 to 8.
         block_size: Inputs that share a grid; None for one grid a row.
         symmetric: Whether 0.0 has code 0; otherwise each block gets a zero point.
@@ -112,6 +113,29 @@ def fit_blocks(
     return _fit(values, bits, block_size, symmetric, clip, importance, None)
 
 
+def signed_scales(values: Weights, limits: tuple[int, int], clip: Clip) -> Float:
+    """Return one scale a row, [rows, 1], for codes around 0 with limits that need not be those of a type.
+
+    Args:
+        values: As in `round_blocks`.
+        limits: Smallest and largest code.
+        clip: As in `round_blocks`.
+    """
+    scale = np.ones((len(values), 1), np.float32)
+    for tile in tiles(values, max(values.shape[1], 1)):
+        cut = widened(values[tile.rows, tile.inputs])[:, None]
+        scale[tile.rows], _offset = _fitted(cut, limits, True, clip, None)
+    return half_scale(scale).astype(np.float32) if values.dtype == np.float16 else scale
+
+
+def half_grid(grid: BlockGrid) -> BlockGrid:
+    """Return the grid with scales, and offsets in float, that float16 holds; it covers what `grid` covers."""
+    scale, zero_point = half_scale(grid.scale).astype(np.float32), grid.zero_point
+    if zero_point is not None and zero_point.dtype == np.float32:
+        zero_point = (zero_point * grid.scale).astype(np.float16).astype(np.float32) / scale
+    return replace(grid, scale=scale, zero_point=zero_point)
+
+
 def _fit(
     values: Weights,
     bits: int,
@@ -129,16 +153,16 @@ def _fit(
     zero_point = None if symmetric else np.zeros(scale.shape, np.uint8)
     for tile in tiles(values, size):
         cut = _blocked(widened(values[tile.rows, tile.inputs]), size)
-        fitted = _cover(cut, limits, 1.0, symmetric)
-        if clip == "mse":
-            weights = None if importance is None else _blocked(widened(importance[None, tile.inputs]), size)
-            fitted = _least_error(cut, limits, symmetric, fitted, weights)
-        scale[tile.rows, tile.blocks] = fitted[0]
+        weights = None if importance is None else _blocked(widened(importance[None, tile.inputs]), size)
+        steps, zeros = _fitted(cut, limits, symmetric, clip, weights)
+        if values.dtype == np.float16:
+            steps = half_scale(steps).astype(np.float32)
+        scale[tile.rows, tile.blocks] = steps
         if zero_point is not None:
-            zero_point[tile.rows, tile.blocks] = fitted[1]
+            zero_point[tile.rows, tile.blocks] = zeros
         if codes is not None:
-            offset = None if symmetric else fitted[1][..., None]
-            rounded = _round(cut, fitted[0][..., None], offset, limits, out=cut)
+            offset = None if symmetric else zeros[..., None]
+            rounded = _round(cut, steps[..., None], offset, limits, out=cut)
             part = codes[tile.rows, tile.inputs]
             part[:] = rounded.reshape(len(rounded), -1)[:, : part.shape[1]]
     return BlockGrid(scale, zero_point, bits, size)
@@ -187,6 +211,14 @@ def _cover(cut: Float, limits: tuple[int, int], part: float, symmetric: bool) ->
         return normal_scale(np.maximum(low / lowest, high / highest)), np.zeros_like(low)
     scale = normal_scale((high.astype(np.float64) - low) / (highest - lowest))
     return scale, np.clip(np.rint(lowest - low / scale), lowest, highest)
+
+
+def _fitted(
+    cut: Float, limits: tuple[int, int], symmetric: bool, clip: Clip, weights: Float | None
+) -> tuple[Float, Float]:
+    """Return scale and zero point [rows, blocks] as `clip` says."""
+    covering = _cover(cut, limits, 1.0, symmetric)
+    return covering if clip == "none" else _least_error(cut, limits, symmetric, covering, weights)
 
 
 def _round(cut: Float, scale: Float, offset: Float | None, limits: tuple[int, int], out: Float | None = None) -> Float:

@@ -121,6 +121,8 @@ def _obstacle(node: ir.Node, dialect: Dialect, options: QuantizeInt8Options) -> 
     unselected = options.obstacle(node_name(node))
     if unselected:
         return unselected
+    if node.op_type == "ConvTranspose":
+        return "no method quantizes ConvTranspose; it stays in float"
     if node.op_type not in dialect.operators:
         return f"{node.op_type} does not run in integers on {dialect.name}"
     if node.op_type not in options.operators:
@@ -136,6 +138,8 @@ def _obstacle(node: ir.Node, dialect: Dialect, options: QuantizeInt8Options) -> 
     tensor = constant_tensor(_behind_transpose(weight))
     if tensor is None:
         return "both inputs are activations"
+    if tensor.dtype == ir.DataType.FLOAT16:
+        return "its weight is FLOAT16, not FLOAT; quantize-weights takes such weights"
     if tensor.dtype != ir.DataType.FLOAT:
         return f"its weight is {tensor.dtype.name}, not FLOAT"
     if 0 in tensor.shape.numpy():

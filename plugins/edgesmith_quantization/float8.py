@@ -24,8 +24,6 @@ Codes = NDArray[Any]
 
 _SEARCHED_PEAKS = np.exp2(-np.arange(0, 4.01, 1 / 8))
 """Fractions of the largest magnitude that the search for the least error tries: four octaves, eight steps in each."""
-_SMALLEST_HALF = 2.0**-24
-"""Smallest positive float16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +75,6 @@ def dequantize(codes: Codes, scale: ArrayLike, axis: int | None = None) -> Float
 def peak_scale(peak: ArrayLike, form: Float8Format) -> Float:
     """Return the scale that puts the magnitude `peak` on the largest finite value; 1 where `peak` is zero."""
     return normal_scale(np.asarray(peak, np.float64) / form.largest)
-
-
-def half_scale(scale: Float) -> NDArray[np.float16]:
-    """Return scales as float16, rounded up and never below the smallest float16, so that nothing saturates."""
-    rounded = np.maximum(scale, _SMALLEST_HALF).astype(np.float16)
-    short = rounded.astype(np.float32) < scale
-    return np.where(short, np.nextafter(rounded, np.float16(np.inf)), rounded)
 
 
 def flushed_share(values: Float, scale: ArrayLike, form: Float8Format, axis: int | None = None) -> float:

@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from edgesmith.graph.edit import GraphEditor, constant_value
 from edgesmith_quantization.candidates import node_name
-from edgesmith_quantization.float8 import Float, Float8Format, flushed_share, half_scale, quantize
-from edgesmith_quantization.rounding import symmetric_scale
+from edgesmith_quantization.float8 import Float, Float8Format, flushed_share, quantize
+from edgesmith_quantization.rounding import half_scale, symmetric_scale
 from edgesmith_quantization.static_form import ActivationCode, quantize_activation
 from edgesmith_quantization.weight_sites import WEIGHT_INPUT, WeightSite
 

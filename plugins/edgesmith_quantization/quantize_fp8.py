@@ -20,6 +20,7 @@ from edgesmith_quantization.float8_form import scale_in, weight_obstacle, write_
 from edgesmith_quantization.float8_products import Float8Products, find_float8_products
 from edgesmith_quantization.float8_ranges import calibrate_peaks, observe_flushed
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
+from edgesmith_quantization.step_errors import first_reasons, nothing_to_do
 
 _OPSET, _OPSET_FLOAT16 = 19, 21
 """First opset with eight-bit floats, and the first in which back ends take float16 scales."""
@@ -43,8 +44,7 @@ class QuantizeFp8(Method[QuantizeFp8Options]):
         notes = Notes()
         products = find_float8_products(model.ir, options, notes)
         if not products.nodes:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(notes.skipped.items())[:3])
-            return Verdict.skip(f"no product can be quantized ({reasons or 'the graph has none'})")
+            return Verdict.skip(f"no product can be quantized ({_reasons(notes)})")
         if options.mode == "static" and (context.calibration is None or len(context.calibration) == 0):
             return Verdict.refuse("static mode needs calibration data; pass it with --data, or set mode to weight-only")
         return Verdict.ok(nodes=tuple(map(node_name, products.nodes)))
@@ -144,13 +144,16 @@ def _summary(products: Float8Products, options: QuantizeFp8Options) -> str:
     return f"Quantized {parts}{inner} to {options.format} ({options.mode})."
 
 
+def _reasons(notes: Notes) -> str:
+    return first_reasons(notes, "the graph has no product")
+
+
 def _nothing_to_do(notes: Notes) -> StepError:
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in list(notes.skipped.items())[:3])
-    return StepError(
-        f"quantize-fp8 found nothing to quantize ({reasons or 'the graph has no product'})",
+    return nothing_to_do(
+        "quantize-fp8",
+        _reasons(notes),
         expected="at least one MatMul, Gemm or Conv with a constant float weight, or attention",
-        why="the step would change nothing",
-        fix="remove the step from the recipe, or widen the options operators, heads and skip",
+        options="operators, heads and skip",
     )
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgesmith.errors import StepError
 from edgesmith.graph.edit import GraphEditor, constant_tensor
 from edgesmith.graph.opset import raise_opset
 from edgesmith.host.context import Context, Notes
@@ -18,12 +17,13 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith.serialization import weight_bytes
 from edgesmith_quantization.activation_split import split_activations
-from edgesmith_quantization.blocks import dequantize_blocks
+from edgesmith_quantization.blocks import Weights, dequantize_blocks
 from edgesmith_quantization.candidates import node_name, unmatched_names
 from edgesmith_quantization.options.split import QuantizeSplitOptions
 from edgesmith_quantization.rounding import Float
 from edgesmith_quantization.split_form import TABLE_OPSET, write_branches, write_compact, write_merged
 from edgesmith_quantization.splitting import SplitScheme, SplitWeight, round_unsplit, signal_to_noise_db, split_weight
+from edgesmith_quantization.step_errors import first_reasons, no_form
 from edgesmith_quantization.weight_form import BLOCK_OPSET, write_weight
 from edgesmith_quantization.weight_sites import WeightSite, find_weight_sites, leave_alone
 
@@ -65,12 +65,12 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
         notes = Notes()
         sites = find_split_sites(model.graph, options, notes)
         if not sites and not options.split_activations:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(notes.skipped.items())[:3])
-            return Verdict.skip(f"no weight can be split ({reasons or 'the graph has no constant weight'})")
+            reasons = first_reasons(notes, "the graph has no constant weight")
+            return Verdict.skip(f"no weight can be split ({reasons})")
         return Verdict.ok(nodes=tuple(node_name(node) for site in sites for node in site.readers))
 
     def apply(self, model: Model, context: Context[QuantizeSplitOptions]) -> Model:
-        """Return the model with split weights; the same graph where no layer gains enough.
+        """Return the model with split weights; the same graph, opset and all, where no layer gains enough.
 
         Raises:
             ModelError: The graph cannot be raised to the opset that the format needs.
@@ -79,7 +79,7 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
         options, notes = context.options, context.notes
         problem = _form_problem(options, context.dialect)
         if problem:
-            raise _no_form(problem)
+            raise no_form("quantize-split", problem)
         result = model.clone()
         raise_opset(result.ir, _needed_opset(options, context.dialect))
         editor = GraphEditor(result.graph)
@@ -94,18 +94,20 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
             if layer is not None:
                 layers.append(layer)
                 freed += size
+        activations = split_activations(editor, notes) if options.split_activations else 0
         if options.split_activations:
-            notes.remark(f"Split {split_activations(editor, notes)} activation functions along the last axis.")
+            notes.remark(f"Split {activations} activation functions along the last axis.")
         common_passes.RemoveUnusedNodesPass()(result.ir)
         _report(layers, weight_bytes(result.ir) - before + freed, options, notes)
-        return result
+        # Without a split the raised opset would be the only change.
+        return result if layers or activations else model.clone()
 
 
 def _rewrite(
     editor: GraphEditor, site: WeightSite, scheme: SplitScheme, options: QuantizeSplitOptions, notes: Notes
 ) -> _Layer | None:
     """Write `site` in its split form, or leave it alone with a reason."""
-    rows = np.ascontiguousarray(site.rows(), np.float32)
+    rows: Weights = site.rows().copy()  # row by row in memory
     if not np.isfinite(rows).all():
         leave_alone(site, "its weight holds NaN or infinity", notes)
         return None
@@ -164,7 +166,7 @@ def _downstream(nodes: Sequence[ir.Node]) -> Iterator[ir.Node]:
                     yield use.node
 
 
-def _has_few_values(rows: Float, count: int) -> bool:
+def _has_few_values(rows: Weights, count: int) -> bool:
     # Nearly every weight is settled by its first values.
     return len(np.unique(rows.ravel()[:_SAMPLE])) < count and len(np.unique(rows)) < count
 
@@ -241,12 +243,3 @@ def _report(layers: Sequence[_Layer], stored_bytes: int, options: QuantizeSplitO
         f"in the median against {median(layer.plain_db for layer in layers):.1f} dB in one part."
     )
     notes.remark("Weights by layer: " + "; ".join(map(str, layers)) + ".")
-
-
-def _no_form(problem: str) -> StepError:
-    return StepError(
-        f"quantize-split cannot write its weights: {problem}",
-        expected="a format of few bits that the target takes",
-        why="the graph would not load there",
-        fix="change the options named, or choose another target",
-    )

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgesmith.errors import StepError
@@ -17,14 +19,23 @@ from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.mapped import WeightFile
 from edgesmith.model import Model
-from edgesmith_quantization.blocks import BlockCodes, BlockGrid, fit_blocks, round_blocks, round_to_grid
+from edgesmith_quantization.blocks import (
+    BlockCodes,
+    BlockGrid,
+    dequantize_blocks,
+    fit_blocks,
+    half_grid,
+    round_blocks,
+    round_to_grid,
+)
 from edgesmith_quantization.candidates import node_name, unmatched_names
 from edgesmith_quantization.gram_passes import Gram, with_grams
 from edgesmith_quantization.offset_blocks import fit_offset_blocks
 from edgesmith_quantization.options.selection import Selection
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.rounding import Float
-from edgesmith_quantization.second_order import refit_scales, round_second_order
+from edgesmith_quantization.second_order import output_error, refit_scales, round_second_order
+from edgesmith_quantization.step_errors import first_reasons, no_form, nothing_to_do
 from edgesmith_quantization.tiles import all_finite
 from edgesmith_quantization.weight_form import BLOCK_OPSET, CHANNEL_OPSET, write_weight
 from edgesmith_quantization.weight_sites import WeightSite, find_weight_sites, leave_alone
@@ -64,7 +75,7 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
         options = context.options
         problem = _form_problem(options, context.dialect)
         if problem:
-            raise _no_form(problem)
+            raise no_form("quantize-weights", problem)
         result = model.clone()
         raise_opset(result.ir, _needed_opset(options, context.dialect))
         sites = find_weight_sites(result.graph, options, context.notes, operators=options.operators)
@@ -141,15 +152,26 @@ def _round_by_output(
         descending=options.descending,
         refit=None if options.descending else lambda part: _grid(part, bits, part.shape[1], site, options, dialect),
     )
-    return refit_scales(weight, gram, rounded, damping=options.damping)
+    refitted = refit_scales(weight, gram, rounded, damping=options.damping)
+    return _in_half(weight, gram, rounded, refitted) if site.weight.dtype == ir.DataType.FLOAT16 else refitted
+
+
+def _in_half(weight: Float, gram: Gram, rounded: BlockCodes, refitted: BlockCodes) -> BlockCodes:
+    """Return `refitted` with float16 scales, or `rounded`, which has such already, where they lose too much."""
+    stored = replace(refitted, scale=refitted.scale.astype(np.float16).astype(np.float32))
+    errors = [output_error(weight, dequantize_blocks(each), gram) for each in (stored, rounded)]
+    return stored if errors[0] <= errors[1] else rounded
 
 
 def _grid(
     weight: Float, bits: int, size: int | None, site: WeightSite, options: QuantizeWeightsOptions, dialect: Dialect
 ) -> BlockGrid:
+    """Return the grid of a weight or a part of it, with scales that the type of the weight holds."""
     if size is not None and _has_offsets(site, options):
-        return fit_offset_blocks(weight, bits, size)
-    return fit_blocks(weight, bits, size, _symmetric(options, dialect), "mse")
+        grid = fit_offset_blocks(weight, bits, size)
+    else:
+        grid = fit_blocks(weight, bits, size, _symmetric(options, dialect), "mse")
+    return half_grid(grid) if site.weight.dtype == ir.DataType.FLOAT16 else grid
 
 
 def _has_offsets(site: WeightSite, options: QuantizeWeightsOptions) -> bool:
@@ -238,23 +260,13 @@ def _summary(sites: Sequence[WeightSite], options: QuantizeWeightsOptions) -> st
 
 
 def _reasons(notes: Notes) -> str:
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in list(notes.skipped.items())[:3])
-    return reasons or "the graph has no product or table with a constant weight"
-
-
-def _no_form(problem: str) -> StepError:
-    return StepError(
-        f"quantize-weights cannot write this form: {problem}",
-        expected="bits, block size and symmetry that the target takes",
-        why="the target would refuse the graph, or compute something else",
-        fix="change the options as said, or choose another target",
-    )
+    return first_reasons(notes, "the graph has no product or table with a constant weight")
 
 
 def _nothing_to_do(notes: Notes) -> StepError:
-    return StepError(
-        f"quantize-weights found nothing to quantize ({_reasons(notes)})",
+    return nothing_to_do(
+        "quantize-weights",
+        _reasons(notes),
         expected="at least one MatMul, Gemm, Conv or Gather with a constant float weight",
-        why="the step would change nothing",
-        fix="remove the step from the recipe, or widen the options operators, only and skip",
+        options="operators, only and skip",
     )

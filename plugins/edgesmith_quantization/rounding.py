@@ -14,6 +14,9 @@ from edgesmith_calibration.grid import normal_scale
 Float = NDArray[np.float32]
 Integer = NDArray[Any]
 
+_SMALLEST_HALF = 2.0**-24
+"""Smallest positive float16."""
+
 
 def quantize(values: Float, scale: Float, zero_point: Integer, axis: int | None = None) -> Integer:
     """Return the codes of `values`, with the dtype of `zero_point`.
@@ -50,6 +53,13 @@ def symmetric_scale(values: Float, largest_code: float, axis: int | None = None)
     others = tuple(i for i in range(values.ndim) if i != axis % values.ndim) if axis is not None else None
     peak = np.maximum(values.max(axis=others), -values.min(axis=others))
     return normal_scale(np.asarray(peak, np.float64) / largest_code)
+
+
+def half_scale(scale: Float) -> NDArray[np.float16]:
+    """Return scales as float16, rounded up and never below the smallest float16, so that nothing saturates."""
+    rounded = np.maximum(scale, _SMALLEST_HALF).astype(np.float16)
+    short = rounded.astype(np.float32) < scale
+    return np.where(short, np.nextafter(rounded, np.float16(np.inf)), rounded)
 
 
 def bias_safe_scale(weight_scale: Float, activation_scale: np.float32, bias: Float) -> Float:

@@ -4,7 +4,8 @@ Three ways to split (arXiv 2501.12428, section 3, for the first; the second for 
 
 * by value: clusters of low, middle and high values. Each part holds its own members and zeros elsewhere;
 * by magnitude: the same with clusters of absolute values, whose members lie on both sides of zero;
-* by digits: the parts are the digits of one finer code, so k parts of b bits round as finely as one of k b bits.
+* by digits: the parts are the digits of one finer code, so k parts of b bits round as finely as one of k b bits. Signed
+  digits, for grids around zero, reach twice as far below zero as above or nearly so, which costs part of the last bit.
 """
 
 from collections.abc import Sequence
@@ -14,10 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesmith_calibration.grid import normal_scale
-from edgesmith_quantization.blocks import BlockCodes, Clip, dequantize_blocks, round_blocks
+from edgesmith_quantization.blocks import BlockCodes, Clip, Weights, dequantize_blocks, round_blocks, signed_scales
 from edgesmith_quantization.clustering import cluster_of, optimal_edges
-from edgesmith_quantization.rounding import Float
+from edgesmith_quantization.rounding import Float, half_scale
 
 By = Literal["value", "magnitude", "digits"]
 Owners = NDArray[np.uint8]
@@ -46,7 +46,10 @@ class SplitScheme:
     """Whether the whole weight shares one scale a part. Excludes `block_size`."""
     clip: Clip = "none"
     assignment: Literal["clusters", "nearest"] = "clusters"
-    """Which part holds a value: that of its cluster, or the one whose grid has the nearest point."""
+    """Which part holds a value: that of its cluster, or the one whose grid has the nearest point.
+
+    Digits have no clusters: neither this nor `clusters_per_row` changes them.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +67,16 @@ class SplitWeight:
             first += other
         return first
 
-    def error(self, rows: Float) -> float:
+    def error(self, rows: Weights) -> float:
         """Return the sum of squared differences to `rows`."""
         return float(np.square(self.dequantized() - rows, dtype=np.float64).sum())
 
 
-def split_weight(rows: Float, scheme: SplitScheme) -> SplitWeight:
+def split_weight(rows: Weights, scheme: SplitScheme) -> SplitWeight:
     """Return `rows` split and rounded.
 
     Args:
-        rows: Finite float32 [rows, inputs].
+        rows: Finite float32 or float16 [rows, inputs]. Those of float16 get scales that float16 holds.
         scheme: How to split and round.
     """
     groups = _grouped(rows, scheme)
@@ -87,29 +90,29 @@ def split_weight(rows: Float, scheme: SplitScheme) -> SplitWeight:
     return _ungrouped(split, edges, rows.shape, scheme)
 
 
-def round_unsplit(rows: Float, scheme: SplitScheme) -> BlockCodes:
+def round_unsplit(rows: Weights, scheme: SplitScheme) -> BlockCodes:
     """Return `rows` rounded by the scheme's quantizer without any split: what the split has to beat."""
     return _ungrouped((_round(_grouped(rows, scheme), scheme),), None, rows.shape, scheme).parts[0]
 
 
-def find_owners(rows: Float, parts: int, *, magnitude: bool, per_row: bool) -> tuple[Owners, Float]:
+def find_owners(rows: Weights, parts: int, *, magnitude: bool, per_row: bool) -> tuple[Owners, Float]:
     """Return the number of each value's cluster, and the edges of the clusters (see `clustering`).
 
     Args:
-        rows: Finite float32 [rows, inputs].
+        rows: Finite float32 or float16 [rows, inputs].
         parts: Number of clusters.
         magnitude: Cluster absolute values instead of values.
         per_row: Cluster each row by itself.
     """
-    values = np.abs(rows) if magnitude else rows
+    values = np.abs(rows, dtype=np.float32) if magnitude else rows.astype(np.float32, copy=False)
     grouped = values if per_row else values.reshape(1, -1)
     edges = optimal_edges(grouped, parts)
     return cluster_of(grouped, edges).reshape(rows.shape), edges
 
 
-def split_by_owner(values: Float, owners: Owners, parts: int) -> tuple[Float, ...]:
+def split_by_owner(values: Weights, owners: Owners, parts: int) -> tuple[Weights, ...]:
     """Return arrays that add up to `values` bit for bit: each value stands in the part that owns it, zero elsewhere."""
-    zero = np.float32(0)
+    zero = values.dtype.type(0)
     return tuple(np.where(owners == part, values, zero) for part in range(parts))
 
 
@@ -138,14 +141,14 @@ def digit_limits(bits: int, count: int) -> tuple[int, int]:
     return -half * ones, (half - 1) * ones
 
 
-def signal_to_noise_db(values: Float, rounded: Float) -> float:
+def signal_to_noise_db(values: Weights, rounded: Float) -> float:
     """Return the ratio of the values' power to that of the rounding error in dB, at most 200."""
     noise = float(np.square(rounded - values, dtype=np.float64).sum())
     signal = float(np.square(values, dtype=np.float64).sum())
     return 200.0 if noise == 0.0 else min(10 * float(np.log10(max(signal, 1e-300) / noise)), 200.0)
 
 
-def _round(groups: Float, scheme: SplitScheme) -> BlockCodes:
+def _round(groups: Weights, scheme: SplitScheme) -> BlockCodes:
     return round_blocks(groups, scheme.bits, None, scheme.symmetric, scheme.clip)
 
 
@@ -182,15 +185,13 @@ def _ungrouped(
     return SplitWeight(back, edges)
 
 
-def _digit_parts(groups: Float, scheme: SplitScheme) -> tuple[BlockCodes, ...]:
+def _digit_parts(groups: Weights, scheme: SplitScheme) -> tuple[BlockCodes, ...]:
     """Return the digits of one code of `bits * parts` bits: part i counts in steps of `scale * 2**(bits * i)`."""
     bits, count = scheme.bits, scheme.parts
     if scheme.symmetric:
-        # Signed digits reach farther below zero than above.
-        lowest, highest = digit_limits(bits, count)
-        low, high = np.minimum(groups.min(axis=1), 0), np.maximum(groups.max(axis=1), 0)
-        scale = normal_scale(np.maximum(low / lowest, high / highest))[:, None]
-        codes = np.clip(np.rint(groups / scale), lowest, highest).astype(np.int32)
+        limits = digit_limits(bits, count)
+        scale = signed_scales(groups, limits, scheme.clip)
+        codes = np.clip(np.rint(groups / scale), *limits).astype(np.int32)
         zero_digits: tuple[NDArray[np.int32], ...] = ()
     else:
         fine = round_blocks(groups, bits * count, None, symmetric=False, clip=scheme.clip)
@@ -206,21 +207,24 @@ def _digit_parts(groups: Float, scheme: SplitScheme) -> tuple[BlockCodes, ...]:
     return tuple(parts)
 
 
-def _assign_nearest(groups: Float, parts: Sequence[BlockCodes]) -> tuple[BlockCodes, ...]:
+def _assign_nearest(groups: Weights, parts: Sequence[BlockCodes]) -> tuple[BlockCodes, ...]:
     """Return parts in which each value is held by the part whose grid has the nearest point, with refitted scales.
 
     Alternates as k-means does: given scales the nearest points are best, given codes the best scale of a part is a
-    quotient of sums. Zero points stay. No step raises the error of a group.
+    quotient of sums. Zero points stay. No step raises the error of a group; at the end scales of float16 weights are
+    rounded to float16.
     """
     codes = [np.empty_like(part.codes) for part in parts]
     scales = [part.scale.copy() for part in parts]
     height = max(1, _VALUES_PER_STEP // groups.shape[1])
     for top in range(0, len(groups), height):
         some = slice(top, top + height)
-        values = groups[some]
+        values = groups[some].astype(np.float32, copy=False)
         grids = [_Grid.of(part, some) for part in parts]
         for _ in range(_REFITS):
             grids = [_refitted(values, step, grid) for step, grid in zip(_nearest(values, grids), grids, strict=True)]
+        if groups.dtype == np.float16:
+            grids = [replace(grid, scale=half_scale(grid.scale).astype(np.float32)) for grid in grids]
         for place, (step, grid) in enumerate(zip(_nearest(values, grids), grids, strict=True)):
             codes[place][some], scales[place][some] = step + grid.offset, grid.scale
     return tuple(replace(part, codes=code, scale=scale) for part, code, scale in zip(parts, codes, scales, strict=True))

@@ -122,6 +122,7 @@ def scales_as(scale: NDArray[np.float32], dtype: ir.DataType) -> NDArray[Any]:
     """Return scales as a graph with weights of that type stores them."""
     if dtype != ir.DataType.FLOAT16:
         return scale
-    # Below the smallest float16 a scale would become 0, and its weights are 0 to float16 arithmetic anyway.
+    # Codes were chosen on scales that float16 holds, so nothing is rounded here but by a caller with other scales. One
+    # below the smallest float16 would become 0, and all its weights with it.
     limits = np.finfo(np.float16)
     return np.where(scale > 0, np.clip(scale, limits.smallest_subnormal, limits.max), scale).astype(np.float16)

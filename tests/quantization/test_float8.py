@@ -19,12 +19,11 @@ from edgesmith_quantization.float8 import (
     dequantize,
     encode,
     flushed_share,
-    half_scale,
     peak_scale,
     quantize,
     smallest_error_peak,
 )
-from edgesmith_quantization.rounding import symmetric_scale
+from edgesmith_quantization.rounding import half_scale, symmetric_scale
 from small_graphs import graph, node
 
 BOTH = pytest.mark.parametrize("form", [E4M3, E5M2], ids=["e4m3", "e5m2"])

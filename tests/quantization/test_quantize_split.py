@@ -420,6 +420,16 @@ def test_symmetric_digits_are_signed_and_round_as_finely():
     assert sqnr(expected, sum(w1)) > 30
 
 
+def test_a_model_without_gains_keeps_its_opset():
+    model, used = mlp(), context(QuantizeSplitOptions(bits=2, least_gain_db=100))
+    result = split(model, used=used)
+    assert ir.to_proto(result.ir).SerializeToString(deterministic=True) == ir.to_proto(model.ir).SerializeToString(
+        deterministic=True
+    )
+    assert result.ir is not model.ir
+    assert set(used.notes.skipped) == {"node_h", "node_y"}
+
+
 def test_what_the_target_lacks_is_refused_with_what_works():
     verdict = check(mlp(), SYMMETRIC, bits=2)
     assert verdict.status == "refuse"
@@ -438,6 +448,8 @@ def test_what_the_target_lacks_is_refused_with_what_works():
     [
         {"split_by": "digits", "bits": 4},
         {"split_by": "digits", "bits": 2, "form": "compact"},
+        {"split_by": "digits", "bits": 2, "clusters": "channel"},
+        {"split_by": "digits", "bits": 2, "assignment": "clusters"},
         {"block_size": 32, "scales": "weight"},
         {"block_size": 32, "form": "compact"},
         {"bits": 8, "form": "compact"},
@@ -514,7 +526,7 @@ def test_softmax_and_unknown_widths_are_not_split():
     st.booleans(),
 )
 def test_any_shape_runs_and_stays_close(batch, inputs, outputs, bits, form, by, transposed):
-    """The error of each weight is below one step of one grid, so outputs are within inputs * step * |x|."""
+    """Splitting rounds no output channel worse than every weight being off by one step of one unsplit grid would."""
     weight = laplace(outputs, inputs) if transposed else laplace(inputs, outputs)
     nodes = [node("Gemm", ["x", "w", "b"], "h", transB=int(transposed)), node("MatMul", ["h", "v"], "y")]
     second = np.eye(outputs, dtype=np.float32)
@@ -523,8 +535,11 @@ def test_any_shape_runs_and_stays_close(batch, inputs, outputs, bits, form, by, 
     x = normal(batch, inputs)
     expected, actual = run(model, {"x": x})["y"], run(result, {"x": x})["y"]
     assert actual.shape == expected.shape
-    # No point of a grid is farther from a weight than zero is, and zero is a point of every grid.
-    bound = np.abs(x) @ np.abs(weight.T if transposed else weight)
+    # A part's range is within its channel's, widened by zero, so clusters on covering grids err by at most one step of
+    # the channel's own grid. Fits and nearest parts lower the sum of squares, which bounds |x e| by |x| |e|.
+    rows = weight if transposed else weight.T
+    step = (np.maximum(rows.max(axis=1), 0) - np.minimum(rows.min(axis=1), 0)) / (2**bits - 1)
+    bound = np.linalg.norm(x, axis=1)[:, None] * np.sqrt(inputs) * step
     assert (np.abs(actual - expected) <= bound * (1 + 1e-5) + 1e-5).all()
 
 

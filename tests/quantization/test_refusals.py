@@ -116,7 +116,7 @@ def test_each_product_left_alone_has_its_reason():
         "node_stacked": "its weight has 3 dimensions; 2 run in integers",
         "node_wide": "its bias is not a constant with one number per output channel",
         "node_convolved": "its bias is not a constant with one number per output channel",
-        "node_halved": "its weight is FLOAT16, not FLOAT",
+        "node_halved": "its weight is FLOAT16, not FLOAT; quantize-weights takes such weights",
     }
 
 
@@ -133,6 +133,15 @@ def test_operators_option_limits_what_is_quantized():
     nodes = [node("MatMul", ["x", "w"], "m"), node("Gemm", ["m", "v"], "y")]
     model = graph(nodes, {"w": normal(8, 8), "v": normal(8, 4)}, {"x": ["n", 8]})
     assert skipped(model, operators=("Gemm",)) == {"node_m": "MatMul is not among the option operators"}
+
+
+def test_transposed_convolutions_say_that_no_method_takes_them():
+    model = graph([node("ConvTranspose", ["x", "w"], "y")], {"w": normal(3, 4, 2, 2)}, {"x": ["n", 3, 5, 5]})
+    everything = replace(DIALECT, operators=DIALECT.operators | {"ConvTranspose"})
+    for dialect in (DIALECT, everything):
+        verdict = QuantizeInt8().check(model, context(QuantizeInt8Options(mode="dynamic"), dialect=dialect))
+        assert verdict.status == "skip"
+        assert "node_y: no method quantizes ConvTranspose" in verdict.reason
 
 
 def test_quantized_regions_are_left_alone_and_kept():

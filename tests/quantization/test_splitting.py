@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edgesmith_quantization.blocks import dequantize_blocks
+from edgesmith_quantization.blocks import dequantize_blocks, round_to_grid
 from edgesmith_quantization.splitting import (
     SplitScheme,
     digit_limits,
@@ -150,6 +150,36 @@ def test_digits_round_as_one_code_of_all_their_bits(clip):
     # The parts are multiples of one scale, of at most 63 steps: three float32 roundings each.
     step = split.parts[0].scale
     assert np.abs(split.dequantized() - fine).max() <= 4 * 64 * step.max() * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize(("bits", "parts"), [(2, 2), (2, 3), (2, 4), (4, 2)])
+@pytest.mark.parametrize("half", [False, True])
+def test_signed_digits_are_clipped_where_that_lowers_the_error(bits, parts, half):
+    rows = np.random.default_rng(0).standard_t(3, (16, 512)).astype(np.float16 if half else np.float32)
+    covering, fitted = (
+        split_weight(rows, SplitScheme(bits, parts, "digits", symmetric=True, clip=clip)) for clip in ("none", "mse")
+    )
+    low, high = digit_limits(bits, parts)
+    assert (covering.parts[0].scale[:, 0] >= np.maximum(rows.min(axis=1) / low, rows.max(axis=1) / high) * 0.999).all()
+    errors = [np.square(each.dequantized() - rows).sum(axis=1) for each in (fitted, covering)]
+    # Rounding scales to float16 may cost a little of what the fit gains.
+    assert (errors[0] <= errors[1] * (1.01 if half else 1 + 1e-5)).all()
+    assert errors[0].sum() < errors[1].sum() * 0.999
+    # One more bit is worth 6 dB: digits lie between one code of all their bits and one of a bit less.
+    one_less = split_weight(rows, SplitScheme(bits * parts - 1, 1, "value", symmetric=True, clip="mse"))
+    assert fitted.error(rows) < one_less.error(rows)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_half_precision_weights_get_codes_that_fit_scales_of_half_precision(scheme):
+    rows = (laplace(8, 24) * 1e-3).astype(np.float16)
+    split = split_weight(rows, scheme)
+    for part in split.parts:
+        assert np.array_equal(part.scale, part.scale.astype(np.float16).astype(np.float32))
+        if scheme.by != "digits":
+            nearest = round_to_grid(rows, part.grid)
+            held = dequantize_blocks(part) != 0
+            assert np.array_equal(part.codes[held], nearest[held])
 
 
 def test_a_part_without_members_has_scale_one_and_the_code_of_zero():

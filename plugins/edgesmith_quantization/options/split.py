@@ -34,7 +34,10 @@ class QuantizeSplitOptions(Selection):
     )
     clusters: Literal["auto", "weight", "channel"] = Field(
         default="auto",
-        description="What is clustered at a time. auto: whole weights of MatMul and Gemm, each output channel of Conv.",
+        description=(
+            "What is clustered at a time; digits have no clusters. auto: whole weights of MatMul and Gemm, each output "
+            "channel of Conv."
+        ),
     )
     scales: Literal["channel", "weight"] = Field(
         default="channel", description="One scale a part for each output channel, or for the whole weight."
@@ -49,7 +52,10 @@ class QuantizeSplitOptions(Selection):
     )
     assignment: Literal["clusters", "nearest"] = Field(
         default="nearest",
-        description="Which part holds a weight: that of its cluster, or the one with the nearest grid point.",
+        description=(
+            "Which part holds a weight: that of its cluster, or the one with the nearest grid point. Not for digits, "
+            "whose parts all hold it."
+        ),
     )
     form: Form = Field(
         default="branches",
@@ -86,6 +92,8 @@ class QuantizeSplitOptions(Selection):
                 f"{self.parts} digits of {self.bits} bits hold {self.bits * self.parts} bits, more than weights need; "
                 "set bits to 2, or bits to 4 and parts to 2"
             )
+        if self.split_by == "digits" and (self.clusters != "auto" or self.assignment != "nearest"):
+            raise ValueError("digits have no clusters; leave clusters and assignment out, or set split_by to value")
         if self.block_size is not None and self.scales == "weight":
             raise ValueError("block_size gives each block a scale, scales: weight one to all; set only one of them")
         if self.bias == "split" and self.form != "branches":
