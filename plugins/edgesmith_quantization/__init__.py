@@ -26,7 +26,7 @@ METHODS = (
     MethodRecord(
         name="quantize-weights",
         version="0.2.0",
-        summary="Weights in 8, 4 or 2 bits, in blocks or channels; activations stay in float.",
+        summary="Weights in 8, 4 or 2 bits; a target may round inputs of products too, unless activations is float.",
         entry="edgesmith_quantization.quantize_weights:QuantizeWeights",
         kind=Kind.QUANTIZE,
         options="edgesmith_quantization.options.weights:QuantizeWeightsOptions",

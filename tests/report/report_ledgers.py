@@ -203,7 +203,7 @@ def minimal_ledger() -> Ledger:
 
 def crowded_ledger() -> Ledger:
     """Return 60 rows with very long names, all kinds of states and missing numbers."""
-    statuses = ("ok", "undone", "refused", "skipped")
+    statuses = ("ok", "undone", "skipped", "skipped")
     rows = [row(0, "source", 97.3, 21.4, 90_900_000, 214_000_000)]
     for index in range(1, 60):
         status = statuses[index % 4]
@@ -220,7 +220,7 @@ def crowded_ledger() -> Ledger:
             distribution="edgesmith-pruning-from-a-third-party-with-a-long-name 12.3.4.post5",
             reason="" if status == "ok" else f"Did not pay: accuracy fell by {0.04 * index:.2f} points. " * 2,
         )
-        if status in ("refused", "skipped"):
+        if status == "skipped":
             facts = facts.model_copy(
                 update=dict.fromkeys(("metric", "metric_change", "latency_ms", "speedup", "peak_memory_bytes"))
             )

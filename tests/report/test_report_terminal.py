@@ -45,7 +45,7 @@ def test_missing_numbers_and_long_names_keep_the_width(make, width: int):
 
 def test_names_are_not_markup():
     ledger = report_ledgers.minimal_ledger()
-    row = ledger.rows[0].model_copy(update={"stage": "[bold]x[/]", "reason": "[red]why[/]", "status": "refused"})
+    row = ledger.rows[0].model_copy(update={"stage": "[bold]x[/]", "reason": "[red]why[/]", "status": "undone"})
     text = printed(ledger_table(ledger.model_copy(update={"rows": (row,), "verdict": "[link=x]v[/]"})))
     assert "[bold]x[/]" in text and "[red]why[/]" in text and "[link=x]v[/]" in text
 
