@@ -14,6 +14,7 @@ from edgesmith.host.context import Notes
 from edgesmith.host.dialect import Dialect
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.options.selection import Selection
+from edgesmith_quantization.step_errors import first_reasons
 
 _WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 
@@ -89,6 +90,12 @@ def find_candidates(
         if node.op_type in _WEIGHTED and node.domain == "":
             notes.skip(node_name(node), "stands in the body of a control-flow operator")
     return tuple(found)
+
+
+def why_none(graph: ir.Graph, notes: Notes) -> str:
+    """Return why nothing was found: the reasons of the first nodes, or what the graph is."""
+    quantized = any(quantized_product(node) is not None for node in graph)
+    return first_reasons(notes, "its products are quantized already" if quantized else "the graph has none")
 
 
 def unmatched_names(graph: ir.Graph, selection: Selection) -> str:

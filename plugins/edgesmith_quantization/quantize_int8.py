@@ -18,7 +18,7 @@ from edgesmith_quantization.activation_grams import activation_grams
 from edgesmith_quantization.activation_ranges import activation_codes
 from edgesmith_quantization.attention_products import find_attention_products
 from edgesmith_quantization.bias_correction import correct_biases
-from edgesmith_quantization.candidates import Candidate, find_candidates, node_name, unmatched_names
+from edgesmith_quantization.candidates import Candidate, find_candidates, node_name, unmatched_names, why_none
 from edgesmith_quantization.convolution_repair import repair_convolutions
 from edgesmith_quantization.dynamic_form import write_dynamic
 from edgesmith_quantization.isolation import without_isolated_convolutions
@@ -49,8 +49,7 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
         notes = Notes()
         candidates = find_candidates(model.graph, dialect, options, notes)
         if not candidates:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(notes.skipped.items())[:3])
-            return Verdict.skip(f"no product can be quantized ({reasons or 'the graph has none'})")
+            return Verdict.skip(f"no product can be quantized ({why_none(model.graph, notes)})")
         if options.mode == "static" and (context.calibration is None or len(context.calibration) == 0):
             return Verdict.refuse("static mode needs calibration data; pass it with --data, or set mode to dynamic")
         return Verdict.ok(nodes=tuple(candidate.name for candidate in candidates))

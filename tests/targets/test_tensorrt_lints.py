@@ -129,3 +129,20 @@ def test_the_command_prints_findings_and_says_so_by_its_exit_code(tmp_path, monk
     ir.save(pair(0).ir, tmp_path / "right.onnx")
     assert main(["lint", str(tmp_path / "right.onnx"), "--target", "h100"]) == 0
     assert "No findings for h100" in capsys.readouterr().out
+
+
+def test_operators_of_onnx_runtime_are_found():
+    model = graph([node("Relu", ["x"], "r"), node("Neg", ["r"], "y")], {}, {"x": ["n", 16]})
+    (relu, _) = model.graph
+    relu.domain = "com.microsoft"
+    (finding,) = findings(model)["integer-operators"]
+    assert finding.nodes == ("node_r",)
+    assert findings(model, "onnx-cpu") == {}
+
+
+def test_codes_that_an_integer_operator_reads_are_not_idle():
+    weights = {"s": np.float32(0.1), "z": np.int8(0), "w": np.ones((16, 16), np.int8)}
+    nodes = [node("QuantizeLinear", ["x", "s", "z"], "q")]
+    nodes += [node("QLinearMatMul", ["q", "s", "z", "w", "s", "z", "s", "z"], "p")]
+    nodes += [node("DequantizeLinear", ["p", "s", "z"], "y")]
+    assert "doubled-pairs" not in findings(graph(nodes, weights, {"x": ["n", 16]}))

@@ -93,6 +93,8 @@ def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_i
         parts.append(f"with a change of {change.value:+.2f} {unit}{interval}")
     sentence = ", ".join(parts) or "Nothing was measured"
     sentence = sentence[0].upper() + sentence[1:] + "."
+    if row.size_bytes is not None and row.latency_ms is None:
+        sentence += " Not timed: the device is not here; `edgesmith validate` measures on it."
     if budget == Budget():
         return sentence
     missed = misses(row, source, budget, higher_is_better=higher_is_better)

@@ -150,7 +150,7 @@ def read_facts(location: str | Path) -> dict[str, Any]:
             f"Profile {location} cannot be read: {reason}.",
             expected=f"a TOML file of at most {_LARGEST_BYTES} bytes",
             why="The profile says what the device can run.",
-            fix="Check the path and the syntax; docs/targets shows an example.",
+            fix="Check the path and the syntax; docs/targets/tensorrt.md shows an example.",
         ) from error
 
 
@@ -169,7 +169,7 @@ def parse_profile(facts: Mapping[str, Any], location: str | Path) -> Profile:
             f"In profile {location}, {place}: {first['msg'].lower()}.",
             expected=f"the fields {', '.join(Profile.model_fields)}, each table with its source",
             why="A misread fact would produce an artifact that the device cannot run.",
-            fix="Correct that field; docs/targets lists all of them.",
+            fix="Correct that field; docs/targets/tensorrt.md lists all of them.",
         ) from error
 
 

@@ -12,11 +12,13 @@ from edgesmith_tensorrt.lints.reading import name_of, nodes_of
 _TRANSPARENT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "MaxPool", "Concat", "Slice", "Split")
 """Pairs move across these, so that what follows decides."""
 
+_ON_CODES = "an operator on codes"
+
 
 def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
     """Yield findings for doubled pairs, and for pairs none of whose readers run quantized."""
     doubled, idle = [], []
-    executed = dialect.operators | dialect.carried | {"Add"}
+    executed = dialect.operators | dialect.carried | {"Add", _ON_CODES}
     for node in nodes_of(model.ir, "QuantizeLinear"):
         source = node.inputs[0].producer() if node.inputs[0] is not None else None
         codes = source.inputs[0] if source is not None and source.op_type == "DequantizeLinear" else None
@@ -40,12 +42,16 @@ def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
 
 
 def _readers(codes: ir.Value) -> Iterator[str]:
-    pending, seen = [codes], {codes}
+    """Yield the operator types that read what `codes` stand for, and `_ON_CODES` for those that read codes."""
+    pending, seen, floats = [codes], {codes}, set[ir.Value]()
     while pending:
-        for node, _ in pending.pop().uses():
-            if node.op_type in (*_TRANSPARENT, "DequantizeLinear"):
+        value = pending.pop()
+        for node, _ in value.uses():
+            dequantizes = node.op_type == "DequantizeLinear"
+            if dequantizes or (node.op_type in _TRANSPARENT and node.domain == ""):
                 new = [output for output in node.outputs if output not in seen]
                 pending.extend(new)
                 seen.update(new)
+                floats.update(new if dequantizes or value in floats else ())
             else:
-                yield node.op_type
+                yield node.op_type if value in floats else _ON_CODES

@@ -1,4 +1,4 @@
-"""Quantization must be written as pairs: operators that compute on codes are unknown to the parser."""
+"""Quantization must be written as pairs: operators on codes, and those of ONNX Runtime, are unknown to the parser."""
 
 from collections.abc import Iterator
 
@@ -11,9 +11,16 @@ OPERATORS = ("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearCo
 
 
 def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
-    """Yield a finding for integer operators, where the dialect is symmetric and has no ranges at run time."""
+    """Yield findings for integer operators and for those of ONNX Runtime, where only symmetric pairs are known."""
     if dialect.dynamic or not dialect.activation.symmetric:
         return
+    foreign = [name_of(node) for node in model.graph.all_nodes() if node.domain == "com.microsoft"]
+    if foreign:
+        yield Finding(
+            "Operators of ONNX Runtime are unknown to the parser.",
+            "Compile from the float model for this target, not from an artifact for ONNX Runtime.",
+            tuple(foreign),
+        )
     wrong = [name_of(node) for node in nodes_of(model.ir, *OPERATORS)]
     if wrong:
         yield Finding(

@@ -70,7 +70,7 @@ def _as_json(comparison: "ComparedFigure | None") -> dict[str, object] | None:
 def _show(run: "DeviceRun", comparison: "ComparedFigure | None") -> None:
     from edgesmith.report.validation import run_lines
 
-    write_text(f"{run.row.stage} on {run.on}: tier {run.tier}, since this is {run.reason}.")
+    write_text(f"{run.row.stage} on {run.on}: tier {run.tier} ({run.reason}).")
     write_table(("figure", "value"), run_lines(run))
     if comparison is not None and comparison.ratio is not None:
         write_text(f"Latency against the last run there: {comparison.ratio:.2f} times, {comparison.note}.")
