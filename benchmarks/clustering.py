@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.measuring import quartiles, spread
 from edgesmith.measure.machine import describe_machine
-from edgesmith_quantization.clustering import cluster_of, optimal_edges
+from edgesmith_quantization.arithmetic.clustering import cluster_of, optimal_edges
 
 OUT = Path("build/bench/clustering.json")
 CLUSTERS = 3

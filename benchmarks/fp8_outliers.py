@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from edgesmith_quantization import rounding
-from edgesmith_quantization.float8 import E4M3, E5M2, Float8Format, dequantize, quantize
-from edgesmith_quantization.rounding import symmetric_scale
+from edgesmith_quantization.arithmetic import rounding
+from edgesmith_quantization.arithmetic.float8 import E4M3, E5M2, Float8Format, dequantize, quantize
+from edgesmith_quantization.arithmetic.rounding import symmetric_scale
 
 OUT = Path("build/bench/fp8_outliers.json")
 SHAPE, SEEDS = (512, 768), 5

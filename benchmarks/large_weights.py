@@ -111,7 +111,8 @@ def quantize_here(source: Path, result: Path, block_size: int) -> dict[str, floa
     """Load, quantize and save with Edgesmith in this process, which does nothing else; return its numbers."""
     from edgesmith.host.context import Context
     from edgesmith_onnxruntime.cpu import DIALECT
-    from edgesmith_quantization import quantize_weights, weight_form
+    from edgesmith_quantization import quantize_weights
+    from edgesmith_quantization.forms import weight_form
     from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 
     options = QuantizeWeightsOptions.model_validate({"bits": 4, "block_size": block_size, "rounding": "nearest"})
@@ -155,7 +156,7 @@ def quantize_with_peer(source: Path, result: Path, block_size: int) -> dict[str,
 
 def clustering_rate() -> float:
     """Return how many values per second the split's clustering takes on one core, three clusters per row."""
-    from edgesmith_quantization.clustering import optimal_edges
+    from edgesmith_quantization.arithmetic.clustering import optimal_edges
 
     rows = np.random.default_rng(0).standard_normal((4096, 4096), dtype=np.float32)
     started = time.process_time()

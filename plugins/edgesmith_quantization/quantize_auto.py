@@ -12,14 +12,14 @@ from edgesmith.host.context import Context, Notes
 from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
-from edgesmith_quantization.attempts import FLOAT, Attempt, Limits
-from edgesmith_quantization.candidates import unmatched_names
-from edgesmith_quantization.formats import FORMATS, offered
-from edgesmith_quantization.layer_groups import group_layers
+from edgesmith_quantization.finding.candidates import unmatched_names
 from edgesmith_quantization.options.auto import QuantizeAutoOptions
-from edgesmith_quantization.output_probe import OutputProbe
-from edgesmith_quantization.precision_search import Finding, Goal, PrecisionSearch, Tools
-from edgesmith_quantization.sensitivity import Sensitivities, Writer
+from edgesmith_quantization.search.attempts import FLOAT, Attempt, Limits
+from edgesmith_quantization.search.formats import FORMATS, offered
+from edgesmith_quantization.search.layer_groups import group_layers
+from edgesmith_quantization.search.output_probe import OutputProbe
+from edgesmith_quantization.search.precision_search import Finding, Goal, PrecisionSearch, Tools
+from edgesmith_quantization.search.sensitivity import Sensitivities, Writer
 
 if TYPE_CHECKING:
     from edgesmith_calibration.sources import DataSource

@@ -14,12 +14,12 @@ from edgesmith.host.dialect import Dialect
 from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
-from edgesmith_quantization.candidates import node_name, unmatched_names
-from edgesmith_quantization.float8 import FORMATS, Float8Format, peak_scale
-from edgesmith_quantization.float8_form import scale_in, weight_obstacle, write_activations, write_weight
-from edgesmith_quantization.float8_products import Float8Products, find_float8_products
-from edgesmith_quantization.float8_ranges import calibrate_peaks, observe_flushed
+from edgesmith_quantization.arithmetic.float8 import FORMATS, Float8Format, peak_scale
+from edgesmith_quantization.finding.candidates import node_name, unmatched_names
+from edgesmith_quantization.finding.float8_products import Float8Products, find_float8_products
+from edgesmith_quantization.forms.float8_form import scale_in, weight_obstacle, write_activations, write_weight
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
+from edgesmith_quantization.statistics.float8_ranges import calibrate_peaks, observe_flushed
 from edgesmith_quantization.step_errors import first_reasons, nothing_to_do
 
 _OPSET, _OPSET_FLOAT16 = 19, 21

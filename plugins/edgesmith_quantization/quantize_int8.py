@@ -14,22 +14,22 @@ from edgesmith.host.dialect import Dialect
 from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
-from edgesmith_quantization.activation_grams import activation_grams
-from edgesmith_quantization.activation_ranges import activation_codes
-from edgesmith_quantization.attention_products import find_attention_products
-from edgesmith_quantization.bias_correction import correct_biases
-from edgesmith_quantization.candidates import Candidate, find_candidates, node_name, unmatched_names, why_none
-from edgesmith_quantization.convolution_repair import repair_convolutions
-from edgesmith_quantization.dynamic_form import write_dynamic
-from edgesmith_quantization.isolation import without_isolated_convolutions
+from edgesmith_quantization.finding.attention_products import find_attention_products
+from edgesmith_quantization.finding.candidates import Candidate, find_candidates, node_name, unmatched_names, why_none
+from edgesmith_quantization.finding.isolation import without_isolated_convolutions
+from edgesmith_quantization.forms.dynamic_form import write_dynamic
+from edgesmith_quantization.forms.outlier_form import add_outlier_products, clip_outliers
+from edgesmith_quantization.forms.static_form import place, write_static
+from edgesmith_quantization.forms.weights import WeightStore
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
-from edgesmith_quantization.outlier_form import add_outlier_products, clip_outliers
-from edgesmith_quantization.outliers import Outliers
-from edgesmith_quantization.output_error import close_enough
-from edgesmith_quantization.repair import repair
-from edgesmith_quantization.smoothing import Float64
-from edgesmith_quantization.static_form import place, write_static
-from edgesmith_quantization.weights import WeightStore
+from edgesmith_quantization.repair.bias_correction import correct_biases
+from edgesmith_quantization.repair.convolution_repair import repair_convolutions
+from edgesmith_quantization.repair.outliers import Outliers
+from edgesmith_quantization.repair.product_repair import repair
+from edgesmith_quantization.repair.smoothing import Float64
+from edgesmith_quantization.statistics.activation_grams import activation_grams
+from edgesmith_quantization.statistics.activation_ranges import activation_codes
+from edgesmith_quantization.statistics.output_error import close_enough
 
 
 class QuantizeInt8(Method[QuantizeInt8Options]):

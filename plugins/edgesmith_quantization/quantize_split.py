@@ -16,16 +16,22 @@ from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith.serialization import weight_bytes
-from edgesmith_quantization.activation_split import split_activations
-from edgesmith_quantization.blocks import Weights, dequantize_blocks
-from edgesmith_quantization.candidates import node_name, unmatched_names
+from edgesmith_quantization.arithmetic.blocks import Weights, dequantize_blocks
+from edgesmith_quantization.arithmetic.rounding import Float
+from edgesmith_quantization.arithmetic.splitting import (
+    SplitScheme,
+    SplitWeight,
+    round_unsplit,
+    signal_to_noise_db,
+    split_weight,
+)
+from edgesmith_quantization.finding.candidates import node_name, unmatched_names
+from edgesmith_quantization.finding.weight_sites import WeightSite, find_weight_sites, leave_alone
+from edgesmith_quantization.forms.activation_split import split_activations
+from edgesmith_quantization.forms.split_form import TABLE_OPSET, write_branches, write_compact, write_merged
+from edgesmith_quantization.forms.weight_form import BLOCK_OPSET, write_weight
 from edgesmith_quantization.options.split import QuantizeSplitOptions
-from edgesmith_quantization.rounding import Float
-from edgesmith_quantization.split_form import TABLE_OPSET, write_branches, write_compact, write_merged
-from edgesmith_quantization.splitting import SplitScheme, SplitWeight, round_unsplit, signal_to_noise_db, split_weight
 from edgesmith_quantization.step_errors import first_reasons, no_form
-from edgesmith_quantization.weight_form import BLOCK_OPSET, write_weight
-from edgesmith_quantization.weight_sites import WeightSite, find_weight_sites, leave_alone
 
 _LARGEST_SMALL_HEAD_BYTES = 4096
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")

@@ -19,7 +19,7 @@ from edgesmith.host.interfaces import Method
 from edgesmith.host.verdict import Verdict
 from edgesmith.mapped import WeightFile
 from edgesmith.model import Model
-from edgesmith_quantization.blocks import (
+from edgesmith_quantization.arithmetic.blocks import (
     BlockCodes,
     BlockGrid,
     dequantize_blocks,
@@ -28,17 +28,17 @@ from edgesmith_quantization.blocks import (
     round_blocks,
     round_to_grid,
 )
-from edgesmith_quantization.candidates import node_name, unmatched_names
-from edgesmith_quantization.gram_passes import Gram, with_grams
-from edgesmith_quantization.offset_blocks import fit_offset_blocks
+from edgesmith_quantization.arithmetic.offset_blocks import fit_offset_blocks
+from edgesmith_quantization.arithmetic.rounding import Float
+from edgesmith_quantization.arithmetic.second_order import output_error, refit_scales, round_second_order
+from edgesmith_quantization.arithmetic.tiles import all_finite
+from edgesmith_quantization.finding.candidates import node_name, unmatched_names
+from edgesmith_quantization.finding.weight_sites import WeightSite, find_weight_sites, leave_alone
+from edgesmith_quantization.forms.weight_form import BLOCK_OPSET, CHANNEL_OPSET, write_weight
 from edgesmith_quantization.options.selection import Selection
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
-from edgesmith_quantization.rounding import Float
-from edgesmith_quantization.second_order import output_error, refit_scales, round_second_order
+from edgesmith_quantization.statistics.gram_passes import Gram, with_grams
 from edgesmith_quantization.step_errors import first_reasons, no_form, nothing_to_do
-from edgesmith_quantization.tiles import all_finite
-from edgesmith_quantization.weight_form import BLOCK_OPSET, CHANNEL_OPSET, write_weight
-from edgesmith_quantization.weight_sites import WeightSite, find_weight_sites, leave_alone
 
 
 class QuantizeWeights(Method[QuantizeWeightsOptions]):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesmith_quantization import allocation
-from edgesmith_quantization.allocation import Choice, allocate, frontier
+from edgesmith_quantization.search import allocation
+from edgesmith_quantization.search.allocation import Choice, allocate, frontier
 
 # Sums of a few multiples of 1/8 are exact in floating point, so equality may be asked for.
 NUMBERS = st.integers(-16, 64).map(lambda number: number / 8)

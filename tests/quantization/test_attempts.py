@@ -8,9 +8,17 @@ from hypothesis import strategies as st
 
 from edgesmith.host.records import Tier
 from edgesmith.ledger import Measurement
-from edgesmith_quantization.attempts import FLOAT, Attempt, Limits, choose, clearly_faster, clearly_slower, dominated
-from edgesmith_quantization.layer_groups import LayerGroup
-from edgesmith_quantization.output_probe import Quality
+from edgesmith_quantization.search.attempts import (
+    FLOAT,
+    Attempt,
+    Limits,
+    choose,
+    clearly_faster,
+    clearly_slower,
+    dominated,
+)
+from edgesmith_quantization.search.layer_groups import LayerGroup
+from edgesmith_quantization.search.output_probe import Quality
 
 GROUPS = (LayerGroup(("a",), "small", 10), LayerGroup(("b",), "large", 100), LayerGroup(("c",), "small", 5))
 

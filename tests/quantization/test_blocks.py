@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesmith.execution.reference import ReferenceSession
-from edgesmith_quantization.blocks import (
+from edgesmith_quantization.arithmetic.blocks import (
     BlockCodes,
     code_limits,
     dequantize_blocks,

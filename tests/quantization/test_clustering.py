@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edgesmith_quantization import clustering
-from edgesmith_quantization.clustering import cluster_of, optimal_edges
+from edgesmith_quantization.arithmetic import clustering
+from edgesmith_quantization.arithmetic.clustering import cluster_of, optimal_edges
 
 # Both sides sum squares in float64; a partition that is better by less than this is a rounding of the same one.
 ROUNDING = 1e-9

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from edgesmith.graph.edit import GraphEditor, constant_value
 from edgesmith.host.context import Notes
 from edgesmith_onnxruntime.cpu import DIALECT
-from edgesmith_quantization.bias_correction import grouped, rounding_shift
-from edgesmith_quantization.candidates import find_candidates
-from edgesmith_quantization.channel_balance import LARGEST_FACTOR, balancing_factor, expected_noise
-from edgesmith_quantization.channel_streams import find_streams, scale_stream
+from edgesmith_quantization.finding.candidates import find_candidates
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
-from edgesmith_quantization.smoothing import ChannelSummary
+from edgesmith_quantization.repair.bias_correction import grouped, rounding_shift
+from edgesmith_quantization.repair.channel_balance import LARGEST_FACTOR, balancing_factor, expected_noise
+from edgesmith_quantization.repair.channel_streams import find_streams, scale_stream
+from edgesmith_quantization.repair.smoothing import ChannelSummary
 from small_graphs import context, graph, node, operators, quantize, run, sqnr
 
 UNEVEN = np.float32([1, 0.02, 0.3, 0.05, 1, 0.1, 0.02, 0.5])

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith_calibration.histogram import HistogramObserver
-from edgesmith_quantization.float8 import (
+from edgesmith_quantization.arithmetic.float8 import (
     E4M3,
     E5M2,
     decode,
@@ -23,7 +23,7 @@ from edgesmith_quantization.float8 import (
     quantize,
     smallest_error_peak,
 )
-from edgesmith_quantization.rounding import half_scale, symmetric_scale
+from edgesmith_quantization.arithmetic.rounding import half_scale, symmetric_scale
 from small_graphs import graph, node
 
 BOTH = pytest.mark.parametrize("form", [E4M3, E5M2], ids=["e4m3", "e5m2"])

@@ -19,7 +19,7 @@ from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.dialect import Dialect, TensorFormat, WeightFormat
 from edgesmith_onnxruntime.cpu import DIALECT, OnnxCpu
-from edgesmith_quantization.float8 import FORMATS, dequantize, quantize
+from edgesmith_quantization.arithmetic.float8 import FORMATS, dequantize, quantize
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
 from edgesmith_quantization.quantize_fp8 import QuantizeFp8
 from small_graphs import context, graph, lower, node, operators, run, sqnr

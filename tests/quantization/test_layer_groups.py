@@ -5,7 +5,7 @@ import onnx_ir as ir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgesmith_quantization.layer_groups import LayerGroup, group_layers, merge_groups
+from edgesmith_quantization.search.layer_groups import LayerGroup, group_layers, merge_groups
 from small_graphs import graph, node
 
 

@@ -17,12 +17,12 @@ from edgesmith.progress import SilentProgress
 from edgesmith_calibration.metrics import Accuracy, Perplexity, Sqnr
 from edgesmith_calibration.sources import ArraySource
 from edgesmith_onnxruntime.cpu import DIALECT
-from edgesmith_quantization import sensitivity
-from edgesmith_quantization.formats import FORMATS, compose, offered
-from edgesmith_quantization.layer_groups import group_layers
-from edgesmith_quantization.output_probe import OutputProbe
-from edgesmith_quantization.sensitivity import Deadline, Writer, measure_sensitivities
-from edgesmith_quantization.weight_bits import WeightBits
+from edgesmith_quantization.arithmetic.weight_bits import WeightBits
+from edgesmith_quantization.search import sensitivity
+from edgesmith_quantization.search.formats import FORMATS, compose, offered
+from edgesmith_quantization.search.layer_groups import group_layers
+from edgesmith_quantization.search.output_probe import OutputProbe
+from edgesmith_quantization.search.sensitivity import Deadline, Writer, measure_sensitivities
 from small_graphs import graph, node, run, sqnr
 
 WIDTH = 64

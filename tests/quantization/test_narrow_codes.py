@@ -6,8 +6,8 @@ import onnx_ir as ir
 import pytest
 
 from edgesmith.execution.reference import ReferenceSession
-from edgesmith_quantization.blocks import BlockGrid, dequantize_blocks, round_blocks, round_to_grid
-from edgesmith_quantization.rounding import dequantize, quantize
+from edgesmith_quantization.arithmetic.blocks import BlockGrid, dequantize_blocks, round_blocks, round_to_grid
+from edgesmith_quantization.arithmetic.rounding import dequantize, quantize
 
 TYPES = {
     "int8": (np.int8, -128, 127, 21),

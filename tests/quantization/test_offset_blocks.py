@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesmith_quantization.blocks import BlockCodes, dequantize_blocks, round_blocks, round_to_grid
-from edgesmith_quantization.offset_blocks import fit_offset_blocks
+from edgesmith_quantization.arithmetic.blocks import BlockCodes, dequantize_blocks, round_blocks, round_to_grid
+from edgesmith_quantization.arithmetic.offset_blocks import fit_offset_blocks
+from edgesmith_quantization.arithmetic.second_order import output_error, round_second_order
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.quantize_weights import QuantizeWeights
-from edgesmith_quantization.second_order import output_error, round_second_order
 from small_graphs import context, graph, node, operators, run, sqnr
 
 

@@ -9,9 +9,9 @@ from edgesmith.errors import StepError
 from edgesmith.host.dialect import Dialect, TensorFormat
 from edgesmith_calibration.errors import DataError
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
-from edgesmith_quantization.output_error import output_sqnr_db
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
-from edgesmith_quantization.row_sample import RowObserver
+from edgesmith_quantization.statistics.output_error import output_sqnr_db
+from edgesmith_quantization.statistics.row_sample import RowObserver
 from small_graphs import DIALECT, context, graph, node, operators, quantize, run, sqnr
 
 TENSORRT_LIKE = Dialect(

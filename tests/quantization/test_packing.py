@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesmith_quantization import packing
-from edgesmith_quantization.packing import pack_codes, unpack_codes
+from edgesmith_quantization.arithmetic import packing
+from edgesmith_quantization.arithmetic.packing import pack_codes, unpack_codes
 
 DTYPES = {
     (2, True): ir.DataType.INT2,

@@ -20,11 +20,11 @@ from edgesmith.ledger import Measurement
 from edgesmith_calibration.metrics import Accuracy, Sqnr
 from edgesmith_calibration.sources import ArraySource
 from edgesmith_onnxruntime.cpu import DIALECT
-from edgesmith_quantization import sensitivity
-from edgesmith_quantization.formats import FORMATS, compose
+from edgesmith_quantization.arithmetic.weight_bits import WeightBits
 from edgesmith_quantization.options.auto import DEFAULT_MIN_SQNR_DB, QuantizeAutoOptions
 from edgesmith_quantization.quantize_auto import QuantizeAuto
-from edgesmith_quantization.weight_bits import WeightBits
+from edgesmith_quantization.search import sensitivity
+from edgesmith_quantization.search.formats import FORMATS, compose
 from small_graphs import graph, node, operators, run, sqnr
 
 ACCURACY = Scoring("accuracy", Accuracy)

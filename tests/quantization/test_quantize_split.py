@@ -15,11 +15,11 @@ from edgesmith.host.context import Notes
 from edgesmith.host.dialect import Dialect, TensorFormat, WeightFormat
 from edgesmith.host.records import Guarantee
 from edgesmith_onnxruntime.cpu import DIALECT
+from edgesmith_quantization.arithmetic.splitting import SplitScheme, split_weight
+from edgesmith_quantization.finding.weight_sites import find_weight_sites
+from edgesmith_quantization.forms.split_form import compact_codes
 from edgesmith_quantization.options.split import QuantizeSplitOptions
 from edgesmith_quantization.quantize_split import QuantizeSplit
-from edgesmith_quantization.split_form import compact_codes
-from edgesmith_quantization.splitting import SplitScheme, split_weight
-from edgesmith_quantization.weight_sites import find_weight_sites
 from small_graphs import context, graph, lower, node, operators, run, sqnr
 
 SYMMETRIC = Dialect(
@@ -142,8 +142,8 @@ def test_branches_of_exact_parts_equal_the_layer(name, split_bias, monkeypatch):
 
 
 def _exact_branches(model, monkeypatch, split_bias):
-    from edgesmith_quantization import split_form
-    from edgesmith_quantization.splitting import find_owners, split_by_owner
+    from edgesmith_quantization.arithmetic.splitting import find_owners, split_by_owner
+    from edgesmith_quantization.forms import split_form
 
     def exact(editor, site, parts):
         rows = np.ascontiguousarray(site.rows(), np.float32)
@@ -173,7 +173,7 @@ def test_two_bits_in_three_parts_keep_what_one_part_loses(form):
 
 
 def _one_part(model, weight):
-    from edgesmith_quantization.blocks import dequantize_blocks, round_blocks
+    from edgesmith_quantization.arithmetic.blocks import dequantize_blocks, round_blocks
 
     rows = constant_value(model.graph.initializers[weight])
     rows = rows.T if weight == "w1" else rows

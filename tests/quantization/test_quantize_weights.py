@@ -15,7 +15,7 @@ from edgesmith.errors import DataError, StepError
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.host.dialect import WeightFormat
 from edgesmith_onnxruntime.cpu import DIALECT
-from edgesmith_quantization.blocks import dequantize_blocks, round_blocks
+from edgesmith_quantization.arithmetic.blocks import dequantize_blocks, round_blocks
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.quantize_weights import QuantizeWeights
 from small_graphs import context, graph, node, operators, run, sqnr

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
-from edgesmith_quantization.rounding import bias_safe_scale, dequantize, quantize, symmetric_scale
+from edgesmith_quantization.arithmetic.rounding import bias_safe_scale, dequantize, quantize, symmetric_scale
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 SCALES = st.floats(2.0**-60, 2.0**60, width=32)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesmith_quantization.blocks import BlockCodes, dequantize_blocks, fit_blocks, round_blocks
-from edgesmith_quantization.second_order import (
+from edgesmith_quantization.arithmetic.blocks import BlockCodes, dequantize_blocks, fit_blocks, round_blocks
+from edgesmith_quantization.arithmetic.second_order import (
     damped,
     inverse_factor,
     output_error,

@@ -9,13 +9,13 @@ from edgesmith.execution.sample import sample_inputs
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.host.context import Notes
 from edgesmith_calibration.errors import DataError
-from edgesmith_quantization.candidates import find_candidates
-from edgesmith_quantization.channel_statistics import ChannelObserver
-from edgesmith_quantization.migration import Migration, MigrationFinder, migrate
+from edgesmith_quantization.arithmetic.rounding import dequantize, quantize, symmetric_scale
+from edgesmith_quantization.finding.candidates import find_candidates
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
-from edgesmith_quantization.rounding import dequantize, quantize, symmetric_scale
-from edgesmith_quantization.smoothing import (
+from edgesmith_quantization.repair.channel_statistics import ChannelObserver
+from edgesmith_quantization.repair.migration import Migration, MigrationFinder, migrate
+from edgesmith_quantization.repair.smoothing import (
     best_strength,
     equalizing_scale,
     expected_noise,

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edgesmith_quantization.blocks import dequantize_blocks, round_to_grid
-from edgesmith_quantization.splitting import (
+from edgesmith_quantization.arithmetic.blocks import dequantize_blocks, round_to_grid
+from edgesmith_quantization.arithmetic.splitting import (
     SplitScheme,
     digit_limits,
     digits_of,

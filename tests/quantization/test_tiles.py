@@ -5,9 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesmith_quantization import tiles as tiling
-from edgesmith_quantization.blocks import code_limits, dequantize_blocks, fit_blocks, round_blocks, round_to_grid
-from edgesmith_quantization.tiles import block_extremes, tiles, widened
+from edgesmith_quantization.arithmetic import tiles as tiling
+from edgesmith_quantization.arithmetic.blocks import (
+    code_limits,
+    dequantize_blocks,
+    fit_blocks,
+    round_blocks,
+    round_to_grid,
+)
+from edgesmith_quantization.arithmetic.tiles import block_extremes, tiles, widened
 
 
 def plain_rounding(values, bits, block_size, symmetric):
@@ -25,6 +31,11 @@ def plain_rounding(values, bits, block_size, symmetric):
             scale = ((high.astype(np.float64) - low) / (highest - lowest)).astype(np.float32)
         scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
         offset = np.zeros_like(low) if symmetric else np.clip(np.rint(lowest - low / scale), lowest, highest)
+        if values.dtype == np.float16:
+            # Scales of float16 weights are stored in float16, so codes are chosen on the next one that is not smaller.
+            half = np.maximum(scale, np.finfo(np.float16).smallest_subnormal).astype(np.float16)
+            half[half.astype(np.float32) < scale] += np.spacing(half[half.astype(np.float32) < scale])
+            scale = half.astype(np.float32)
         rounded = np.rint(block / scale[:, None]) + offset[:, None]
         codes[:, start : start + block_size] = np.clip(rounded, lowest, highest)
         scales.append(scale)

@@ -6,8 +6,8 @@ import onnx_ir as ir
 import pytest
 
 from edgesmith.host.context import Notes
+from edgesmith_quantization.finding.weight_sites import find_weight_sites
 from edgesmith_quantization.options.selection import Selection
-from edgesmith_quantization.weight_sites import find_weight_sites
 from small_graphs import graph, node
 
 

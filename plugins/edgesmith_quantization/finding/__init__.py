@@ -1,0 +1,1 @@
+"""Finds what can be quantized in a graph, and says why the rest cannot."""

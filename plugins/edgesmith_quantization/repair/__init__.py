@@ -1,0 +1,1 @@
+"""Rewrites of the float graph that lower the error of what is rounded afterwards."""

@@ -1,0 +1,70 @@
+"""Takes back the shift that rounding a weight gives to the mean of each output, in closed form.
+
+A rounded weight `W + D` adds `D E[x]` to the mean of the outputs. Few numbers make an output of a depthwise
+convolution, so their rounding errors do not cancel, and the shift is a large part of the noise of such networks.
+Source: Nagel et al. 2019, arXiv 1906.04721, section 4.2; `E[x]` is measured on calibration data instead of derived.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesmith.graph.edit import GraphEditor
+from edgesmith_quantization.arithmetic.rounding import dequantize
+from edgesmith_quantization.finding.candidates import Candidate
+from edgesmith_quantization.forms.weights import WeightStore, constant_array
+from edgesmith_quantization.repair.smoothing import Float64
+
+
+def rounding_shift(difference: NDArray[np.float32], mean: Float64) -> Float64:
+    """Return by how much rounding shifts the mean of each output, [outputs].
+
+    Args:
+        difference: Rounded weight minus weight, [groups, outputs per group, channels per group, taps].
+        mean: Mean of each channel, [channels]. Places beyond the border of an image count like those within.
+    """
+    per_channel = difference.sum(axis=3, dtype=np.float64)
+    shift: Float64 = np.einsum("goc,gc->go", per_channel, mean.reshape(len(per_channel), -1)).reshape(-1)
+    return shift
+
+
+def correct_biases(
+    editor: GraphEditor, candidates: Sequence[Candidate], store: WeightStore, means: Mapping[str, Float64]
+) -> tuple[Candidate, ...]:
+    """Return the candidates with corrected biases. Products without a bias stay as they are.
+
+    Args:
+        editor: Editor of the graph; the corrected biases are added to it.
+        candidates: Products that will be quantized.
+        store: Gives their rounded weights.
+        means: Mean of each channel by name of an activation. Others are not corrected.
+    """
+    corrected = []
+    for candidate in candidates:
+        mean = means.get(str(candidate.activation.name))
+        corrected.append(candidate if mean is None else _corrected(editor, candidate, store, mean))
+    return tuple(corrected)
+
+
+def _corrected(editor: GraphEditor, candidate: Candidate, store: WeightStore, mean: Float64) -> Candidate:
+    if candidate.bias is None or candidate.node.op_type != "Conv":
+        return candidate
+    weight, bias = constant_array(candidate.weight), constant_array(candidate.bias)
+    stored = store.weight(candidate)
+    codes, zero_point = constant_array(stored.codes), constant_array(stored.zero_point)
+    rounded = dequantize(codes, stored.scale_array, zero_point, stored.axis)
+    shift = rounding_shift(grouped(candidate, rounded - weight), mean)
+    value = editor.add_initializer(f"{candidate.name}_bias_corrected", (bias - shift).astype(np.float32))
+    candidate.node.replace_input_with(2, value)
+    return replace(candidate, bias=value)
+
+
+def grouped(candidate: Candidate, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the weight of a product as [groups, outputs per group, channels per group, taps]."""
+    if candidate.node.op_type != "Conv":
+        matrix = weight if candidate.channel_axis == 0 else weight.T
+        return matrix[None, :, :, None]
+    groups = candidate.node.attributes.get_int("group", 1)
+    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)

@@ -1,0 +1,102 @@
+"""Makes the convolutions of a float graph easier to quantize: balances the channels that they pass to one another."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from edgesmith.execution.observe import observe
+from edgesmith.graph.edit import GraphEditor
+from edgesmith.host.context import Context
+from edgesmith_quantization.finding.candidates import Candidate
+from edgesmith_quantization.forms.weights import constant_array
+from edgesmith_quantization.options.int8 import QuantizeInt8Options
+from edgesmith_quantization.repair.bias_correction import grouped
+from edgesmith_quantization.repair.channel_balance import balancing_factor
+from edgesmith_quantization.repair.channel_statistics import ChannelObserver
+from edgesmith_quantization.repair.channel_streams import ChannelStream, find_streams, scale_stream
+from edgesmith_quantization.repair.smoothing import ChannelSummary, Float64
+from edgesmith_quantization.statistics.activation_ranges import calibration
+
+_SAMPLES = 32
+"""Means and peaks of whole channels settle after a few images; each holds thousands of values."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvolutionRepair:
+    """What was done to the graph, and what calibration saw of the images that convolutions read."""
+
+    changed: bool = False
+    means: Mapping[str, Float64] = field(default_factory=dict)
+    """Mean of each channel by name of the image, after balancing."""
+
+
+def repair_convolutions(
+    model: ir.Model, candidates: Sequence[Candidate], context: Context[QuantizeInt8Options]
+) -> ConvolutionRepair:
+    """Balance the channels between convolutions of a cloned float graph, and return the means of their inputs.
+
+    Statistics come from one pass over a few samples. Without data or convolutions nothing is done.
+
+    Args:
+        model: The graph to edit.
+        candidates: The products that will be quantized.
+        context: Options and data.
+    """
+    options = context.options
+    images = {c.activation: None for c in candidates if c.node.op_type == "Conv"}
+    wanted = options.smoothing or options.bias_correction
+    if not images or not wanted or options.mode != "static" or not context.calibration:
+        return ConvolutionRepair()
+    streams = find_streams(model.graph, candidates) if options.smoothing else ()
+    names = {str(value.name) for value in (*images, *(v for stream in streams for v in stream.images))}
+    data = calibration(context)
+    observers = observe(
+        model,
+        sorted(names),
+        data.take(min(_SAMPLES, len(data))),
+        lambda name: ChannelObserver(name, axis=1),
+        batch_size=options.batch_size,
+        threads=context.threads,
+        progress=context.progress,
+    )
+    summaries = {name: observer.summary() for name, observer in observers.items()}
+    factors = _balance(model, streams, summaries, context)
+    means = {str(value.name): summaries[str(value.name)].mean * factors.get(value, np.ones(1)) for value in images}
+    return ConvolutionRepair(bool(factors), means if options.bias_correction else {})
+
+
+def _balance(
+    model: ir.Model,
+    streams: Sequence[ChannelStream],
+    summaries: Mapping[str, ChannelSummary],
+    context: Context[QuantizeInt8Options],
+) -> dict[ir.Value, Float64]:
+    """Scale each stream by the factors of least noise; return them for every value of a scaled stream."""
+    editor, factors = GraphEditor(model.graph), dict[ir.Value, Float64]()
+    count = 0
+    for stream in streams:
+        seen = _joined([summaries[str(value.name)] for value in stream.images])
+        # A reader may have been scaled already, as the writer of another stream.
+        weights = [grouped(reader, constant_array(reader.node.inputs[1] or reader.weight)) for reader in stream.readers]
+        factor = balancing_factor(seen, weights, stream.bound)
+        if (factor > 1).any():
+            scale_stream(editor, stream, factor)
+            factors |= dict.fromkeys(stream.values, factor)
+            count += 1
+    if count:
+        context.notes.remark(f"Balanced the channels of {count} groups of images between convolutions.")
+        common_passes.RemoveUnusedNodesPass()(model)
+    return factors
+
+
+def _joined(summaries: Sequence[ChannelSummary]) -> ChannelSummary:
+    """Return one summary of several images that share their channels."""
+    return ChannelSummary(
+        np.min([each.low for each in summaries], axis=0),
+        np.max([each.high for each in summaries], axis=0),
+        np.mean([each.mean for each in summaries], axis=0),
+        np.max([each.power for each in summaries], axis=0),
+    )

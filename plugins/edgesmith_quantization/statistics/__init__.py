@@ -1,0 +1,1 @@
+"""What calibration data says about values: ranges, Gram matrices and output errors."""

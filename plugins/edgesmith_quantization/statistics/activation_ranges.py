@@ -1,0 +1,108 @@
+"""Scale and zero point of activations from what calibration data puts into them."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from edgesmith.errors import DataError
+from edgesmith.execution.observe import observe, run_count
+from edgesmith.host.context import Context
+from edgesmith_calibration.observers import HistogramObserver, MinMaxObserver, Observer
+from edgesmith_calibration.ranges import estimate_range, quantization_parameters
+from edgesmith_calibration.tails import TailObserver
+from edgesmith_quantization.forms.static_form import ActivationCode, Placement
+from edgesmith_quantization.options.int8 import QuantizeInt8Options
+from edgesmith_quantization.repair.outliers import Outliers
+
+if TYPE_CHECKING:
+    from edgesmith_calibration.sources import DataSource
+
+_TAILS_FROM_PERCENTILE = 99.9
+"""From here on it takes less to keep the outermost values than to count all of them."""
+
+
+def activation_codes(
+    model: ir.Model, placement: Placement, outliers: Mapping[ir.Value, Outliers], context: Context[QuantizeInt8Options]
+) -> dict[ir.Value, ActivationCode]:
+    """Return scale and zero point of every placed value from the calibration data.
+
+    Args:
+        model: The float graph that holds the placed values.
+        placement: Which values get a Q/DQ pair.
+        outliers: Outliers by activation; its range is that of the other channels.
+        context: Options, dialect and data.
+
+    Raises:
+        DataError: There is no data, or it makes a value NaN or infinite.
+    """
+    sources = {value: placement.range_source(value) for value in placement.values if value not in outliers}
+    ranges = observe_ranges(model, list(dict.fromkeys(sources.values())), context) if sources else {}
+    # Without its outliers an activation has no rare values left that an estimator should cut off.
+    ranges |= {value: (each.low, each.high) for value, each in outliers.items()}
+    sources |= {value: value for value in outliers}
+    activation = context.dialect.activation
+    codes = {}
+    for value, source in sources.items():
+        scale, zero_point = quantization_parameters(*ranges[source], activation.dtype, activation.symmetric)
+        codes[value] = ActivationCode(np.float32(scale), np.asarray(zero_point, activation.dtype))
+    return codes
+
+
+def observe_ranges(
+    model: ir.Model, values: Sequence[ir.Value], context: Context[QuantizeInt8Options]
+) -> dict[ir.Value, tuple[float, float]]:
+    """Return the range of each value by the chosen estimator. Arguments and errors as in `activation_codes`."""
+    options, data = context.options, calibration(context)
+    updates = run_count(model, len(data), options.batch_size)
+    observers = observe(
+        model,
+        sorted(str(value.name) for value in values),
+        data,
+        lambda name: _estimator(name, options, updates),
+        batch_size=options.batch_size,
+        threads=context.threads,
+        progress=context.progress,
+    )
+    return {value: _range(observers[str(value.name)], context) for value in values}
+
+
+def calibration(context: Context[QuantizeInt8Options]) -> "DataSource":
+    """Return the samples to calibrate with.
+
+    Raises:
+        DataError: There are none.
+    """
+    if context.calibration is None:
+        raise DataError(
+            "there is no calibration data for quantize-int8 in static mode",
+            expected="a data source with at least one sample",
+            why="activation ranges are taken from what the model computes on real inputs",
+            fix="pass data with --data, or set the option mode to dynamic",
+        )
+    return context.calibration.take(context.options.samples)
+
+
+def _estimator(name: str, options: QuantizeInt8Options, updates: int) -> Observer:
+    if options.range_estimator == "min-max":
+        return MinMaxObserver(name)
+    if options.range_estimator == "percentile" and options.percentile >= _TAILS_FROM_PERCENTILE:
+        return TailObserver(name, percentile=options.percentile, updates=updates)
+    return HistogramObserver(name)
+
+
+def _range(observer: Observer, context: Context[QuantizeInt8Options]) -> tuple[float, float]:
+    options, form = context.options, context.dialect.activation
+    if isinstance(observer, TailObserver):
+        return observer.range(options.percentile, symmetric=form.symmetric)
+    if not isinstance(observer, MinMaxObserver | HistogramObserver):
+        raise TypeError(type(observer).__name__)  # _estimator makes these three
+    found = estimate_range(
+        observer,
+        options.range_estimator,
+        dtype=form.dtype,
+        symmetric=form.symmetric,
+        percentile=options.percentile,
+    )
+    return found.low, found.high
