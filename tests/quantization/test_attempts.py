@@ -113,6 +113,12 @@ def test_an_attempt_that_is_better_in_one_thing_is_not_beaten():
     assert not dominated(base, base, "latency")
 
 
+def test_a_format_that_leaves_more_in_float_is_not_beaten_by_bits():
+    narrow = attempt(25, 13, picks=("int4-weights", FLOAT, FLOAT))
+    assert not dominated(narrow, attempt(30, 8), "size")
+    assert dominated(attempt(25, 13), attempt(30, 8), "size")
+
+
 def test_quartiles_decide_what_is_clear():
     assert clearly_faster(speedup(1.2, 0.1)) and not clearly_faster(speedup(1.2, 0.3))
     assert clearly_slower(speedup(0.8, 0.1)) and not clearly_slower(speedup(0.8, 0.3))

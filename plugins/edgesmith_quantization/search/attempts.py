@@ -33,6 +33,11 @@ class Attempt:
     """Against the float model, lowered and timed in turns with it; None where it was not timed."""
 
     @property
+    def quantized(self) -> frozenset[int]:
+        """Positions of the groups that are not in float."""
+        return frozenset(index for index, pick in enumerate(self.picks) if pick != FLOAT)
+
+    @property
     def summary(self) -> str:
         """The measured numbers in words."""
         parts = [f"{self.quality.sqnr_db:.1f} dB"]
@@ -112,13 +117,16 @@ def choose(attempts: Sequence[Attempt], limits: Limits, objective: Objective) ->
 def dominated(one: Attempt, other: Attempt, objective: Objective) -> bool:
     """Return whether `other` is not worse than `one` in output error and objective, and in one of them better.
 
-    The objective counts as speed where that was measured, and as bits otherwise.
+    The objective counts as speed where that was measured, and as bits otherwise. Bits of whole models are compared only
+    where both formats take the same groups: what a format leaves in float says nothing about the bits it takes.
     """
     pairs = [(other.quality.noise, one.quality.noise)]
     if objective == "latency" and one.speedup is not None and other.speedup is not None:
         pairs.append((-other.speedup.value, -one.speedup.value))
-    else:
+    elif one.quantized == other.quantized:
         pairs.append((other.bits_per_weight, one.bits_per_weight))
+    else:
+        return False
     return all(its <= own for its, own in pairs) and any(its < own for its, own in pairs)
 
 
