@@ -161,3 +161,19 @@ def test_a_source_too_large_to_run_is_cleaned_without_proof_and_the_report_says_
     normalized = normalize_with_remarks(tiny_mlp().ir)
     assert "too large" in normalized.remarks[0]
     assert not ran
+
+
+def test_small_weights_of_an_external_file_keep_their_values_beside_large_ones(tmp_path: Path) -> None:
+    # Both files are called model.data: a small tensor left as a reference would read the numbers of another.
+    small = ir.Tensor(np.eye(WIDTH, 4, dtype=np.float32)[:, :4].copy())
+    model = chain(numbers(seed=1), small)
+    model.graph.outputs[0].shape = ir.Shape(["n", 4])
+    ir.save(model, tmp_path / "model.onnx", external_data="model.data", size_threshold_bytes=0)
+    inputs = {"x": np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)}
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    loaded = ir.load(tmp_path / "model.onnx")
+    found = ReferenceSession(write_linked(loaded, folder)).run(inputs)
+    expected = ReferenceSession(model).run(inputs)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)

@@ -45,7 +45,7 @@ def write_linked(model: ir.Model, folder: Path) -> Path:
     light = model.clone()
     links: dict[Path, str] = {}
     with (folder / "model.data").open("wb") as stream:
-        for value, tensor in _large_initializers(light):
+        for value, tensor in _outsourced(light):
             location = _linked(tensor, folder, links)
             if location is None:
                 location = "model.data", stream.tell()
@@ -59,11 +59,14 @@ def write_linked(model: ir.Model, folder: Path) -> Path:
     return path
 
 
-def _large_initializers(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+def _outsourced(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Yield what does not travel in the graph's own file: large weights, and all that lie in other files by now."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes > _INLINE_BYTES:
+            if tensor is None or tensor.dtype == ir.DataType.STRING:
+                continue
+            if tensor.nbytes > _INLINE_BYTES or isinstance(tensor, ir.ExternalTensor):
                 yield value, tensor
 
 
