@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ def child_quantize(request: Mapping[str, Any]) -> dict[str, Any]:
     with np.load(request["data"]) as archive:
         names = [name for name in archive.files if name != "labels"]
         data = {name: archive[name][: request["samples"]] for name in names}
-    tool.quantize(Job(Path(request["model"]), data, Path(request["out"]), request["settings"]))
+    model, out = Path(request["model"]).resolve(), Path(request["out"]).resolve()
+    # Some tools leave files of their own where they run.
+    os.chdir(out.parent)
+    tool.quantize(Job(model, data, out, request["settings"]))
     return {"peak_bytes": peak_bytes(), "versions": {name: _version(name) for name in tool.PACKAGES}}
 
 
