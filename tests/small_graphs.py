@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.host.context import Context
-from edgesmith.host.dialect import Dialect
+from edgesmith.host.dialect import Dialect, TensorFormat
 from edgesmith.model import Model, Provenance
 from edgesmith.task import Task
 from edgesmith_calibration.sources import ArraySource
@@ -24,6 +24,15 @@ from edgesmith_quantization.quantize_int8 import QuantizeInt8
 
 Arrays = Mapping[str, np.ndarray]
 Node = onnx.NodeProto
+
+SIGNED = Dialect(
+    name="signed",
+    opset=20,
+    activation=TensorFormat("int8", symmetric=True),
+    weight=TensorFormat("int8", symmetric=True, granularity="channel"),
+    operators=frozenset({"MatMul", "Gemm", "Conv"}),
+)
+"""Symmetric int8 with zero point 0 and biases in float, as TensorRT takes it."""
 
 
 def node(op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> Node:

@@ -30,6 +30,7 @@ from edgesmith_quantization.repair.smoothing import Float64
 from edgesmith_quantization.statistics.activation_grams import activation_grams
 from edgesmith_quantization.statistics.activation_ranges import activation_codes
 from edgesmith_quantization.statistics.output_error import close_enough
+from edgesmith_quantization.step_errors import nothing_to_do
 
 
 class QuantizeInt8(Method[QuantizeInt8Options]):
@@ -65,7 +66,7 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
         result = model.clone()
         candidates = find_candidates(result.graph, dialect, options, context.notes)
         if not candidates:
-            raise _nothing_to_do(context.notes)
+            raise _nothing_to_do(result.graph, context.notes)
         repaired = repair(result.ir, candidates, context)
         convolutions = repair_convolutions(result.ir, candidates, context)
         if repaired.changed or convolutions.changed:
@@ -92,7 +93,7 @@ def _write_static(
     dialect = context.dialect
     attention = tuple(find_attention_products(model.ir, context.options)) if context.options.attention else ()
     codes = activation_codes(model.ir, place(model.graph, candidates, dialect, attention), outliers, context)
-    candidates = _require(close_enough(model.ir, candidates, codes, outliers, context), context.notes)
+    candidates = _require(close_enough(model.ir, candidates, codes, outliers, context), model.graph, context.notes)
     placement = place(model.graph, candidates, dialect, attention)
     grams = activation_grams(model.ir, candidates, context)
     editor = GraphEditor(model.graph)
@@ -115,7 +116,7 @@ def _write_dynamic(
     context: Context[QuantizeInt8Options],
 ) -> tuple[Candidate, ...]:
     """Write integer products with ranges computed at run time, and return the candidates that are quantized."""
-    candidates = _require(close_enough(model.ir, candidates, {}, outliers, context), context.notes)
+    candidates = _require(close_enough(model.ir, candidates, {}, outliers, context), model.graph, context.notes)
     grams = activation_grams(model.ir, candidates, context)
     editor = GraphEditor(model.graph)
     ranges = {value: (np.float32(each.low), np.float32(each.high)) for value, each in outliers.items()}
@@ -125,9 +126,9 @@ def _write_dynamic(
     return tuple(candidates)
 
 
-def _require(candidates: tuple[Candidate, ...], notes: Notes) -> tuple[Candidate, ...]:
+def _require(candidates: tuple[Candidate, ...], graph: ir.Graph, notes: Notes) -> tuple[Candidate, ...]:
     if not candidates:
-        raise _nothing_to_do(notes)
+        raise _nothing_to_do(graph, notes)
     return candidates
 
 
@@ -172,11 +173,10 @@ def _summary(candidates: Sequence[Candidate], mode: str) -> str:
     return f"Quantized {parts} to 8 bits ({mode})."
 
 
-def _nothing_to_do(notes: Notes) -> StepError:
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in list(notes.skipped.items())[:3])
-    return StepError(
-        f"quantize-int8 found nothing to quantize ({reasons or 'the graph has no product with a constant weight'})",
+def _nothing_to_do(graph: ir.Graph, notes: Notes) -> StepError:
+    return nothing_to_do(
+        "quantize-int8",
+        why_none(graph, notes),
         expected="at least one MatMul, Gemm or Conv with a constant float weight",
-        why="the step would change nothing",
-        fix="remove the step from the recipe, or widen the options operators and skip",
+        options="operators, only and skip",
     )

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from edgesmith.graph.edit import GraphEditor, constant_tensor
 from edgesmith.host.dialect import ACTIVATIONS_KEY
-from edgesmith_onnxruntime.edits import take_over
 from edgesmith_onnxruntime.nbits import pack_for_nbits, write_nbits
 from edgesmith_onnxruntime.stored_weights import StoredWeight, find_stored_weights, source_weight
 
@@ -77,11 +76,11 @@ def lower_embeddings(graph: ir.Graph) -> int:
         if gathers and weight.bits == 4 and weight.block_size:
             graph.opset_imports.setdefault("com.microsoft", 1)
             for node in gathers:
-                take_over(editor, node, _gather_blocks(editor, node, weight))
+                editor.take_over(node, _gather_blocks(editor, node, weight))
         elif gathers and (not weight.block_size or weight.shape[1] % weight.block_size == 0):
             stored = _in_bytes(editor, weight)
             for node in gathers:
-                take_over(editor, node, _gather_bytes(editor, node, weight, *stored))
+                editor.take_over(node, _gather_bytes(editor, node, weight, *stored))
         else:
             continue
         lowered += len(gathers)
@@ -156,7 +155,7 @@ def expand(editor: GraphEditor, weight: StoredWeight) -> None:
     if weight.zero_point is not None:
         values = insert("Sub", values, spread(insert("Cast", weight.zero_point, to=to_float)))
     values = insert("Mul", values, spread(weight.scale))
-    take_over(editor, node, insert("Reshape", values, constant("whole", shape)) if fills else values)
+    editor.take_over(node, insert("Reshape", values, constant("whole", shape)) if fills else values)
 
 
 def _input(node: ir.Node) -> ir.Value:
@@ -284,7 +283,7 @@ def _write_integer_product(
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         result = insert("Add", result, node.inputs[2])
     editor.graph.opset_imports.setdefault("com.microsoft", 1)
-    take_over(editor, node, result)
+    editor.take_over(node, result)
 
 
 def _write_row_codes(editor: GraphEditor, value: ir.Value, balance: ir.Value) -> tuple[ir.Value, ir.Value]:

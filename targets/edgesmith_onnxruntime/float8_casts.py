@@ -13,7 +13,6 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesmith.graph.edit import GraphEditor, constant_tensor, constant_value
-from edgesmith_onnxruntime.edits import take_over
 
 FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ)
 """The eight-bit float types of ONNX."""
@@ -36,7 +35,7 @@ def write_float8_casts(graph: ir.Graph) -> int:
         else:
             plain = editor.insert_before(node, "Cast", node.inputs[:1], {"to": 1}, name=f"{name}_cast")
             last = editor.insert_before(node, "Mul", (plain.outputs[0], factor), name=f"{name}_scale")
-        take_over(editor, node, last.outputs[0])
+        editor.take_over(node, last.outputs[0])
         written += 1
     return written
 

@@ -8,7 +8,6 @@ import onnx_ir as ir
 
 from edgesmith.graph.edit import GraphEditor, constant_tensor
 from edgesmith_onnxruntime.absorbed_bounds import absorbing_quantize
-from edgesmith_onnxruntime.edits import take_over
 from edgesmith_onnxruntime.pairs import dequantize_behind, has_one_scale, is_accumulator_bias, one_scale_behind
 
 
@@ -31,7 +30,7 @@ def _join(editor: GraphEditor, node: ir.Node) -> bool:
         parameters.append(bias.inputs[0])
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     joined = editor.insert_before(quantize, "QLinearConv", parameters, attributes, name=f"{node.name}_integer")
-    take_over(editor, quantize, joined.outputs[0])
+    editor.take_over(quantize, joined.outputs[0])
     return True
 
 

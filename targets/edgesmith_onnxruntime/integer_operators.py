@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from edgesmith.graph.edit import GraphEditor, constant_value
 from edgesmith_onnxruntime.absorbed_bounds import absorbing_quantize
-from edgesmith_onnxruntime.edits import take_over
 from edgesmith_onnxruntime.pairs import one_scale_behind
 
 _POOL = frozenset({"kernel_shape", "strides", "pads", "auto_pad", "ceil_mode", "count_include_pad"})
@@ -44,7 +43,7 @@ def join_integer_operators(graph: ir.Graph) -> int:
         sources = [source for value in values if (source := one_scale_behind(value)) is not None]
         result = join(editor, node, sources, quantize) if len(sources) == len(values) else None
         if result is not None:
-            take_over(editor, quantize, result)
+            editor.take_over(quantize, result)
             joined += 1
     if joined:
         graph.opset_imports.setdefault("com.microsoft", 1)

@@ -8,7 +8,6 @@ quantized and not. Written out, all run in integers, and biases are added while 
 import onnx_ir as ir
 
 from edgesmith.graph.edit import GraphEditor, constant_tensor
-from edgesmith_onnxruntime.edits import take_over
 from edgesmith_onnxruntime.pairs import dequantize_behind, has_one_scale, is_accumulator_bias
 
 _GEMM_DEFAULTS = {"alpha": 1.0, "beta": 1.0, "transA": 0}
@@ -52,7 +51,7 @@ def _join_matmul(editor: GraphEditor, node: ir.Node, activation: ir.Node, weight
     inputs += [bias] if bias is not None else []
     name = f"{node.name}_integer"
     joined = editor.insert_before(last, "MatMulIntegerToFloat", inputs, domain="com.microsoft", name=name)
-    take_over(editor, last, joined.outputs[0])
+    editor.take_over(last, joined.outputs[0])
     return True
 
 
@@ -70,5 +69,5 @@ def _join_gemm(editor: GraphEditor, node: ir.Node, activation: ir.Node, weight: 
     joined = editor.insert_before(
         node, "QGemm", inputs, {"transB": transposed}, domain="com.microsoft", name=f"{node.name}_integer"
     )
-    take_over(editor, node, joined.outputs[0])
+    editor.take_over(node, joined.outputs[0])
     return True

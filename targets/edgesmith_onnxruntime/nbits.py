@@ -9,7 +9,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.graph.edit import GraphEditor, constant_value
-from edgesmith_onnxruntime.edits import take_over
 from edgesmith_onnxruntime.stored_weights import StoredWeight
 
 _SIGNED = (ir.DataType.INT8, ir.DataType.INT4, ir.DataType.INT2)
@@ -97,7 +96,7 @@ def write_nbits(editor: GraphEditor, node: ir.Node, weight: StoredWeight, packed
     if bias is not None:
         product = editor.insert_before(node, "Add", (product, bias), name=f"{node.name}_bias").outputs[0]
     editor.graph.opset_imports.setdefault("com.microsoft", 1)
-    take_over(editor, node, product)
+    editor.take_over(node, product)
 
 
 def _readers(weight: StoredWeight) -> set[ir.Node]:

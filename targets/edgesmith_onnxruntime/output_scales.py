@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesmith.graph.edit import Array, GraphEditor, constant_value
-from edgesmith_onnxruntime.edits import take_over
 
 _WEIGHT, _WEIGHT_SCALE, _BIAS = 1, 3, 6
 
@@ -23,7 +22,7 @@ def fold_output_scales(graph: ir.Graph) -> int:
         _multiply(editor, node, _WEIGHT_SCALE, factor)
         if len(node.inputs) > _BIAS and node.inputs[_BIAS] is not None:
             _multiply(editor, node, _BIAS, factor)
-        take_over(editor, reader, node.outputs[0])
+        editor.take_over(reader, node.outputs[0])
         changed += 1
     return changed
 

@@ -8,7 +8,6 @@ AVX-512 (1.31.1). It does not join Sum.
 import onnx_ir as ir
 
 from edgesmith.graph.edit import GraphEditor, constant_tensor
-from edgesmith_onnxruntime.edits import take_over
 
 
 def write_residual_sums(graph: ir.Graph) -> int:
@@ -21,6 +20,6 @@ def write_residual_sums(graph: ir.Graph) -> int:
         if not normalised or any(constant_tensor(value) is not None for value in node.inputs):
             continue
         total = editor.insert_before(node, "Sum", node.inputs, name=f"{node.name}_sum")
-        take_over(editor, node, total.outputs[0])
+        editor.take_over(node, total.outputs[0])
         changed += 1
     return changed

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from edgesmith.graph.edit import GraphEditor, constant_tensor, constant_value
 from edgesmith_onnxruntime.block_products import expand
-from edgesmith_onnxruntime.edits import take_over
 from edgesmith_onnxruntime.stored_weights import find_stored_weights
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
@@ -96,7 +95,7 @@ def _join(
     inputs = (first.inputs[0], joined[weights], *biases)
     attributes = {name: attribute.value for name, attribute in first.attributes.items()}
     product = editor.insert_before(node, first.op_type, inputs, attributes, name=f"{first.name}_joined")
-    take_over(editor, node, product.outputs[0])
+    editor.take_over(node, product.outputs[0])
 
 
 def _parts(node: ir.Node) -> list[ir.Node]:
@@ -142,4 +141,4 @@ def _expand_channels(editor: GraphEditor, node: ir.Node) -> None:
     offset = constant_value(rest[0]) if rest and rest[0] is not None else None
     if offset is not None:
         values = insert("Sub", values, constant("offset", offset.astype(np.float32)))
-    take_over(editor, node, insert("Mul", values, constant("step", scales)))
+    editor.take_over(node, insert("Mul", values, constant("step", scales)))

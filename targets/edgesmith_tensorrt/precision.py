@@ -7,7 +7,7 @@ Kept in float32: normalizations that are written out in arithmetic (their square
 (float16 counts whole numbers up to 2048 only), scales too small for float16, and whatever overflowed on real inputs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,11 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
     samples = list(_samples(model, context))
     typed = _with_types(model)
     before = _outputs(_without_rounding(model), samples, context.threads)
+    overflowing = overflowing_values(typed, samples, context.threads)
     error = float("inf")
     for sensitive in (False, True):
         candidate = typed.clone()
-        kept = full_precision_nodes(candidate, samples, context.threads, sensitive=sensitive)
+        kept = full_precision_nodes(candidate, overflowing, sensitive=sensitive)
         count = write_half(candidate, kept.keys())
         if count == 0:
             break
@@ -73,10 +74,14 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
     return model.clone()
 
 
-def full_precision_nodes(
-    model: ir.Model, samples: Sequence[Inputs], threads: int, *, sensitive: bool = False
-) -> Reasons:
-    """Return the nodes of the main graph that must compute in float32, each with the reason."""
+def full_precision_nodes(model: ir.Model, overflowing: Collection[str], *, sensitive: bool = False) -> Reasons:
+    """Return the nodes of the main graph that must compute in float32, each with the reason.
+
+    Args:
+        model: The float32 graph.
+        overflowing: Names of values beyond the range of float16.
+        sensitive: Whether operators that are known to be sensitive must, too.
+    """
     reasons: Reasons = {}
     by_name = {node.name: node for node in model.graph}
     for norm in find_structure(model).norms:
@@ -89,9 +94,8 @@ def full_precision_nodes(
             reasons[node] = "scale too small for float16"
         if sensitive and node.op_type in _SENSITIVE:
             reasons[node] = "sensitive operator"
-    overflowing = _overflowing(model, samples, threads)
     for node in model.graph:
-        if any(value in overflowing for value in (*node.inputs, *node.outputs)):
+        if any(value is not None and value.name in overflowing for value in (*node.inputs, *node.outputs)):
             reasons.setdefault(node, "values beyond the range of float16")
     return reasons
 
@@ -120,18 +124,17 @@ def _position_nodes(node: ir.Node) -> list[ir.Node]:
     return found
 
 
-def _overflowing(model: ir.Model, samples: Sequence[Inputs], threads: int) -> set[ir.Value]:
-    values = {
-        str(value.name): value for node in model.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT
-    }
-    names, found = list(values), set()
+def overflowing_values(model: ir.Model, samples: Sequence[Inputs], threads: int) -> frozenset[str]:
+    """Return the names of the float32 values of the main graph that come near the range of float16 on the samples."""
+    names = [str(value.name) for node in model.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT]
+    found: set[str] = set()
     for start in range(0, len(names), _TAPS_PER_RUN):
         chosen = names[start : start + _TAPS_PER_RUN]
         session = ReferenceSession(model, taps=chosen, threads=threads)
         for inputs in samples:
             results = session.run(inputs)
-            found |= {values[name] for name in chosen if _peak(results[name]) * _HEADROOM > LARGEST}
-    return found
+            found |= {name for name in chosen if _peak(results[name]) * _HEADROOM > LARGEST}
+    return frozenset(found)
 
 
 def _peak(array: NDArray[Any]) -> float:
@@ -142,7 +145,7 @@ def _peak(array: NDArray[Any]) -> float:
 def _samples(model: ir.Model, context: Context[None]) -> Iterator[Inputs]:
     names = {value.name for value in model.graph.inputs}
     if context.calibration is not None and len(context.calibration):
-        for batch in context.calibration.take(min(_SAMPLES, len(context.calibration))).batches(1):
+        for batch in context.calibration.take(_SAMPLES).batches(1):
             yield {name: array for name, array in batch.inputs.items() if name in names}
     else:
         yield runnable_inputs(model, seed=context.seed)

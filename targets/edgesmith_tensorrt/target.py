@@ -14,14 +14,10 @@ from edgesmith.serialization import write_onnx
 from edgesmith_tensorrt.build_recipe import build_recipe, write_recipe
 from edgesmith_tensorrt.dialect import dialect_of
 from edgesmith_tensorrt.gate import GateResult, ask_compiler
+from edgesmith_tensorrt.lints.integer_operators import OPERATORS, RUNTIME_DOMAIN
 from edgesmith_tensorrt.precision import lower_to_half
 
 FILE_NAME = "model.onnx"
-
-_RUNTIME_ONLY = ("com.microsoft",)
-_INTEGER_FORMS = frozenset(
-    ("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "QLinearAdd")
-)
 
 
 class TensorRT(Target):
@@ -46,9 +42,9 @@ class TensorRT(Target):
             return Verdict.refuse(f"the graph uses opset {opset}; {self.device.name} reads up to {self.dialect.opset}")
         for node in model.graph.all_nodes():
             name = node.name or node.op_type
-            if node.domain in _RUNTIME_ONLY:
+            if node.domain == RUNTIME_DOMAIN:
                 return Verdict.refuse(f"{node.op_type} of ONNX Runtime is unknown to TensorRT", nodes=(name,))
-            if node.op_type in _INTEGER_FORMS:
+            if node.op_type in OPERATORS:
                 reason = f"{node.op_type} is a form that TensorRT does not parse; it takes QuantizeLinear pairs"
                 return Verdict.refuse(reason, nodes=(name,))
         return Verdict.ok()

@@ -10,9 +10,9 @@ from measure_models import ArrayData, dense_model
 
 from edgesmith.errors import MeasurementError
 from edgesmith.host.records import Tier
-from edgesmith.measure.local import PROVIDER, LocalRunner
+from edgesmith.measure.local import LocalRunner
 from edgesmith.measure.memory import measure_in_child
-from edgesmith.measure.runner import LatencyPlan, MemoryPlan
+from edgesmith.measure.runner import CPU_PROVIDER, LatencyPlan, MemoryPlan
 
 X = {"x": np.ones((4, 16), dtype=np.float32)}
 
@@ -62,7 +62,7 @@ def test_a_large_parent_does_not_count_as_the_childs_memory(small: Path):
 
 
 def test_the_child_is_light(small: Path):
-    memory = measure_in_child(small, X, MemoryPlan(), threads=1, provider=PROVIDER)
+    memory = measure_in_child(small, X, MemoryPlan(), threads=1, provider=CPU_PROVIDER)
     assert {"numpy", "onnxruntime"} <= set(memory.modules)
     assert not {"torch", "onnx", "onnx_ir", "transformers", "pydantic"} & set(memory.modules)
 
@@ -95,7 +95,7 @@ def test_a_child_that_fails_is_named(small: Path, program: str, message: str):
     plan = MemoryPlan(timeout_seconds=2)
     command = (sys.executable, "-c", program)
     with pytest.raises(MeasurementError, match=message):
-        measure_in_child(small, X, plan, threads=1, provider=PROVIDER, command=command)
+        measure_in_child(small, X, plan, threads=1, provider=CPU_PROVIDER, command=command)
 
 
 def test_a_model_that_the_child_cannot_load_is_named(tmp_path: Path):

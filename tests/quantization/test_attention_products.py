@@ -1,22 +1,17 @@
 """Attention in integers: both products are quantized where the target runs them so, and nothing else changes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from edgesmith.execution.runnable import runnable_inputs
-from edgesmith.host.dialect import Dialect, TensorFormat
+from edgesmith.host.dialect import TensorFormat
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
-from small_graphs import context, operators, run, sqnr
+from small_graphs import SIGNED, context, operators, run, sqnr
 
-TENSORRT_LIKE = Dialect(
-    name="tensorrt-like",
-    opset=21,
-    activation=TensorFormat("int8", symmetric=True),
-    weight=TensorFormat("int8", symmetric=True, granularity="channel"),
-    operators=frozenset({"MatMul", "Gemm", "Conv"}),
-    attention_products=True,
-)
+TENSORRT_LIKE = replace(SIGNED, attention_products=True)
 
 
 def data(model, samples=8):
@@ -67,15 +62,8 @@ def test_a_target_without_it_refuses_and_says_what_works(tiny_bert):
     verdict = method.check(tiny_bert, context(QuantizeInt8Options(attention=True), data(tiny_bert)))
     assert verdict.status == "refuse"
     assert "set attention to false" in verdict.reason
-    dynamic = Dialect(
-        name="both",
-        opset=21,
-        activation=TensorFormat("uint8", symmetric=False),
-        weight=TENSORRT_LIKE.weight,
-        operators=TENSORRT_LIKE.operators,
-        attention_products=True,
-        dynamic=True,
-    )
+    asymmetric = TensorFormat("uint8", symmetric=False)
+    dynamic = replace(TENSORRT_LIKE, activation=asymmetric, dynamic=True)
     options = QuantizeInt8Options(attention=True, mode="dynamic")
     assert "static" in method.check(tiny_bert, context(options, data(tiny_bert), dynamic)).reason
 

@@ -7,22 +7,13 @@ from hypothesis import strategies as st
 
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.host.context import Notes
-from edgesmith.host.dialect import Dialect, TensorFormat
 from edgesmith_quantization.finding.candidates import find_candidates
 from edgesmith_quantization.finding.isolation import without_isolated_convolutions
 from edgesmith_quantization.forms.outlier_form import add_outlier_products, clip_outliers
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.repair.outliers import Outliers, find_outliers
 from edgesmith_quantization.repair.smoothing import ChannelSummary
-from small_graphs import DIALECT, executed_operators, graph, lower, node, operators, quantize, run, sqnr
-
-SIGNED = Dialect(
-    name="signed",
-    opset=20,
-    activation=TensorFormat("int8", symmetric=True),
-    weight=TensorFormat("int8", symmetric=True, granularity="channel"),
-    operators=frozenset({"MatMul", "Gemm", "Conv"}),
-)
+from small_graphs import DIALECT, SIGNED, executed_operators, graph, lower, node, operators, quantize, run, sqnr
 
 
 def normal(*shape, seed=0, scale=1.0):

@@ -6,21 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesmith.errors import StepError
-from edgesmith.host.dialect import Dialect, TensorFormat
 from edgesmith_calibration.errors import DataError
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
 from edgesmith_quantization.statistics.output_error import output_sqnr_db
 from edgesmith_quantization.statistics.row_sample import RowObserver
-from small_graphs import DIALECT, context, graph, node, operators, quantize, run, sqnr
-
-TENSORRT_LIKE = Dialect(
-    name="tensorrt-like",
-    opset=20,
-    activation=TensorFormat("int8", symmetric=True),
-    weight=TensorFormat("int8", symmetric=True, granularity="channel"),
-    operators=frozenset({"MatMul", "Gemm", "Conv"}),
-)
+from small_graphs import DIALECT, SIGNED, context, graph, node, operators, quantize, run, sqnr
 
 
 def normal(*shape, seed=0, scale=1.0):
@@ -69,7 +60,7 @@ def test_ratio_of_signal_to_noise():
     assert output_sqnr_db(rows * 0, rows, weight, weight) == float("-inf")
 
 
-@pytest.mark.parametrize("dialect", [DIALECT, TENSORRT_LIKE], ids=lambda each: each.name)
+@pytest.mark.parametrize("dialect", [DIALECT, SIGNED], ids=lambda each: each.name)
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 def test_a_product_that_is_far_from_float_stays_there(mode, dialect):
     if mode == "dynamic" and not dialect.dynamic:

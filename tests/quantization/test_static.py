@@ -6,10 +6,10 @@ import pytest
 
 from edgesmith.errors import DataError
 from edgesmith.execution.sample import sample_inputs
-from edgesmith.host.dialect import Dialect, TensorFormat
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
 from small_graphs import (
+    SIGNED,
     context,
     executed_operators,
     graph,
@@ -20,14 +20,6 @@ from small_graphs import (
     run,
     sqnr,
     strip_quantization,
-)
-
-SIGNED = Dialect(
-    name="signed",
-    opset=20,
-    activation=TensorFormat("int8", symmetric=True),
-    weight=TensorFormat("int8", symmetric=True, granularity="channel"),
-    operators=frozenset({"MatMul", "Gemm", "Conv"}),
 )
 
 

@@ -84,8 +84,9 @@ def _layer_obstacle(node: ir.Node, site: WeightSite, kept: dict[str, str], optio
     activation = node.inputs[0]
     if activation is None:
         return "an input is missing"
-    if already_quantized(node):
-        return already_quantized(node)
+    quantized = already_quantized(node)
+    if quantized:
+        return quantized
     if constant_tensor(activation) is not None:
         return "its first input is constant; weights must be the second"
     if node.op_type == "Conv":
@@ -133,8 +134,9 @@ def _attention_obstacle(node: ir.Node, head_size: int | None, options: QuantizeF
     if head_size is not None and not options.minimum_head_size <= head_size <= _LARGEST_HEAD:
         return f"its heads have size {head_size}; kernels want {options.minimum_head_size} to {_LARGEST_HEAD}"
     values = [value for value in node.inputs if value is not None]
-    if already_quantized(node):
-        return already_quantized(node)
+    quantized = already_quantized(node)
+    if quantized:
+        return quantized
     if any(value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) for value in values):
         return f"its inputs are {', '.join(str(value.dtype) for value in values)}, not FLOAT or FLOAT16"
     return ""

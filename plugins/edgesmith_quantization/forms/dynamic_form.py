@@ -54,7 +54,8 @@ def _write_product(editor: GraphEditor, candidate: Candidate, quantize: ir.Node,
         if convolution:
             bias = _constant(editor, bias, _per_channel(constant_array(bias), node), "spread")
         result = insert("Add", result, bias)
-    _take_over(editor, node, result)
+    result.type = ir.TensorType(ir.DataType.FLOAT)
+    editor.take_over(node, result)
 
 
 def _per_channel(values: np.ndarray, node: ir.Node) -> np.ndarray:
@@ -66,14 +67,3 @@ def _per_channel(values: np.ndarray, node: ir.Node) -> np.ndarray:
 
 def _constant(editor: GraphEditor, like: ir.Value, array: np.ndarray, suffix: str) -> ir.Value:
     return editor.add_initializer(f"{like.name}_{suffix}", array)
-
-
-def _take_over(editor: GraphEditor, node: ir.Node, result: ir.Value) -> None:
-    """Let `result` stand for the output of `node`, with its name, and remove `node`."""
-    output = node.outputs[0]
-    result.shape, result.type = output.shape, ir.TensorType(ir.DataType.FLOAT)
-    is_output, name = output.is_graph_output(), output.name
-    editor.replace_uses(output, result)
-    editor.remove_unused((node,))
-    if not is_output:
-        result.name = name

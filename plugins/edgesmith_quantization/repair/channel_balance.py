@@ -13,14 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesmith_quantization.repair.smoothing import ChannelSummary, Float64
+from edgesmith_quantization.repair.smoothing import ACTIVATION_STEPS, WEIGHT_CODES, ChannelSummary, Float64
 
 STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 """Shares of the gap to the largest channel that `balancing_factor` tries to close, on a logarithmic scale."""
 LARGEST_FACTOR = 8.0
 """Channels that stay smaller than that hardly matter, and data not seen may reach further in them."""
-_ACTIVATION_STEPS = 255
-_WEIGHT_CODES = 127
 
 
 def balancing_factor(
@@ -52,13 +50,13 @@ def expected_noise(summary: ChannelSummary, weights: Sequence[NDArray[np.float32
     Rounding errors are taken as uniform and independent. Arguments as in `balancing_factor`.
     """
     reach = max(0.0, float((summary.high * factor).max())) - min(0.0, float((summary.low * factor).min()))
-    step = reach / _ACTIVATION_STEPS
+    step = reach / ACTIVATION_STEPS
     total = 0.0
     for weight in weights:
         groups, _, width, taps = weight.shape
         by_group = factor.reshape(groups, 1, width, 1)
         scaled = np.abs(weight) / by_group
         power = taps * (summary.power.reshape(by_group.shape) * by_group**2).sum(axis=(2, 3))
-        steps = scaled.max(axis=(2, 3)) / _WEIGHT_CODES
+        steps = scaled.max(axis=(2, 3)) / WEIGHT_CODES
         total += float((np.square(scaled).sum() * step**2 + (np.square(steps) * power).sum()) / 12)
     return total

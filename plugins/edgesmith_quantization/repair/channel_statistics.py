@@ -1,10 +1,20 @@
 """One streaming pass that sees range, mean and power of every channel of an activation."""
 
-import numpy as np
+from collections.abc import Iterable
 
+import numpy as np
+import onnx_ir as ir
+
+from edgesmith.execution.observe import observe
+from edgesmith.host.context import Context
 from edgesmith_calibration.observer import Array, by_channel, extremes
 from edgesmith_calibration.observers import Observer
+from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.repair.smoothing import ChannelSummary, Float64
+from edgesmith_quantization.statistics.activation_ranges import calibration
+
+_SAMPLES = 32
+"""Channels show their means and peaks on a few samples; ranges are taken from all of them afterwards."""
 
 
 class ChannelObserver(Observer):
@@ -56,3 +66,29 @@ class ChannelObserver(Observer):
         """
         self.require_values()
         return ChannelSummary(self._low, self._high, self._sum / self.count, self._squares / self.count)
+
+
+def observe_channels(
+    model: ir.Model, names: Iterable[str], context: Context[QuantizeInt8Options], *, axis: int
+) -> dict[str, ChannelSummary]:
+    """Return what a few calibration samples put into the channels of each named value.
+
+    Args:
+        model: A graph that computes the values.
+        names: Their names.
+        context: Options and data.
+        axis: Channel axis of all of them.
+
+    Raises:
+        DataError: There is no data, or it makes a value NaN or infinite.
+    """
+    observers = observe(
+        model,
+        list(names),
+        calibration(context).take(_SAMPLES),
+        lambda name: ChannelObserver(name, axis=axis),
+        batch_size=context.options.batch_size,
+        threads=context.threads,
+        progress=context.progress,
+    )
+    return {name: observer.summary() for name, observer in observers.items()}

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from edgesmith.graph.edit import GraphEditor, constant_scalar, constant_value
+from edgesmith_quantization.arithmetic.rounding import along
 from edgesmith_quantization.finding.candidates import Candidate
-
-Float64 = NDArray[np.float64]
+from edgesmith_quantization.finding.disjoint_sets import DisjointSets
+from edgesmith_quantization.repair.smoothing import Float64
 
 _PASSING = frozenset({"Relu", "LeakyRelu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity"})
 
@@ -77,20 +77,12 @@ def scale_stream(editor: GraphEditor, stream: ChannelStream, factor: Float64) ->
         _multiply(editor, reader, 1, 1 / factor, along_inputs=True)
 
 
-class _Sets:
-    """Values that share their factors (union-find), and sets that cannot be scaled."""
+class _Sets(DisjointSets[ir.Value]):
+    """Values that share their factors, and sets that cannot be scaled."""
 
     def __init__(self) -> None:
-        self._parents: dict[ir.Value, ir.Value] = {}
+        super().__init__()
         self._blocked: set[ir.Value] = set()
-
-    def root(self, value: ir.Value) -> ir.Value:
-        while (parent := self._parents.get(value, value)) is not value:
-            value = parent
-        return value
-
-    def join(self, first: ir.Value, second: ir.Value) -> None:
-        self._parents[self.root(first)] = self.root(second)
 
     def block(self, value: ir.Value) -> None:
         self._blocked.add(value)
@@ -153,18 +145,12 @@ def _multiply(
     if value is None or array is None:
         raise ValueError(candidate.name)  # candidates hold constants only
     if not along_inputs:
-        scaled = array * _along(factor, 0, array.ndim)
+        scaled = array * along(factor, 0, array.ndim)
     elif candidate.node.op_type == "Conv":
         groups = candidate.node.attributes.get_int("group", 1)
         per_output = np.repeat(factor.reshape(groups, -1), array.shape[0] // groups, axis=0)
         scaled = array * per_output.reshape(*per_output.shape, *[1] * (array.ndim - 2))
     else:
-        scaled = array * _along(factor, 1 - candidate.channel_axis, array.ndim)
+        scaled = array * along(factor, 1 - candidate.channel_axis, array.ndim)
     initializer = editor.add_initializer(f"{value.name}_scaled", scaled.astype(np.float32))
     candidate.node.replace_input_with(index, initializer)
-
-
-def _along(factor: Float64, axis: int, rank: int) -> Float64:
-    shape = [1] * rank
-    shape[axis] = -1
-    return factor.reshape(shape)

@@ -7,7 +7,6 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgesmith.execution.observe import observe
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.host.context import Context
 from edgesmith_quantization.finding.candidates import Candidate
@@ -15,13 +14,9 @@ from edgesmith_quantization.forms.weights import constant_array
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.repair.bias_correction import grouped
 from edgesmith_quantization.repair.channel_balance import balancing_factor
-from edgesmith_quantization.repair.channel_statistics import ChannelObserver
+from edgesmith_quantization.repair.channel_statistics import observe_channels
 from edgesmith_quantization.repair.channel_streams import ChannelStream, find_streams, scale_stream
 from edgesmith_quantization.repair.smoothing import ChannelSummary, Float64
-from edgesmith_quantization.statistics.activation_ranges import calibration
-
-_SAMPLES = 32
-"""Means and peaks of whole channels settle after a few images; each holds thousands of values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +47,7 @@ def repair_convolutions(
         return ConvolutionRepair()
     streams = find_streams(model.graph, candidates) if options.smoothing else ()
     names = {str(value.name) for value in (*images, *(v for stream in streams for v in stream.images))}
-    data = calibration(context)
-    observers = observe(
-        model,
-        sorted(names),
-        data.take(min(_SAMPLES, len(data))),
-        lambda name: ChannelObserver(name, axis=1),
-        batch_size=options.batch_size,
-        threads=context.threads,
-        progress=context.progress,
-    )
-    summaries = {name: observer.summary() for name, observer in observers.items()}
+    summaries = observe_channels(model, sorted(names), context, axis=1)
     factors = _balance(model, streams, summaries, context)
     means = {str(value.name): summaries[str(value.name)].mean * factors.get(value, np.ones(1)) for value in images}
     return ConvolutionRepair(bool(factors), means if options.bias_correction else {})

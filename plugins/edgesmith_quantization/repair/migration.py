@@ -18,6 +18,7 @@ from edgesmith.graph.attention import Attention
 from edgesmith.graph.dataflow import Dataflow
 from edgesmith.graph.edit import GraphEditor, constant_tensor, constant_value
 from edgesmith.graph.linear import find_linears
+from edgesmith_quantization.arithmetic.rounding import along
 from edgesmith_quantization.finding.candidates import Candidate
 from edgesmith_quantization.repair.smoothing import Float64
 
@@ -358,9 +359,7 @@ def _array(node: ir.Node, index: int) -> NDArray[np.float32]:
 
 def _multiply(editor: GraphEditor, node: ir.Node, index: int, axis: int, factor: Float64) -> None:
     array = _array(node, index)
-    shape = [1] * array.ndim
-    shape[axis] = -1
-    _replace(editor, node, index, (array * factor.reshape(shape)).astype(np.float32))
+    _replace(editor, node, index, (array * along(factor, axis, array.ndim)).astype(np.float32))
 
 
 def _replace(editor: GraphEditor, node: ir.Node, index: int, array: NDArray[np.float32]) -> None:

@@ -8,12 +8,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
-from edgesmith.execution.observe import observe
 from edgesmith.graph.edit import GraphEditor, constant_value
 from edgesmith.host.context import Context
 from edgesmith_quantization.finding.candidates import Candidate
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
-from edgesmith_quantization.repair.channel_statistics import ChannelObserver
+from edgesmith_quantization.repair.channel_statistics import observe_channels
 from edgesmith_quantization.repair.migration import Migration, MigrationFinder, input_axis, migrate
 from edgesmith_quantization.repair.outliers import ENOUGH_DB, Outliers, find_outliers
 from edgesmith_quantization.repair.smoothing import (
@@ -23,10 +22,7 @@ from edgesmith_quantization.repair.smoothing import (
     equalizing_scale,
     expected_sqnr_db,
 )
-from edgesmith_quantization.statistics.activation_ranges import calibration
 
-_SAMPLES = 32
-"""Channels with large values show them on a few samples; ranges are taken from all of them afterwards."""
 _MINIMUM_GAIN_DB = 0.5
 """Shifts that gain less are not worth a changed weight."""
 _MINIMUM_GAIN_FOR_AN_OPERATOR_DB = 3.0
@@ -127,17 +123,8 @@ def _observe_channels(
     ]
     if not wanted:
         return {}
-    data = calibration(context)
-    observers = observe(
-        model,
-        [str(activation.name) for activation in wanted],
-        data.take(min(_SAMPLES, len(data))),
-        ChannelObserver,
-        batch_size=options.batch_size,
-        threads=context.threads,
-        progress=context.progress,
-    )
-    return {activation: observers[str(activation.name)].summary() for activation in wanted}
+    summaries = observe_channels(model, [str(activation.name) for activation in wanted], context, axis=-1)
+    return {activation: summaries[str(activation.name)] for activation in wanted}
 
 
 def _smooth(

@@ -17,8 +17,8 @@ Float64 = NDArray[np.float64]
 
 STRENGTHS = (0.0, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
 """What `best_strength` tries; 0 stands for no shift at all."""
-_ACTIVATION_STEPS = 255
-_WEIGHT_CODES = 127
+ACTIVATION_STEPS = 255
+WEIGHT_CODES = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,12 @@ def expected_noise(summary: ChannelSummary, weights: Sequence[NDArray[np.float32
         scale: [channels].
     """
     reach = max(0.0, float((summary.high / scale).max())) - min(0.0, float((summary.low / scale).min()))
-    step = reach / _ACTIVATION_STEPS
+    step = reach / ACTIVATION_STEPS
     power = float((summary.power / scale**2).sum())
     total = 0.0
     for weight in weights:
         scaled = np.abs(weight * scale.astype(np.float32)[:, None])
-        steps = scaled.max(axis=0).astype(np.float64) / _WEIGHT_CODES
+        steps = scaled.max(axis=0).astype(np.float64) / WEIGHT_CODES
         total += step**2 / 12 * float(np.vdot(scaled, scaled)) + float(np.square(steps).sum()) / 12 * power
     return total
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from edgesmith.graph.edit import constant_tensor
 from edgesmith_quantization.finding.candidates import node_name
+from edgesmith_quantization.finding.disjoint_sets import DisjointSets
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 
@@ -41,14 +42,14 @@ def group_layers(graph: ir.Graph, names: Iterable[str], macs: Mapping[str, int])
     """
     wanted = set(names)
     nodes = [node for node in graph.all_nodes() if node_name(node) in wanted]
-    parent = list(range(len(nodes)))
+    sets = DisjointSets[int]()
     owners: dict[object, int] = {}
     for index, node in enumerate(nodes):
         for key in _shared(node):
-            _join(parent, owners.setdefault(key, index), index)
+            sets.join(owners.setdefault(key, index), index)
     members: dict[int, list[ir.Node]] = {}
     for index, node in enumerate(nodes):
-        members.setdefault(_root(parent, index), []).append(node)
+        members.setdefault(sets.root(index), []).append(node)
     return tuple(_group(each, macs) for each in members.values())
 
 
@@ -105,15 +106,3 @@ def _kind(node: ir.Node) -> str:
     # Convolutions of one network differ in width at every stage, so that few would be alike.
     depthwise = " depthwise" if node.attributes.get_int("group", 1) > 1 and shape[1:2] == (1,) else ""
     return f"{node.op_type} {'x'.join(map(str, shape[2:]))}{depthwise}"
-
-
-def _root(parent: list[int], index: int) -> int:
-    while parent[index] != index:
-        parent[index] = parent[parent[index]]
-        index = parent[index]
-    return index
-
-
-def _join(parent: list[int], first: int, second: int) -> None:
-    roots = sorted((_root(parent, first), _root(parent, second)))
-    parent[roots[1]] = roots[0]

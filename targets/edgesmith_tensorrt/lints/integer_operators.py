@@ -7,6 +7,8 @@ from edgesmith.host.lint import Finding
 from edgesmith.model import Model
 from edgesmith_tensorrt.lints.reading import name_of, nodes_of
 
+RUNTIME_DOMAIN = "com.microsoft"
+"""Where ONNX Runtime keeps operators of its own."""
 OPERATORS = ("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 
 
@@ -14,7 +16,7 @@ def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
     """Yield findings for integer operators and for those of ONNX Runtime, where only symmetric pairs are known."""
     if dialect.dynamic or not dialect.activation.symmetric:
         return
-    foreign = [name_of(node) for node in model.graph.all_nodes() if node.domain == "com.microsoft"]
+    foreign = [name_of(node) for node in model.graph.all_nodes() if node.domain == RUNTIME_DOMAIN]
     if foreign:
         yield Finding(
             "Operators of ONNX Runtime are unknown to the parser.",

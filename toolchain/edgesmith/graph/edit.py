@@ -224,6 +224,21 @@ class GraphEditor:
         self.replace_uses(node.outputs[0], source)
         _owner(node).remove(node, safe=True)
 
+    def take_over(self, node: ir.Node, result: ir.Value) -> None:
+        """Let `result` stand for the only output of `node`, with its name, shape and type, and remove `node`.
+
+        Args:
+            node: What is replaced, and what only it reads.
+            result: A value of the same numbers; it keeps a type of its own where the output has none.
+        """
+        output = node.outputs[0]
+        result.shape, result.type = output.shape, output.type or result.type
+        is_output, name = output.is_graph_output(), output.name
+        self.replace_uses(output, result)
+        self.remove_unused((node,))
+        if not is_output:
+            result.name = name
+
     def remove_unused(self, nodes: Iterable[ir.Node]) -> None:
         """Remove those of the nodes, and of what only they read, that nobody needs any more."""
         pending = list(nodes)

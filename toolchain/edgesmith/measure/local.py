@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import MeasurementError
 from edgesmith.measure.latency import Run, interleave
-from edgesmith.measure.machine import processor_name, usable_cores
+from edgesmith.measure.machine import usable_cores
 from edgesmith.measure.memory import measure_in_child
 from edgesmith.measure.runner import (
+    CPU_PROVIDER,
     Conditions,
     LatencyComparison,
     LatencyPlan,
     MemoryPlan,
     MemoryUse,
     Runner,
+    onnxruntime_conditions,
     summarize,
 )
 
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith_calibration.sources import Batch
-
-PROVIDER = "CPUExecutionProvider"
 
 
 class LocalRunner(Runner):
@@ -40,20 +40,7 @@ class LocalRunner(Runner):
 
     def conditions(self, inputs: "Mapping[str, np.ndarray]") -> Conditions:
         """Return the conditions under which `inputs` would be timed."""
-        import onnxruntime
-
-        from edgesmith_calibration.sources import Batch
-
-        shapes = [f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in inputs.items()]
-        return Conditions(
-            runtime=f"onnxruntime {onnxruntime.__version__}",
-            provider=PROVIDER,
-            optimization="all",
-            threads=self.threads,
-            batch=Batch(inputs).size,
-            shapes=", ".join(shapes),
-            processor=processor_name(),
-        )
+        return onnxruntime_conditions(inputs, optimization="all", threads=self.threads)
 
     def latency(
         self, entries: Mapping[str, Path], inputs: "Mapping[str, np.ndarray]", plan: LatencyPlan | None = None
@@ -74,7 +61,8 @@ class LocalRunner(Runner):
         plan = plan or MemoryPlan()
         _require_file(entry)
         children = [
-            measure_in_child(entry, inputs, plan, threads=self.threads, provider=PROVIDER) for _ in range(plan.repeats)
+            measure_in_child(entry, inputs, plan, threads=self.threads, provider=CPU_PROVIDER)
+            for _ in range(plan.repeats)
         ]
         conditions = self.conditions(inputs).as_mapping()
         baseline = max(child.baseline_bytes for child in children)
@@ -116,7 +104,7 @@ class LocalRunner(Runner):
         # Threads that keep spinning after a run would take cores from the stage whose turn is next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            return onnxruntime.InferenceSession(str(entry), options, providers=[PROVIDER])
+            return onnxruntime.InferenceSession(str(entry), options, providers=[CPU_PROVIDER])
         except _runtime_errors() as error:
             raise MeasurementError(
                 f"ONNX Runtime cannot load {entry}: {_first_line(error)}",

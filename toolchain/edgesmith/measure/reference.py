@@ -5,8 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from edgesmith.errors import MeasurementError
-from edgesmith.measure.machine import processor_name
-from edgesmith.measure.runner import Conditions, LatencyComparison, LatencyPlan, MemoryPlan, MemoryUse, Runner
+from edgesmith.measure.runner import (
+    Conditions,
+    LatencyComparison,
+    LatencyPlan,
+    MemoryPlan,
+    MemoryUse,
+    Runner,
+    onnxruntime_conditions,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,19 +32,7 @@ class ReferenceRunner(Runner):
 
     def conditions(self, inputs: "Mapping[str, np.ndarray]") -> Conditions:
         """Return the conditions under which outputs are computed."""
-        import onnxruntime
-
-        from edgesmith_calibration.sources import Batch
-
-        return Conditions(
-            runtime=f"onnxruntime {onnxruntime.__version__}",
-            provider="CPUExecutionProvider",
-            optimization=OPTIMIZATION,
-            threads=self.threads,
-            batch=Batch(inputs).size,
-            shapes=", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in inputs.items()),
-            processor=processor_name(),
-        )
+        return onnxruntime_conditions(inputs, optimization=OPTIMIZATION, threads=self.threads)
 
     def latency(
         self, entries: Mapping[str, Path], inputs: "Mapping[str, np.ndarray]", plan: LatencyPlan | None = None

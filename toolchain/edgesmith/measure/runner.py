@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from edgesmith_calibration.sources import Batch
 
+CPU_PROVIDER = "CPUExecutionProvider"
+"""ONNX Runtime's name for its own kernels on processors."""
+
 BUSY_SHARE = 0.05
 """Above this share of time spent waiting for a processor, absolute times are too long to be taken as they are."""
 
@@ -88,6 +91,25 @@ class Conditions:
             "processor": self.processor,
             **self.extra,
         }
+
+
+def onnxruntime_conditions(inputs: "Mapping[str, np.ndarray]", *, optimization: str, threads: int) -> Conditions:
+    """Return the conditions under which ONNX Runtime runs `inputs` on the CPU of this machine."""
+    import onnxruntime
+
+    from edgesmith.measure.machine import processor_name
+    from edgesmith_calibration.sources import Batch
+
+    shapes = [f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in inputs.items()]
+    return Conditions(
+        runtime=f"onnxruntime {onnxruntime.__version__}",
+        provider=CPU_PROVIDER,
+        optimization=optimization,
+        threads=threads,
+        batch=Batch(inputs).size,
+        shapes=", ".join(shapes),
+        processor=processor_name(),
+    )
 
 
 @dataclass(frozen=True, slots=True)

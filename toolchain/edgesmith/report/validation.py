@@ -58,5 +58,5 @@ def _run_html(run: "DeviceRun") -> str:
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in run_lines(run)
     )
     remarks = "".join(f"<p>{html.escape(remark)}</p>" for remark in run.remarks)
-    title = f"{run.on}, {run.when}: tier {run.tier}, since this is {run.reason}"
+    title = f"{run.on}, {run.when}: tier {run.tier} ({run.reason})"
     return f"<h3>{html.escape(title)}</h3><table>{rows}</table>{remarks}"
