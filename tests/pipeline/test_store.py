@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,19 @@ def test_damaged_files_count_as_absent_and_are_replaced(tmp_path: Path, damage: 
     assert store.files("builds", key) is None
     store.keep_files("builds", key, write_notes)
     assert store.files("builds", key) is not None
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, None, ValueError])
+def test_unfinished_work_stays_only_when_it_was_stopped_from_outside(tmp_path: Path, ending: type | None) -> None:
+    store, key = Store(tmp_path), make_key({"a": 1})
+    with suppress(KeyboardInterrupt, ValueError), store.unfinished(key) as directory:
+        directory.mkdir(parents=True)
+        (directory / "state").write_text("half")
+        if ending is not None:
+            raise ending
+    stays = ending is KeyboardInterrupt
+    assert (directory / "state").exists() is stays
+    with store.unfinished(key) as again:
+        assert again == directory and (again / "state").exists() is stays
+    with store.unfinished(make_key({"a": 2})) as other:
+        assert other != directory

@@ -81,7 +81,7 @@ def run_plan(
     labels = unique_labels([step.label for step in plan.steps], reserved=(SOURCE_LABEL, lowering))
     for index, (step, label) in enumerate(zip(plan.steps, labels, strict=True), start=1):
         base = _row(index, label, current.model, yardstick).model_copy(update=_origin(step))
-        change = _apply(plan, index, step, current.model, calibration, yardstick, workshop, base)
+        change = _apply(plan, step, current.model, source, calibration, yardstick, workshop, base)
         if change.row.status == "skipped":
             entries.append(_Entry(change.row))
             continue
@@ -176,9 +176,9 @@ def _ledger(
 
 def _apply(
     plan: Plan,
-    index: int,
     step: PlannedStep,
     model: Model,
+    source: Model,
     calibration: "DataSource | None",
     yardstick: Yardstick,
     workshop: Workshop,
@@ -188,6 +188,7 @@ def _apply(
         {
             "kind": "step",
             "input": model.digest(),
+            "source": source.digest(),
             "method": step.record.name,
             "method_version": step.record.version,
             "distribution": step.distribution,
@@ -201,7 +202,7 @@ def _apply(
         }
     )
 
-    def work(notes: Notes, scratch: Path) -> tuple[Model, float, str]:
+    def work(notes: Notes, scratch: Path, checkpoint: Path) -> tuple[Model, float, str]:
         context = Context(
             options=step.options,
             dialect=plan.target.dialect,
@@ -213,11 +214,13 @@ def _apply(
             notes=notes,
             trial=_trial(plan, calibration, yardstick, workshop, scratch),
             scoring=_scoring(yardstick),
+            source=source.clone(),
+            checkpoint=checkpoint,
         )
-        result = run_step(workshop.registry, step.record, model, context, index=index)
+        result = run_step(workshop.registry, step.record, model, context, index=row.index)
         if result.verdict.status == "refuse":
             raise StepError(
-                f"Step {index} ({step.label}) refuses this model: {result.verdict.reason}",
+                f"Step {row.index} ({step.label}) refuses this model: {result.verdict.reason}",
                 expected=f"a model that {step.distribution} can apply {step.label} to",
                 why="A step that cannot do its work would be a silent gap in the artifact.",
                 fix="Remove the step from the recipe, change its options, or see `edgesmith inspect`.",
@@ -264,7 +267,7 @@ def _lower(plan: Plan, row: LedgerRow, model: Model, samples: "DataSource", work
         }
     )
 
-    def work(notes: Notes, scratch: Path) -> tuple[Model, float, str]:
+    def work(notes: Notes, scratch: Path, _: Path) -> tuple[Model, float, str]:
         context = Context(
             options=None,
             dialect=plan.target.dialect,
@@ -287,7 +290,7 @@ def _cached(
     key: str,
     row: LedgerRow,
     workshop: Workshop,
-    work: Callable[[Notes, Path], tuple[Model, float, str]],
+    work: Callable[[Notes, Path, Path], tuple[Model, float, str]],
     *,
     deterministic: bool = True,
 ) -> _Change:
@@ -299,10 +302,11 @@ def _cached(
     cached = found is not None
     if found is None:
         notes = Notes()
-        with tempfile.TemporaryDirectory(prefix="edgesmith-") as scratch:
-            model, seconds, skipped = work(notes, Path(scratch))
-        facts = {"seconds": seconds, "remarks": notes.remarks, "skipped": notes.skipped, "reason": skipped}
-        found = workshop.store.keep_model(key, model, facts)
+        with workshop.store.unfinished(key) as checkpoint:
+            with tempfile.TemporaryDirectory(prefix="edgesmith-") as scratch:
+                model, seconds, skipped = work(notes, Path(scratch), checkpoint)
+            facts = {"seconds": seconds, "remarks": notes.remarks, "skipped": notes.skipped, "reason": skipped}
+            found = workshop.store.keep_model(key, model, facts)
     status = "skipped" if found.facts["reason"] else "ok"
     known = row.model_dump() | dict(found.facts) | {"status": status, "cached": cached}
     return _Change(found.model, LedgerRow.model_validate(known))

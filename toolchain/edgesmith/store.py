@@ -9,7 +9,9 @@ is never stored.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -122,6 +124,23 @@ class Store:
 
         # Going on with the stored form makes a resumed run and an uninterrupted one the same.
         return StoredModel(Model.load(self.keep_files("models", key, write).directory), facts)
+
+    @contextmanager
+    def unfinished(self, key: str) -> Iterator[Path]:
+        """Yield the directory for the state of the work that will be stored under `key`. It need not exist.
+
+        What was written there stays when the process is killed or stopped with Ctrl-C, and is there when the same work
+        starts again. It is removed when the block ends, also with an error: work that failed starts afresh.
+        """
+        directory = self._entry("unfinished", key)
+        try:
+            yield directory
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        shutil.rmtree(directory, ignore_errors=True)
 
     def facts(self, key: str) -> Facts | None:
         """Return the JSON facts (a measurement) stored under `key`, or None."""

@@ -9,6 +9,7 @@ from edgesmith.host.trial import Scoring, Trial
 from edgesmith.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
+    from edgesmith.model import Model
     from edgesmith_calibration.sources import DataSource
 
 OptionsT = TypeVar("OptionsT")
@@ -49,3 +50,8 @@ class Context(Generic[OptionsT]):
     """Lowers and times models on the target and runner of the run; None where nothing is measured."""
     scoring: Scoring | None = None
     """The metric that the run is judged by; None where there is none."""
+    source: "Model | None" = None
+    """The model that the run started from, for methods that learn from it; None where it is not known. Read only."""
+    checkpoint: Path | None = None
+    """A directory for the state of long work. It outlives a run that is killed or stopped with Ctrl-C: the same step
+    of the next run finds there what this one wrote. It is deleted when the step ends. None: there is no such place."""
