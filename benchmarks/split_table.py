@@ -37,7 +37,7 @@ from edgesmith.task import Task
 from edgesmith_onnxruntime.cpu import DIALECT, OnnxCpu
 from edgesmith_quantization.arithmetic.blocks import BlockCodes
 from edgesmith_quantization.arithmetic.splitting import SplitScheme, find_owners, round_unsplit, split_by_owner
-from edgesmith_quantization.finding.weight_sites import WeightSite
+from edgesmith.graph.weight_sites import WeightSite
 from edgesmith_quantization.forms.weight_form import write_weight
 from edgesmith_quantization.options.split import QuantizeSplitOptions
 from edgesmith_quantization.quantize_split import QuantizeSplit, find_split_sites

@@ -10,9 +10,9 @@ from edgesmith.errors import DataError, StepError
 from edgesmith.graph.cost import count_cost
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.interfaces import Method
+from edgesmith.host.selection import unmatched_names
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
-from edgesmith_quantization.finding.candidates import unmatched_names
 from edgesmith_quantization.options.auto import QuantizeAutoOptions
 from edgesmith_quantization.search.attempts import FLOAT, Attempt, Limits
 from edgesmith_quantization.search.formats import FORMATS, offered

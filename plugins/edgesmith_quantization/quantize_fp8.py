@@ -8,14 +8,15 @@ import onnx_ir.passes.common as common_passes
 
 from edgesmith.errors import ModelError, StepError
 from edgesmith.graph.edit import GraphEditor
+from edgesmith.graph.node_names import node_name
 from edgesmith.graph.opset import raise_opset
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.interfaces import Method
+from edgesmith.host.selection import unmatched_names
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith_quantization.arithmetic.float8 import FORMATS, Float8Format, peak_scale
-from edgesmith_quantization.finding.candidates import node_name, unmatched_names
 from edgesmith_quantization.finding.float8_products import Float8Products, find_float8_products
 from edgesmith_quantization.forms.float8_form import scale_in, weight_obstacle, write_activations, write_weight
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options

@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 
 from edgesmith.errors import StepError
 from edgesmith.graph.edit import GraphEditor
+from edgesmith.graph.node_names import node_name
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.interfaces import Method
+from edgesmith.host.selection import unmatched_names
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith_quantization.finding.attention_products import find_attention_products
-from edgesmith_quantization.finding.candidates import Candidate, find_candidates, node_name, unmatched_names, why_none
+from edgesmith_quantization.finding.candidates import Candidate, find_candidates, why_none
 from edgesmith_quantization.finding.isolation import without_isolated_convolutions
 from edgesmith_quantization.forms.dynamic_form import write_dynamic
 from edgesmith_quantization.forms.outlier_form import add_outlier_products, clip_outliers

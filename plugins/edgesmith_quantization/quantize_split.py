@@ -9,10 +9,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgesmith.graph.edit import GraphEditor, constant_tensor
+from edgesmith.graph.node_names import node_name
 from edgesmith.graph.opset import raise_opset
+from edgesmith.graph.weight_sites import WeightSite, find_weight_sites, leave_alone
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.dialect import Dialect, WeightFormat
 from edgesmith.host.interfaces import Method
+from edgesmith.host.selection import unmatched_names
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith.serialization import weight_bytes
@@ -25,8 +28,6 @@ from edgesmith_quantization.arithmetic.splitting import (
     signal_to_noise_db,
     split_weight,
 )
-from edgesmith_quantization.finding.candidates import node_name, unmatched_names
-from edgesmith_quantization.finding.weight_sites import WeightSite, find_weight_sites, leave_alone
 from edgesmith_quantization.forms.activation_split import split_activations
 from edgesmith_quantization.forms.split_form import TABLE_OPSET, write_branches, write_compact, write_merged
 from edgesmith_quantization.forms.weight_form import BLOCK_OPSET, write_weight
@@ -115,7 +116,7 @@ def _rewrite(
     """Write `site` in its split form, or leave it alone with a reason."""
     rows: Weights = site.rows().copy()  # row by row in memory
     if not np.isfinite(rows).all():
-        leave_alone(site, "its weight holds NaN or infinity", notes)
+        leave_alone(site, "its weight holds NaN or infinity", notes.skip)
         return None
     plain = round_unsplit(rows, scheme)
     plain_db = signal_to_noise_db(rows, dequantize_blocks(plain))
@@ -127,7 +128,7 @@ def _rewrite(
     split_db = signal_to_noise_db(rows, split.dequantized())
     if split_db - plain_db < options.least_gain_db:
         gain = f"{split_db:.1f} dB against {plain_db:.1f} dB in one part"
-        leave_alone(site, f"splitting gains too little ({gain}); quantize-weights stores it smaller", notes)
+        leave_alone(site, f"splitting gains too little ({gain}); quantize-weights stores it smaller", notes.skip)
         return None
     _write(editor, site, split, options)
     return _Layer(site.name, rows.size, split_db, plain_db, split.edges)
@@ -145,9 +146,9 @@ def _write(editor: GraphEditor, site: WeightSite, split: SplitWeight, options: Q
 def find_split_sites(graph: ir.Graph, options: QuantizeSplitOptions, notes: Notes) -> tuple[WeightSite, ...]:
     """Return the weights that can be split, in graph order; nodes left alone get their reason in `notes`."""
     sites = []
-    for site in find_weight_sites(graph, options, notes, operators=options.operators):
+    for site in find_weight_sites(graph, options.obstacle, notes.skip, operators=options.operators):
         if _is_small_head(site):
-            leave_alone(site, "a head below 4 KiB stays in float", notes)
+            leave_alone(site, "a head below 4 KiB stays in float", notes.skip)
         else:
             sites.append(site)
     return tuple(sites)

@@ -12,10 +12,13 @@ import onnx_ir.passes.common as common_passes
 
 from edgesmith.errors import StepError
 from edgesmith.graph.edit import GraphEditor
+from edgesmith.graph.node_names import node_name
 from edgesmith.graph.opset import raise_opset
+from edgesmith.graph.weight_sites import WeightSite, find_weight_sites, leave_alone
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.dialect import ACTIVATIONS_KEY, Dialect, WeightFormat
 from edgesmith.host.interfaces import Method
+from edgesmith.host.selection import Selection, unmatched_names
 from edgesmith.host.verdict import Verdict
 from edgesmith.mapped import WeightFile
 from edgesmith.model import Model
@@ -32,10 +35,7 @@ from edgesmith_quantization.arithmetic.offset_blocks import fit_offset_blocks
 from edgesmith_quantization.arithmetic.rounding import Float
 from edgesmith_quantization.arithmetic.second_order import output_error, refit_scales, round_second_order
 from edgesmith_quantization.arithmetic.tiles import all_finite
-from edgesmith_quantization.finding.candidates import node_name, unmatched_names
-from edgesmith_quantization.finding.weight_sites import WeightSite, find_weight_sites, leave_alone
 from edgesmith_quantization.forms.weight_form import BLOCK_OPSET, CHANNEL_OPSET, write_weight
-from edgesmith_quantization.options.selection import Selection
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.statistics.gram_passes import Gram, with_grams
 from edgesmith_quantization.step_errors import first_reasons, no_form, nothing_to_do
@@ -55,7 +55,7 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
         if problem:
             return Verdict.refuse(problem)
         notes = Notes()
-        sites = find_weight_sites(model.graph, options, notes, operators=options.operators)
+        sites = find_weight_sites(model.graph, options.obstacle, notes.skip, operators=options.operators)
         if not sites:
             return Verdict.skip(f"no weight can be quantized ({_reasons(notes)})")
         if options.needs.data and (context.calibration is None or len(context.calibration) == 0):
@@ -78,7 +78,7 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
             raise no_form("quantize-weights", problem)
         result = model.clone()
         raise_opset(result.ir, _needed_opset(options, context.dialect))
-        sites = find_weight_sites(result.graph, options, context.notes, operators=options.operators)
+        sites = find_weight_sites(result.graph, options.obstacle, context.notes.skip, operators=options.operators)
         if not sites:
             raise _nothing_to_do(context.notes)
         # The system keeps the files of weights for as long as the result uses them.
@@ -107,7 +107,7 @@ def _write(
             write_weight(editor, site, _round_by_output(site, gram, options, context.dialect))
             written.append(site)
         else:
-            leave_alone(site, "its weight holds NaN or infinity", context.notes)
+            leave_alone(site, "its weight holds NaN or infinity", context.notes.skip)
     return written
 
 

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from edgesmith.errors import StepError
 from edgesmith.graph.edit import GraphEditor, constant_value
+from edgesmith.graph.weight_sites import find_weight_sites
 from edgesmith.host.context import Notes
 from edgesmith.host.dialect import Dialect, TensorFormat, WeightFormat
 from edgesmith.host.records import Guarantee
 from edgesmith_onnxruntime.cpu import DIALECT
 from edgesmith_quantization.arithmetic.splitting import SplitScheme, split_weight
-from edgesmith_quantization.finding.weight_sites import find_weight_sites
 from edgesmith_quantization.forms.split_form import compact_codes
 from edgesmith_quantization.options.split import QuantizeSplitOptions
 from edgesmith_quantization.quantize_split import QuantizeSplit
@@ -156,7 +156,9 @@ def _exact_branches(model, monkeypatch, split_bias):
     monkeypatch.setattr(split_form, "_dequantized_parts", exact)
     result = model.clone()
     editor = GraphEditor(result.graph)
-    for site in find_weight_sites(result.graph, QuantizeSplitOptions(), Notes(), operators=("MatMul", "Gemm", "Conv")):
+    for site in find_weight_sites(
+        result.graph, QuantizeSplitOptions().obstacle, Notes().skip, operators=("MatMul", "Gemm", "Conv")
+    ):
         split_form.write_branches(editor, site, None, split_bias=split_bias)
     return result
 

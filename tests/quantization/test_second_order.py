@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgesmith_calibration.damping import damped
 from edgesmith_quantization.arithmetic.blocks import BlockCodes, dequantize_blocks, fit_blocks, round_blocks
 from edgesmith_quantization.arithmetic.second_order import (
-    damped,
-    inverse_factor,
     output_error,
     refit_scales,
     round_second_order,
@@ -150,13 +149,6 @@ def test_blocks_of_zeros_keep_their_scale():
     refitted = refit_scales(weight, gram, rounded)
     np.testing.assert_array_equal(refitted.scale[:, 0], rounded.scale[:, 0])
     assert (dequantize_blocks(refitted)[:, :32] == 0).all()
-
-
-def test_the_factor_is_that_of_the_inverse():
-    _, gram = case(1, 30)
-    factor = inverse_factor(gram, 0.01)
-    np.testing.assert_allclose(factor.T @ factor, np.linalg.inv(damped(gram, 0.01)), rtol=1e-9, atol=1e-15)
-    assert np.array_equal(factor, np.triu(factor))
 
 
 def test_output_error_is_that_of_the_outputs():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesmith_calibration.damping import damped, inverse_factor
 from edgesmith_quantization.arithmetic.blocks import BlockCodes, BlockGrid
 from edgesmith_quantization.arithmetic.rounding import Float
 
@@ -69,20 +70,6 @@ def round_second_order(
         remaining[:, stop:] -= errors @ factor[start:stop, stop:]
     zero_point = None if grid.zero_point is None else offset.astype(grid.zero_point.dtype)
     return BlockCodes(codes, scale, zero_point, grid.bits, grid.block_size)
-
-
-def inverse_factor(gram: Float64, damping: float) -> Float64:
-    """Return the upper triangle U with `U^T U = (H + damping * mean(diag H) * I)^-1`, float64 [inputs, inputs]."""
-    # With the order of inputs reversed, H = L L^T becomes H = R R^T with R upper, and U is the inverse of R.
-    lower = np.linalg.cholesky(damped(gram, damping)[::-1, ::-1])
-    return np.triu(np.linalg.inv(lower)[::-1, ::-1])
-
-
-def damped(gram: Float64, damping: float) -> Float64:
-    """Return the Gram matrix with `damping` times the mean of its diagonal added to it; never singular."""
-    mean = float(np.mean(np.diag(gram))) if gram.size else 0.0
-    result = gram + np.eye(gram.shape[0]) * (damping * mean if mean > 0 else 1.0)
-    return np.asarray(result, np.float64)
 
 
 def refit_scales(weight: Float, gram: Float64, rounded: BlockCodes, *, damping: float = 0.01) -> BlockCodes:

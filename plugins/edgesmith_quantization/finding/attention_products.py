@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from edgesmith.graph.node_names import node_name
+from edgesmith.graph.quantized import already_quantized
 from edgesmith.graph.structure import Structure, find_structure
-from edgesmith_quantization.finding.candidates import already_quantized, node_name
-from edgesmith_quantization.options.selection import Selection
+from edgesmith.host.selection import Selection
 
 
 def head_sizes(structure: Structure) -> dict[str, int | None]:

@@ -1,19 +1,17 @@
 """Finds the products of a graph that can be quantized, and says why the others cannot."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx_ir as ir
 
 from edgesmith.graph.edit import constant_scalar, constant_tensor
-from edgesmith.graph.quantized import quantized_product
+from edgesmith.graph.node_names import node_name
+from edgesmith.graph.quantized import already_quantized, quantized_product
 from edgesmith.host.context import Notes
 from edgesmith.host.dialect import Dialect
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
-from edgesmith_quantization.options.selection import Selection
 from edgesmith_quantization.step_errors import first_reasons
 
 _WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose")
@@ -62,17 +60,6 @@ def _clips_around_zero(node: ir.Node) -> bool:
     return all(bound is not None and bound * sign >= 0 for bound, sign in zip(bounds, signs, strict=True))
 
 
-def node_name(node: ir.Node) -> str:
-    """Return a name to show: the node's, or its first output's."""
-    return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
-
-
-def already_quantized(node: ir.Node) -> str:
-    """Return the reason to keep a node as it is that reads codes, or an empty string."""
-    product = quantized_product(node)
-    return f"already quantized ({product.types})" if product is not None else ""
-
-
 def find_candidates(
     graph: ir.Graph, dialect: Dialect, options: QuantizeInt8Options, notes: Notes
 ) -> tuple[Candidate, ...]:
@@ -96,26 +83,6 @@ def why_none(graph: ir.Graph, notes: Notes) -> str:
     """Return why nothing was found: the reasons of the first nodes, or what the graph is."""
     quantized = any(quantized_product(node) is not None for node in graph)
     return first_reasons(notes, "its products are quantized already" if quantized else "the graph has none")
-
-
-def unmatched_names(graph: ir.Graph, selection: Selection) -> str:
-    """Return which patterns of `only` and `skip` name no node, with the names of near ones, or an empty string."""
-    problems = (_unmatched(graph, option, getattr(selection, option)) for option in ("only", "skip"))
-    return "; ".join(filter(None, problems))
-
-
-def _unmatched(graph: ir.Graph, option: str, patterns: Sequence[str]) -> str:
-    names = [node_name(node) for node in graph.all_nodes()]
-    products = [node_name(node) for node in graph.all_nodes() if node.op_type in _WEIGHTED]
-    problems = []
-    for pattern in patterns:
-        if any(fnmatchcase(name, pattern) for name in names):
-            continue
-        plain = pattern.strip("*?")
-        near = [name for name in names if plain and plain.lower() in name.lower()]
-        near = near or get_close_matches(pattern, names) or products
-        problems.append(f"the option {option} names {pattern!r}, which no node matches (near: {', '.join(near[:3])})")
-    return "; ".join(problems)
 
 
 def _inner_nodes(graph: ir.Graph) -> Iterator[ir.Node]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgesmith.graph.edit import constant_tensor
+from edgesmith.graph.node_names import node_name
+from edgesmith.graph.quantized import already_quantized
 from edgesmith.graph.structure import Structure, find_structure
+from edgesmith.graph.weight_sites import WeightSite, find_weight_sites
 from edgesmith.host.context import Notes
 from edgesmith_quantization.finding.attention_products import head_sizes
-from edgesmith_quantization.finding.candidates import already_quantized, node_name
-from edgesmith_quantization.finding.weight_sites import WeightSite, find_weight_sites
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
 
 _LARGEST_HEAD = 256
@@ -47,7 +48,7 @@ def find_float8_products(model: ir.Model, options: QuantizeFp8Options, notes: No
     """Return what can be quantized; every product left alone gets its reason in `notes`."""
     structure = find_structure(model)
     reasons = Notes()
-    sites = find_weight_sites(model.graph, options, reasons, operators=options.operators)
+    sites = find_weight_sites(model.graph, options.obstacle, reasons.skip, operators=options.operators)
     kept = dict(_kept_in_float(structure, options))
     chosen = []
     for site in sites:

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesmith.graph.edit import GraphEditor
+from edgesmith.graph.node_names import node_name
 from edgesmith.host.context import Notes
-from edgesmith_quantization.finding.candidates import node_name
 
 ELEMENTWISE = frozenset({"Relu", "Gelu", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Elu", "Erf"})
 """Activation functions of one input that can be applied to parts. Softmax cannot: it normalizes along an axis."""

@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesmith.graph.edit import GraphEditor, constant_value
+from edgesmith.graph.node_names import node_name
+from edgesmith.graph.weight_sites import WEIGHT_INPUT, WeightSite
 from edgesmith_quantization.arithmetic.float8 import Float, Float8Format, flushed_share, quantize
 from edgesmith_quantization.arithmetic.rounding import half_scale, symmetric_scale
-from edgesmith_quantization.finding.candidates import node_name
-from edgesmith_quantization.finding.weight_sites import WEIGHT_INPUT, WeightSite
 from edgesmith_quantization.forms.static_form import ActivationCode, quantize_activation
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesmith.graph.edit import GraphEditor, constant_value
+from edgesmith.graph.node_names import node_name
+from edgesmith.graph.weight_sites import WeightSite
 from edgesmith_quantization.arithmetic.blocks import code_limits
 from edgesmith_quantization.arithmetic.packing import pack_codes
 from edgesmith_quantization.arithmetic.splitting import SplitWeight, find_owners, split_by_owner
-from edgesmith_quantization.finding.candidates import node_name
-from edgesmith_quantization.finding.weight_sites import WeightSite
 from edgesmith_quantization.forms.weight_form import insert_dequantize, replace_weight, scales_as
 
 TABLE_OPSET = 21

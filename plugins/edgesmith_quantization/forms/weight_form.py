@@ -7,10 +7,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.graph.edit import GraphEditor, constant_tensor
+from edgesmith.graph.weight_sites import WeightSite
 from edgesmith.mapped import release
 from edgesmith_quantization.arithmetic.blocks import BlockCodes
 from edgesmith_quantization.arithmetic.packing import pack_codes
-from edgesmith_quantization.finding.weight_sites import WeightSite
 
 BLOCK_OPSET = 21
 """First opset whose DequantizeLinear takes blocks, and types of 4 bits."""

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from edgesmith.host.records import Needs
-from edgesmith_quantization.options.selection import Selection
+from edgesmith.host.selection import Selection
 
 FormatName = Literal[
     "int8",

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from edgesmith_quantization.options.selection import Selection
+from edgesmith.host.selection import Selection
 
 Operator = Literal["MatMul", "Gemm", "Conv"]
 SplitBy = Literal["auto", "value", "magnitude", "digits"]

@@ -9,11 +9,11 @@ from edgesmith.errors import StepError
 from edgesmith.host.context import Context
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.interfaces import Method
+from edgesmith.host.selection import Selection
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
-from edgesmith_quantization.options.selection import Selection
 from edgesmith_quantization.options.split import QuantizeSplitOptions
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.quantize_fp8 import QuantizeFp8

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgesmith.graph.edit import constant_tensor
-from edgesmith_quantization.finding.candidates import node_name
+from edgesmith.graph.node_names import node_name
 from edgesmith_quantization.finding.disjoint_sets import DisjointSets
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from edgesmith.errors import DataError
 from edgesmith.execution.observe import observe
+from edgesmith.execution.unpadded import without_padding
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Context
 from edgesmith_calibration.histogram import HistogramObserver
@@ -16,7 +17,6 @@ from edgesmith_calibration.ranges import estimate_range
 from edgesmith_calibration.sources import DataSource
 from edgesmith_quantization.arithmetic.float8 import Float8Format, flushed_share, smallest_error_peak
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
-from edgesmith_quantization.statistics.unpadded import without_padding
 
 _FLUSHED_SAMPLES = 4
 """Samples on which values that become zero are counted; a share needs few."""

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from edgesmith.errors import DataError
 from edgesmith.execution.observe import observe
 from edgesmith.graph.edit import constant_tensor
+from edgesmith.graph.weight_sites import WeightSite
 from edgesmith.host.context import Context
 from edgesmith_calibration.observers import GramObserver
-from edgesmith_quantization.finding.weight_sites import WeightSite
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 
 Gram = NDArray[np.float64]

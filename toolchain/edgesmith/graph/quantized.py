@@ -90,6 +90,12 @@ def quantized_product(node: ir.Node) -> QuantizedProduct | None:
     return QuantizedProduct(name, node.op_type, activation, weight, "Q/DQ") if activation or weight else None
 
 
+def already_quantized(node: ir.Node) -> str:
+    """Return the reason to keep a node as it is that reads codes, or an empty string."""
+    product = quantized_product(node)
+    return f"already quantized ({product.types})" if product is not None else ""
+
+
 def _operator_types(node: ir.Node) -> tuple[str | None, str | None]:
     """Return the types of the codes that an integer operator reads."""
     activation, zero_point, weight = _OPERATORS[node.op_type]

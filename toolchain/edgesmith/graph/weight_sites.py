@@ -1,6 +1,6 @@
-"""Finds constant weights with every node that reads them, so that each is quantized once; says why others are not."""
+"""Finds constant weights with every node that reads them, so that each is changed once; says why others are not."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,14 +8,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.graph.edit import constant_tensor
-from edgesmith.host.context import Notes
-from edgesmith_quantization.finding.candidates import already_quantized, node_name
-from edgesmith_quantization.options.selection import Selection
+from edgesmith.graph.node_names import node_name
+from edgesmith.graph.quantized import already_quantized
 
 WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}
 """Operators that read weights, and which of their inputs is one."""
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+Reason = Callable[[str], str]
+Skip = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,44 +83,44 @@ class _Use:
 
 
 def find_weight_sites(
-    graph: ir.Graph, selection: Selection, notes: Notes, *, operators: Collection[str] = tuple(WEIGHT_INPUT)
+    graph: ir.Graph, unselected: Reason, skip: Skip, *, operators: Collection[str] = tuple(WEIGHT_INPUT)
 ) -> tuple[WeightSite, ...]:
-    """Return the weights that can be quantized, in graph order of their first reader.
+    """Return the weights that a method can change, in graph order of their first reader.
 
-    A weight is taken only if all its readers are: what is shared is quantized once or not at all. Every node that
-    reads a weight and is left alone gets its reason in `notes`.
+    A weight is taken only if all its readers are: what is shared is changed once or not at all. Every node that
+    reads a weight and is left alone is handed to `skip` with its reason.
 
     Args:
         graph: The main graph; nodes in bodies of control flow are left alone.
-        selection: Says which nodes may be touched.
-        notes: Receives the reasons.
+        unselected: Returns why the node of a name may not be touched, or an empty string (`Selection.obstacle`).
+        skip: Receives the name of a node and the reason it is left alone (`Notes.skip`).
         operators: Members of `WEIGHT_INPUT` to take.
     """
     uses: dict[ir.Value, list[_Use]] = {}
     for node in graph:
         if node.op_type not in WEIGHT_INPUT or node.domain != "":
             continue
-        use = _use(node, notes)
+        use = _use(node, skip)
         if use is not None:
             uses.setdefault(use.root, []).append(use)
     for node in (node for body in graph.subgraphs() for node in body):
         if node.op_type in WEIGHT_INPUT and node.op_type != "Gather" and node.domain == "":
-            notes.skip(node_name(node), "stands in the body of a control-flow operator")
+            skip(node_name(node), "stands in the body of a control-flow operator")
     sites = []
     for root, each in uses.items():
-        reason = _obstacle(root, each, selection, operators)
+        reason = _obstacle(root, each, unselected, operators)
         if reason:
             for use in each:
-                notes.skip(node_name(use.node), reason)
+                skip(node_name(use.node), reason)
         else:
             sites.append(_site(root, each))
     return tuple(sites)
 
 
-def leave_alone(site: WeightSite, reason: str, notes: Notes) -> None:
+def leave_alone(site: WeightSite, reason: str, skip: Skip) -> None:
     """Say for every node that reads a weight why it stays as it is."""
     for node in site.nodes:
-        notes.skip(node_name(node), reason)
+        skip(node_name(node), reason)
 
 
 def _site(root: ir.Value, uses: list[_Use]) -> WeightSite:
@@ -132,7 +135,7 @@ def _site(root: ir.Value, uses: list[_Use]) -> WeightSite:
     )
 
 
-def _use(node: ir.Node, notes: Notes) -> _Use | None:
+def _use(node: ir.Node, skip: Skip) -> _Use | None:
     """Return how a node reads a weight, or None, with a note where it is a product."""
     index = WEIGHT_INPUT[node.op_type]
     value = node.inputs[index] if len(node.inputs) > index else None
@@ -143,14 +146,14 @@ def _use(node: ir.Node, notes: Notes) -> _Use | None:
     gather = node.op_type == "Gather"
     if tensor is None:
         if not gather:
-            notes.skip(node_name(node), _no_constant(node))
+            skip(node_name(node), _no_constant(node))
         return None
     shape = tuple(tensor.shape.numpy())
     if gather and (len(shape) != 2 or not tensor.dtype.is_floating_point()):
         return None  # selects from a list of numbers, as shape arithmetic does
     reason = _form_obstacle(node, tensor)
     if reason:
-        notes.skip(node_name(node), reason)
+        skip(node_name(node), reason)
         return None
     channels_first = gather or node.op_type == "Conv" or bool(node.attributes.get_int("transB", 0))
     if sum(each.op_type == "Transpose" for each in path) % 2:
@@ -191,7 +194,7 @@ def _form_obstacle(node: ir.Node, tensor: ir.TensorProtocol) -> str:
     if 0 in tensor.shape.numpy():
         return "its weight is empty"
     if node.op_type in ("MatMul", "Gemm") and rank != 2:
-        return f"its weight has {rank} dimensions; 2 can be stored in blocks or channels"
+        return f"its weight has {rank} dimensions, not 2"
     if node.op_type == "Conv" and rank < 3:
         return "its weight has no window"
     if node.op_type == "Gather" and node.attributes.get_int("axis", 0) % rank != 0:
@@ -199,14 +202,14 @@ def _form_obstacle(node: ir.Node, tensor: ir.TensorProtocol) -> str:
     return ""
 
 
-def _obstacle(root: ir.Value, uses: list[_Use], selection: Selection, operators: Collection[str]) -> str:
+def _obstacle(root: ir.Value, uses: list[_Use], unselected: Reason, operators: Collection[str]) -> str:
     """Return why a weight stays as it is, or an empty string."""
     for use in uses:
         name = node_name(use.node)
         if use.node.op_type not in operators:
-            reason = f"{use.node.op_type} is not among the operators to quantize"
+            reason = f"{use.node.op_type} is not among the option operators"
         else:
-            reason = selection.obstacle(name)
+            reason = unselected(name)
         if reason:
             return reason if len(uses) == 1 else f"its weight is shared with {name}: {reason}"
     if len({use.output_axis for use in uses}) > 1:

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgesmith.execution.sample import sample_inputs
+from edgesmith.execution.unpadded import UnpaddedSource, used_length, without_padding
 from edgesmith.graph.structure import find_structure
 from edgesmith_calibration.sources import ArraySource
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
 from edgesmith_quantization.quantize_fp8 import QuantizeFp8
-from edgesmith_quantization.statistics.unpadded import UnpaddedSource, used_length, without_padding
 from small_graphs import context
 
 LENGTHS = (3, 7, 5)

@@ -5,9 +5,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from edgesmith.graph.weight_sites import find_weight_sites
 from edgesmith.host.context import Notes
-from edgesmith_quantization.finding.weight_sites import find_weight_sites
-from edgesmith_quantization.options.selection import Selection
+from edgesmith.host.selection import Selection
 from small_graphs import graph, node
 
 
@@ -17,7 +17,9 @@ def normal(*shape, seed=0):
 
 def find(model, operators=("MatMul", "Gemm", "Conv", "Gather"), **selection):
     notes = Notes()
-    return find_weight_sites(model.graph, Selection(**selection), notes, operators=operators), notes.skipped
+    return find_weight_sites(
+        model.graph, Selection(**selection).obstacle, notes.skip, operators=operators
+    ), notes.skipped
 
 
 def names(nodes):
@@ -137,14 +139,14 @@ def test_everything_left_alone_has_its_reason():
     assert skipped == {
         "node_square": "both inputs are activations",
         "node_left": "its first input is constant; weights must be the second",
-        "node_stacked": "its weight has 3 dimensions; 2 can be stored in blocks or channels",
+        "node_stacked": "its weight has 3 dimensions, not 2",
         "node_one": "its weight is read in both orientations",
         "node_other": "its weight is read in both orientations",
         "node_m": "its weight is also read by node_sum (Add)",
         "node_selected": "it selects along another dimension than the first",
         "node_quantized": "already quantized (float x int8)",
         "node_named": "named in the option skip",
-        "node_convolved": "Conv is not among the operators to quantize",
+        "node_convolved": "Conv is not among the option operators",
     }
 
 
