@@ -6,8 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from numpy.typing import ArrayLike, NDArray
-from onnx import TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
 
 from edgesmith.graph.couplings import Coupling, Slot, find_couplings, remove_channels
 from edgesmith.graph.edit import GraphEditor, set_initializer
@@ -23,72 +22,6 @@ KEPT = {
     ("QuantizeLinear", 2),
     ("DequantizeLinear", 2),
 }
-
-
-class GraphBuilder:
-    """Builds a graph node by node; weights are random, shapes are inferred when it is finished."""
-
-    def __init__(self, *, opset: int = 20, seed: int = 0, **inputs: Sequence[int | str]) -> None:
-        self._opset = opset
-        self._generator = np.random.default_rng(seed)
-        self._inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()]
-        self._nodes: list[onnx.NodeProto] = []
-        self._tensors: list[onnx.TensorProto] = []
-
-    def weight(self, name: str, *shape: int) -> str:
-        spread = 1.5 / np.sqrt(max(np.prod(shape) / shape[0], 1))
-        return self.constant(name, self._generator.normal(0, spread, shape).astype(np.float32))
-
-    def constant(self, name: str, array: ArrayLike) -> str:
-        self._tensors.append(numpy_helper.from_array(np.asarray(array), name))
-        return name
-
-    def integers(self, *numbers: int) -> str:
-        return self.constant(f"integers_{len(self._tensors)}", np.asarray(numbers, np.int64))
-
-    def add(self, operator: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: object) -> str:
-        names = self.add_many(operator, *inputs, outputs=outputs, domain=domain, **attributes)
-        return names[0]
-
-    def add_many(self, operator: str, *inputs: str, outputs: int, domain: str = "", **attributes: object) -> list[str]:
-        number = len(self._nodes)
-        names = [f"{operator}_{number}_{index}" for index in range(outputs)]
-        self._nodes.append(
-            helper.make_node(operator, inputs, names, name=f"{operator}_{number}", domain=domain, **attributes)
-        )
-        return names
-
-    def conv(self, source: str, name: str, inner: int, outer: int, *, kernel: int = 1, **attributes: object) -> str:
-        groups = attributes.get("group", 1)
-        weight = self.weight(f"{name}.weight", outer, inner // groups, kernel, kernel)
-        return self.add("Conv", source, weight, self.weight(f"{name}.bias", outer), **attributes)
-
-    def norm(self, source: str, name: str, channels: int) -> str:
-        parts = [self.weight(f"{name}.{part}", channels) for part in ("scale", "bias", "mean")]
-        variance = self.constant(f"{name}.var", self._generator.uniform(0.5, 1.5, channels).astype(np.float32))
-        return self.add("BatchNormalization", source, *parts, variance)
-
-    def linear(self, source: str, name: str, inner: int, outer: int) -> str:
-        made = self.add("MatMul", source, self.weight(f"{name}.weight", inner, outer))
-        return self.add("Add", made, self.weight(f"{name}.bias", outer))
-
-    def finish(self, *outputs: str, infer: bool = True) -> ir.Model:
-        values = [helper.make_empty_tensor_value_info(name) for name in outputs]
-        graph = helper.make_graph(self._nodes, "built", self._inputs, values, self._tensors)
-        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid("custom", 1)]
-        proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        # Where inference stops, an output has the rank of the input.
-        rank = len(proto.graph.input[0].type.tensor_type.shape.dim)
-        for each in (proto, inferred):
-            typed = {value.name: value for value in inferred.graph.output}
-            del each.graph.output[:]
-            for name, value in typed.items():
-                known = value.type.HasField("tensor_type")
-                each.graph.output.append(
-                    value if known else helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
-                )
-        return ir.from_proto(inferred if infer else proto)
 
 
 def samples(*shapes: Sequence[int], name: str = "x", seed: int = 1) -> list[dict[str, NDArray]]:

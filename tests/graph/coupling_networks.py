@@ -1,8 +1,9 @@
 """Random networks for the coupling tests."""
 
 import onnx_ir as ir
-from coupling_checks import GraphBuilder
 from hypothesis import strategies as st
+
+from edgesmith.testing.builder import GraphBuilder
 
 SIDE = 4
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from coupling_checks import GraphBuilder, assert_removal_is_zeroing, only, places, run, samples
+from coupling_checks import assert_removal_is_zeroing, only, places, run, samples
 
 from edgesmith.graph.couplings import find_couplings, remove_channels
+from edgesmith.testing.builder import GraphBuilder
 
 IMAGES = samples((1, 3, 6, 6), (2, 3, 6, 6))
 IMAGE = ("n", 3, 6, 6)

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from coupling_checks import KEPT, GraphBuilder, distance, places, run, samples, with_random_weights
+from coupling_checks import KEPT, distance, places, run, samples, with_random_weights
 from coupling_networks import SIDE, networks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +13,7 @@ from edgesmith.errors import ModelError
 from edgesmith.graph.couplings import Nesting, Slot, find_couplings, find_nestings, remove_channels, remove_within
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.model import Model
+from edgesmith.testing.builder import GraphBuilder
 
 HEADS, GROUPS, WIDTH, BLOCKS = 4, 2, 8, 2
 Choices = list[list[int]]

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from coupling_checks import GraphBuilder, assert_removal_is_zeroing, only, places, run, samples, zeroed
+from coupling_checks import assert_removal_is_zeroing, only, places, run, samples, zeroed
 from onnx import helper, numpy_helper
 
 from edgesmith.errors import ModelError
 from edgesmith.graph.couplings import Coupling, find_couplings, remove_channels, remove_many
+from edgesmith.testing.builder import GraphBuilder
 
 ROWS = samples((2, 6), (5, 6))
 ROW = ("n", 6)

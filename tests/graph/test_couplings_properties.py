@@ -7,7 +7,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from coupling_checks import (
-    GraphBuilder,
     assert_removal_is_zeroing,
     places,
     run,
@@ -23,6 +22,7 @@ from hypothesis import strategies as st
 from edgesmith.errors import ModelError
 from edgesmith.graph.couplings import Coupling, Slot, find_couplings, find_nestings, remove_channels, remove_many
 from edgesmith.model import Model
+from edgesmith.testing.builder import GraphBuilder
 
 IMAGES = samples((1, 4, SIDE, SIDE), (2, 4, SIDE, SIDE))
 

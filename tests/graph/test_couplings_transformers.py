@@ -4,7 +4,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from coupling_checks import (
-    GraphBuilder,
     assert_removal_is_zeroing,
     distance,
     only,
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgesmith.graph.couplings import Coupling, find_couplings, remove_channels, remove_many
 from edgesmith.model import Model
+from edgesmith.testing.builder import GraphBuilder
 
 BLOCKS = 2
 HEADS, GROUPS, WIDTH, STREAM, INNER = 4, 2, 8, 32, 64
