@@ -52,15 +52,15 @@ def observe(
     session = ReferenceSession(model, taps=taps, optimization="all", threads=threads)
     total = run_count(model, len(data), batch_size)
     if total == 0:
-        raise _no_data()
-    for batch in progress.track(data.batches(_fixed_batch(model) or batch_size), "calibrating", total):
+        raise no_data()
+    for batch in progress.track(data.batches(fixed_batch(model) or batch_size), "calibrating", total):
         _update(observers, session, {name: batch.inputs[name] for name in batch.inputs if name in inputs})
     return observers
 
 
 def run_count(model: ir.Model, samples: int, batch_size: int) -> int:
     """Return how many runs `observe` makes for that many samples."""
-    return -(-samples // (_fixed_batch(model) or batch_size))
+    return -(-samples // (fixed_batch(model) or batch_size))
 
 
 def _update(observers: Mapping[str, ObserverT], session: ReferenceSession, feeds: Mapping[str, NDArray[Any]]) -> None:
@@ -70,7 +70,7 @@ def _update(observers: Mapping[str, ObserverT], session: ReferenceSession, feeds
         observer.update(results.pop(name) if name in results else feeds[name])
 
 
-def _fixed_batch(model: ir.Model) -> int | None:
+def fixed_batch(model: ir.Model) -> int | None:
     """Return the batch size that the graph's inputs are bound to, or None if it is free."""
     for value in model.graph.inputs:
         if value.shape is not None and len(value.shape) > 1 and isinstance(value.shape[0], int):
@@ -78,7 +78,8 @@ def _fixed_batch(model: ir.Model) -> int | None:
     return None
 
 
-def _no_data() -> DataError:
+def no_data() -> DataError:
+    """Return the error for a source without samples."""
     return DataError(
         "the calibration data has no samples",
         expected="at least one sample",
