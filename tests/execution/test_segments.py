@@ -41,7 +41,7 @@ def all_stops(run, count):
     found = []
     for _ in range(count):
         batches = list(run.advance())
-        found.append({name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})
+        found.append({name: np.concatenate([np.atleast_1d(batch[name]) for batch in batches]) for name in batches[0]})
     return found
 
 
