@@ -43,9 +43,13 @@ def remove_channels(
 
 
 def remove_many(
-    model: ir.Model, removals: Iterable[tuple[Coupling, Sequence[int]]], *, allow_inexact: bool = False
+    model: ir.Model,
+    removals: Iterable[tuple[Coupling, Sequence[int]]],
+    *,
+    within: Iterable[tuple[Nesting, Sequence[Sequence[int]]]] = (),
+    allow_inexact: bool = False,
 ) -> ir.Model:
-    """Return the model without atoms of several couplings, all found in this same graph.
+    """Return the model without atoms of several couplings and nestings, all found in this same graph.
 
     A coupling describes the graph that it was found in. After one removal the others are stale, so what is to go
     together must be removed in one call.
@@ -53,25 +57,29 @@ def remove_many(
     Args:
         model: The graph. It is not changed.
         removals: Pairs of a coupling and the numbers of its atoms.
+        within: Pairs of a nesting and its choices, as for `remove_within`.
         allow_inexact: As for `remove_channels`.
 
     Raises:
-        ModelError: As for `remove_channels`.
+        ModelError: As for `remove_channels` and `remove_within`.
     """
     result = model.clone()
     _, sizes = study(result)
     lengths = _lengths(result.graph, sizes)
-    keep: dict[Axis, Mask] = {}
+    kept = _Kept()
     for coupling, atoms in removals:
         _check_atoms(coupling, atoms, allow_inexact=allow_inexact)
         for slot in coupling.places:
-            axis = Axis(slot.site, slot.axis)
-            _check_slot(slot, axis, lengths)
-            mask = keep.setdefault(axis, np.ones(slot.length, np.bool_))
+            _check_slot(slot, Axis(slot.site, slot.axis), lengths)
+            mask = np.ones(slot.length, np.bool_)
             mask[slot.positions(atoms)] = False
-            if not mask.any():
-                raise _nothing_left(slot)
-    _shrink(result, keep, sizes, {})
+            kept.add(slot, mask)
+    for nesting, choices in within:
+        _check_choices(nesting, choices)
+        for slot in nesting.inner.places:
+            _check_slot(slot, Axis(slot.site, slot.axis), lengths)
+            _keep_within(kept, nesting, slot, choices)
+    _shrink(result, kept.masks, sizes, kept.ragged)
     return result
 
 
@@ -86,6 +94,10 @@ def remove_within(model: ir.Model, nesting: Nesting, choices: Sequence[Sequence[
     Raises:
         ModelError: As for `remove_channels`, or the choices differ in number.
     """
+    return remove_many(model, [], within=[(nesting, choices)])
+
+
+def _check_choices(nesting: Nesting, choices: Sequence[Sequence[int]]) -> None:
     outer, inner = nesting.outer, nesting.inner
     if len(choices) != outer.size or len({len(set(choice)) for choice in choices}) != 1:
         raise ModelError(
@@ -96,31 +108,46 @@ def remove_within(model: ir.Model, nesting: Nesting, choices: Sequence[Sequence[
         )
     for choice in choices:
         _check_atoms(inner, choice, allow_inexact=False)
-    result = model.clone()
-    _, sizes = study(result)
-    lengths = _lengths(result.graph, sizes)
-    keep: dict[Axis, Mask] = {}
-    ragged: dict[Axis, Ragged] = {}
-    for slot in inner.places:
+
+
+def _keep_within(kept: "_Kept", nesting: Nesting, slot: Slot, choices: Sequence[Sequence[int]]) -> None:
+    """Note what stays at one slot of the inner coupling."""
+    other = outer_slot(nesting.outer, slot)
+    if other is None:
+        raise _stale(slot)
+    masks = np.ones((nesting.outer.size, slot.length), np.bool_)
+    for atom, choice in enumerate(choices):
+        masks[atom, slot.positions(choice)] = False
+    owners = _owners(other)
+    if other.axis == slot.axis:
+        kept.add(slot, np.where(owners >= 0, masks[owners, np.arange(slot.length)], True))
+    else:
+        # Lengths are those of the first choice for all; which positions stay is said per outer place.
+        kept.add(slot, masks[0], Ragged(other.axis, masks[owners]))
+
+
+class _Kept:
+    """What stays on each axis, collected over several removals."""
+
+    def __init__(self) -> None:
+        self.masks: dict[Axis, Mask] = {}
+        self.ragged: dict[Axis, Ragged] = {}
+
+    def add(self, slot: Slot, mask: Mask, ragged: "Ragged | None" = None) -> None:
+        """Keep only what `mask` keeps too.
+
+        Raises:
+            ModelError: Nothing would be left, or the places of one removal depend on another axis and meet a second.
+        """
         axis = Axis(slot.site, slot.axis)
-        _check_slot(slot, axis, lengths)
-        other = outer_slot(outer, slot)
-        if other is None:
-            raise _stale(slot)
-        masks = np.ones((outer.size, slot.length), np.bool_)
-        for atom, choice in enumerate(choices):
-            masks[atom, slot.positions(choice)] = False
-        if other.axis == slot.axis:
-            owners = _owners(other)
-            keep[axis] = np.where(owners >= 0, masks[owners, np.arange(slot.length)], True)
-        else:
-            # Lengths are those of the first choice for all; which positions stay is said per outer place.
-            keep[axis] = masks[0]
-            ragged[axis] = Ragged(other.axis, masks[_owners(other)])
-    if any(not mask.any() for mask in keep.values()):
-        raise _nothing_left(inner.slots[0])
-    _shrink(result, keep, sizes, ragged)
-    return result
+        before = self.masks.get(axis)
+        if before is not None and (ragged is not None or axis in self.ragged):
+            raise _meets_itself(slot)
+        self.masks[axis] = mask if before is None else before & mask
+        if ragged is not None:
+            self.ragged[axis] = ragged
+        if not self.masks[axis].any():
+            raise _nothing_left(slot)
 
 
 class Ragged(NamedTuple):
@@ -263,6 +290,15 @@ def _stale(slot: Slot, found: str = "no outer atom at some place") -> ModelError
         expected="the graph that the coupling was found in",
         why="Positions on another graph would be other channels.",
         fix="Call find_couplings on this graph, or remove everything in one call of remove_many.",
+    )
+
+
+def _meets_itself(slot: Slot) -> ModelError:
+    return ModelError(
+        f"two removals meet on axis {slot.axis} of {slot.value}, and one of them depends on the place",
+        expected="removals that share no axis, or of which none is chosen anew for each outer atom there",
+        why="The places of the second would differ from one outer atom to the next.",
+        fix="Remove one of them, find the couplings again, and remove the other.",
     )
 
 

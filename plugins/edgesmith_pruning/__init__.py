@@ -1,0 +1,31 @@
+"""The pruning family. Registers its methods; nothing heavy is imported until one of them is used."""
+
+from collections.abc import Sequence
+
+from edgesmith.host.hookspecs import hookimpl
+from edgesmith.host.records import Guarantee, Kind, MethodRecord, Order
+
+EDGESMITH_API = 1
+
+_ORDER = Order(before=(Kind.QUANTIZE,))
+
+METHODS = (
+    MethodRecord(
+        name="prune-structure",
+        version="0.1.0",
+        summary="Removes attention heads and channels, refits what reads them. Smaller dense matrices, no training.",
+        entry="edgesmith_pruning.prune_structure:PruneStructure",
+        kind=Kind.PRUNE,
+        options="edgesmith_pruning.options.structure:PruneStructureOptions",
+        guarantee=Guarantee.LOSSY,
+        order=_ORDER,
+        tags=("structured", "heads", "channels"),
+        source="Output approximation, arXiv 2407.19126, sections 3 and 4; FLAP, arXiv 2312.11983",
+    ),
+)
+
+
+@hookimpl
+def register_methods() -> Sequence[MethodRecord]:
+    """Return the methods of this family."""
+    return METHODS

@@ -1,0 +1,52 @@
+"""Options of `prune-structure`."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from edgesmith.host.records import Needs
+from edgesmith.host.selection import Selection
+
+Kind = Literal["heads", "query-heads", "value-channels", "channels", "convolution-channels"]
+Score = Literal["random", "magnitude"]
+
+
+class PruneStructureOptions(Selection):
+    """Options of `prune-structure`. `only` and `skip` name the nodes that sum over what is removed."""
+
+    ratio: float = Field(
+        default=0.25,
+        gt=0,
+        lt=1,
+        description="Share to remove of what `budget` counts.",
+        json_schema_extra={"searchable": [0.1, 0.2, 0.3, 0.5]},
+    )
+    kinds: tuple[Kind, ...] = Field(
+        default=("heads", "channels", "convolution-channels"),
+        min_length=1,
+        description="What may be removed: attention heads (whole groups where queries share keys), query heads within "
+        "such groups, value channels within heads, hidden channels of MLPs, channels of convolutions.",
+    )
+    ratios: Mapping[Kind, float] = Field(
+        default_factory=dict, description="Another share for some kinds, such as {heads: 0.25}; 0 keeps all."
+    )
+    score: Score = Field(default="magnitude", description="What an atom is worth.")
+    protect: str | None = Field(default=None, description="File with places of weights that must stay.")
+    samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
+
+    @model_validator(mode="after")
+    def _shares(self) -> "PruneStructureOptions":
+        wrong = {kind: share for kind, share in self.ratios.items() if not 0 <= share < 1}
+        if wrong:
+            raise ValueError(f"ratios must be at least 0 and below 1, not {wrong}")
+        return self
+
+    def share(self, kind: Kind) -> float:
+        """Return the share of a kind that is to go."""
+        return self.ratios.get(kind, self.ratio if kind in self.kinds else 0.0)
+
+    @property
+    def needs(self) -> Needs:
+        """What these options need."""
+        return Needs(data=False)

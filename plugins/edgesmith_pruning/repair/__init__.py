@@ -1,0 +1,1 @@
+"""What makes up for removed channels without training."""

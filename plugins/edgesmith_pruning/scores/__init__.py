@@ -1,0 +1,1 @@
+"""What each atom is worth: pure functions of weights and statistics."""

@@ -1,0 +1,1 @@
+"""What calibration data says about the inputs of layers."""

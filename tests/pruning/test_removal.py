@@ -1,0 +1,64 @@
+"""Cutting units out of whole models equals zeroing what their consumers read."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.sample import sample_inputs
+from edgesmith.graph.edit import GraphEditor
+from edgesmith_pruning.finding.units import find_units
+from edgesmith_pruning.removal import Decision, lowest, remove
+
+FAMILIES = ("tiny_bert", "tiny_distilbert", "tiny_vit", "tiny_dinov2", "tiny_gpt2", "tiny_llama", "tiny_cnn")
+KINDS = {
+    "tiny_bert": {"heads", "value-channels", "channels"},
+    "tiny_llama": {"heads", "query-heads", "value-channels", "channels"},
+    "tiny_cnn": {"convolution-channels"},
+}
+
+
+def masked(model: ir.Model, decisions: list[Decision]) -> ir.Model:
+    """Return the model with zeros where consumers read what the decisions remove."""
+    result = model.clone()
+    editor = GraphEditor(result.graph)
+    readers = {node.outputs[0].name: node for node in result.graph}
+    for decision in decisions:
+        for place in decision.unit.consumers:
+            node = readers[place.reader]
+            array = node.inputs[place.port].const_value.numpy().copy()
+            gone = [position for atom in decision.removed for position in place.positions[atom]]
+            array[(slice(None),) * place.axis + (gone,)] = 0
+            node.replace_input_with(place.port, editor.add_initializer(place.weight, array))
+    return result
+
+
+def outputs(model: ir.Model, inputs) -> list[np.ndarray]:
+    return list(ReferenceSession(model).run(inputs).values())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_slicing_equals_masking(name, request):
+    model = request.getfixturevalue(name).ir
+    units = find_units(model)
+    assert {unit.kind for unit in units} >= KINDS.get(name, {"heads", "channels"})
+    generator = np.random.default_rng(0)
+    inputs = sample_inputs(model)
+    before = outputs(model, inputs)
+    for unit in units:
+        decision = lowest(unit, generator.random(unit.size), max(1, unit.group_size // 3))
+        expected = outputs(masked(model, [decision]), inputs)
+        for ours, theirs in zip(outputs(remove(model, [decision]), inputs), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=1e-6)
+        assert any(np.abs(a - b).max() > 1e-5 for a, b in zip(expected, before, strict=True)), unit.key
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_all_units_are_cut_at_once(name, request):
+    model = request.getfixturevalue(name).ir
+    generator = np.random.default_rng(1)
+    decisions = [lowest(unit, generator.random(unit.size), unit.group_size // 4) for unit in find_units(model)]
+    inputs = sample_inputs(model)
+    expected = outputs(masked(model, decisions), inputs)
+    for ours, theirs in zip(outputs(remove(model, decisions), inputs), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=1e-6)

@@ -1,0 +1,37 @@
+"""Protection: what must stay, written and read back, refused where it does not fit."""
+
+import pytest
+
+from edgesmith.errors import RecipeError
+from edgesmith.protection import ProtectedAxis, Protection
+
+MADE = Protection(model="abc", data="128 texts", weights={"up": {1: ProtectedAxis(length=8, kept=(0, 3, 7))}})
+
+
+def test_it_comes_back_as_it_was_saved(tmp_path):
+    MADE.save(tmp_path / "protect.json")
+    assert Protection.load(tmp_path / "protect.json") == MADE
+
+
+def test_places_are_those_of_the_weight_and_axis():
+    assert MADE.places("up", 1, 8) == {0, 3, 7}
+    assert MADE.places("up", 0, 4) == MADE.places("down", 1, 8) == frozenset()
+
+
+def test_places_of_another_length_are_refused():
+    with pytest.raises(RecipeError, match="counts 8 places on axis 1 of up, the model has 6"):
+        MADE.places("up", 1, 6)
+
+
+@pytest.mark.parametrize("kept", [(3, 1), (1, 1), (8,), (-1,)])
+def test_places_are_increasing_and_on_the_axis(kept):
+    with pytest.raises(ValueError, match="different places from 0 to 7"):
+        ProtectedAxis(length=8, kept=kept)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", '{"format": "other"}', '{"weights": {"up": {"x": {}}}}'])
+def test_a_damaged_file_is_refused(content, tmp_path):
+    if content is not None:
+        (tmp_path / "protect.json").write_text(content)
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Protection.load(tmp_path / "protect.json")

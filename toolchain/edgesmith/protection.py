@@ -1,0 +1,98 @@
+"""Protection: which places of which weights a lossy method must leave alone, kept in a file beside the model.
+
+Pruning removes none of these places, quantization rounds them more finely or not at all, recovery freezes them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from edgesmith.errors import RecipeError
+from edgesmith.files import write_atomically
+
+_LARGEST_BYTES = 64_000_000
+
+
+class ProtectedAxis(BaseModel):
+    """The places to keep on one axis of a weight."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    length: int = Field(ge=1, description="Length of the axis that the places were counted on.")
+    kept: tuple[int, ...] = Field(description="Places to keep, increasing.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ProtectedAxis":
+        if list(self.kept) != sorted(set(self.kept)) or any(not 0 <= place < self.length for place in self.kept):
+            raise ValueError(f"kept must hold different places from 0 to {self.length - 1} in increasing order")
+        return self
+
+
+class Protection(BaseModel):
+    """Places to keep, by weight and axis, with the model and the data that they were found with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["edgesmith-protection-1"] = "edgesmith-protection-1"
+    model: str = Field(default="", description="Digest of the model that it was made for (`Model.digest`).")
+    data: str = Field(default="", description="What data it was made with, for people.")
+    weights: Mapping[str, Mapping[int, ProtectedAxis]] = Field(
+        default_factory=dict, description="Initializer name to axis to places."
+    )
+
+    def places(self, weight: str, axis: int, length: int) -> frozenset[int]:
+        """Return the places to keep on an axis of a weight; empty where nothing is protected.
+
+        Args:
+            weight: Name of the initializer.
+            axis: Its axis, counted from 0.
+            length: Length of that axis now.
+
+        Raises:
+            RecipeError: The axis had another length when the file was made, so places would be other channels.
+        """
+        found = self.weights.get(weight, {}).get(axis)
+        if found is None:
+            return frozenset()
+        if found.length != length:
+            raise RecipeError(
+                f"the protection counts {found.length} places on axis {axis} of {weight}, the model has {length}",
+                expected="a protection that was made for this model",
+                why="Places of another model are other channels.",
+                fix="Analyse the model as it is at this step, or use the step before the one that changed the weight.",
+            )
+        return frozenset(found.kept)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, as a whole or not at all.
+
+        Raises:
+            OutputError: It could not be written.
+        """
+        write_atomically(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Protection":
+        """Return what `save` wrote.
+
+        Raises:
+            RecipeError: The file is missing, too large or of another format.
+        """
+        path = Path(path)
+        try:
+            if path.stat().st_size > _LARGEST_BYTES:
+                raise _unreadable(path, f"is larger than {_LARGEST_BYTES} bytes")
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise _unreadable(path, f"cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def _unreadable(path: Path, problem: str) -> RecipeError:
+    return RecipeError(
+        f"the protection `{path}` {problem}",
+        expected="a JSON file that analyse-units or Protection.save wrote",
+        why="Without it nothing says which places to keep.",
+        fix="Check the path, or write the file again.",
+    )
