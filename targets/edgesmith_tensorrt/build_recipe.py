@@ -29,12 +29,37 @@ cd "$(dirname "$0")"
 "${TRTEXEC:-trtexec}" \\
     %s
 """
+_DLA_SCRIPT = """#!/bin/sh
+# Builds engine.plan on the device. Set TRTEXEC where trtexec is not on the PATH.
+set -eu
+cd "$(dirname "$0")"
+# TensorRT 10 documents the DLA with a precision flag only, and TensorRT 11 has no such flag.
+if "${TRTEXEC:-trtexec}" --help 2>&1 | grep -q -e '--fp16'; then precision=--fp16; else precision=--stronglyTyped; fi
+"${TRTEXEC:-trtexec}" "$precision" \\
+    %s
+"""
 
 Shapes = dict[str, dict[str, list[int]]]
+
+_SHAPES_KEY = "edgesmith.optimization_shapes"
+"""Metadata of a lowered graph: its shapes, which take several runs to find."""
+
+
+def record_shapes(model: Model) -> None:
+    """Find the optimization shapes of `model` and keep them in it, so that they are found once."""
+    model.ir.metadata_props[_SHAPES_KEY] = json.dumps(optimization_shapes(model))
+
+
+def recorded_shapes(model: ir.Model) -> Shapes | None:
+    """Return the optimization shapes that a lowered graph carries; None for a graph that was not lowered."""
+    text = model.metadata_props.get(_SHAPES_KEY)
+    return None if text is None else dict(json.loads(text))
 
 
 def build_recipe(model: Model, profile: Profile, file_name: str) -> dict[str, object]:
     """Return how to build the engine for `model` on the device of `profile`, as JSON data."""
+    shapes = recorded_shapes(model.ir)
+    core = profile.dla.core if profile.dla else None
     return {
         "model": file_name,
         "target": profile.name,
@@ -44,10 +69,15 @@ def build_recipe(model: Model, profile: Profile, file_name: str) -> dict[str, ob
         "builder_optimization_level": 3,
         # Half of the memory: the other half holds weights, activations and everything else on the board.
         "workspace_bytes": profile.device.memory_bytes // 2,
-        "dla_core": None,
+        "dla_core": core,
         "sparse_weights": False,
-        "shapes": optimization_shapes(model),
+        "shapes": _for_device(optimization_shapes(model) if shapes is None else shapes, fixed=core is not None),
     }
+
+
+def _for_device(shapes: Shapes, *, fixed: bool) -> Shapes:
+    """Return `shapes` as they are, or with the usual one for all: a DLA takes no other."""
+    return {name: dict.fromkeys(each, each["opt"]) if fixed else each for name, each in shapes.items()}
 
 
 def optimization_shapes(model: Model) -> Shapes:
@@ -103,8 +133,10 @@ def write_recipe(recipe: Mapping[str, object], directory: Path) -> None:
 def shell_script(recipe: Mapping[str, object]) -> str:
     """Return the same build for trtexec, which comes with JetPack and with TensorRT."""
     words = ["--onnx=" + str(recipe["model"]), "--saveEngine=engine.plan", "--timingCacheFile=timing.cache"]
+    dla_core = recipe.get("dla_core")
     # TensorRT 10 needs it, TensorRT 11 ignores it.
-    words += ["--stronglyTyped", "--skipInference", "--profilingVerbosity=detailed"]
+    words += ["--stronglyTyped"] if dla_core is None else [f"--useDLACore={dla_core}", "--allowGPUFallback"]
+    words += ["--skipInference", "--profilingVerbosity=detailed"]
     words += [f"--builderOptimizationLevel={recipe['builder_optimization_level']}"]
     words += [f"--memPoolSize=workspace:{int(str(recipe['workspace_bytes'])) >> 20}M"]
     shapes = recipe["shapes"]
@@ -112,6 +144,5 @@ def shell_script(recipe: Mapping[str, object]) -> str:
         for bound in ("min", "opt", "max"):
             spec = ",".join(f"{name}:{'x'.join(map(str, each[bound]))}" for name, each in shapes.items())
             words.append(f"--{bound}Shapes={spec}")
-    if recipe.get("dla_core") is not None:
-        words += [f"--useDLACore={recipe['dla_core']}", "--allowGPUFallback"]
-    return _SCRIPT % " \\\n    ".join(map(shlex.quote, words))
+    script = _SCRIPT if dla_core is None else _DLA_SCRIPT
+    return script % " \\\n    ".join(map(shlex.quote, words))

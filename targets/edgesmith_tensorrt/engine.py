@@ -5,6 +5,7 @@ else; on the machine that compiles, the same file checks in a child process whet
 
     python3 build.py                        # build engine.plan beside model.onnx, or take it if nothing changed
     python3 build.py --check --module tensorrt_rtx --compute-capability 8.6
+    python3 build.py --cache DIRECTORY      # keep engines there too, under a key of all that they depend on
 
 The last line on standard output is JSON. Exit codes: 0 built, 1 rejected by TensorRT, 2 TensorRT is missing or broken.
 """
@@ -14,6 +15,7 @@ import hashlib
 import importlib
 import json
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 BUILT, REJECTED, MISSING = 0, 1, 2
+ENGINE, RECORD = "engine.plan", "engine.json"
 
 
 def load_module(names: tuple[str, ...]) -> ModuleType:
@@ -54,7 +57,7 @@ def build_engine(trt: ModuleType, model: Path, recipe: dict[str, Any], capabilit
     """
     logger = _collector(trt)
     builder = trt.Builder(logger)
-    network = builder.create_network(_network_flags(trt))
+    network = builder.create_network(_network_flags(trt, recipe))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
         return None, {"stage": "parse", "errors": _parser_errors(parser)}
@@ -65,24 +68,46 @@ def build_engine(trt: ModuleType, model: Path, recipe: dict[str, Any], capabilit
         profile.set_shape(name, tuple(shapes["min"]), tuple(shapes["opt"]), tuple(shapes["max"]))
     if recipe.get("shapes"):
         config.add_optimization_profile(profile)
-    timing = None
-    if cache is not None and hasattr(config, "create_timing_cache"):
-        timing = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
-        config.set_timing_cache(timing, False)
+    timing = None if cache is None else _use_timing_cache(config, cache)
     engine = builder.build_serialized_network(network, config)
-    facts = {"stage": "build", "layers": network.num_layers, "errors": []}
+    facts: dict[str, Any] = {"stage": "build", "layers": network.num_layers, "errors": []}
+    if timing:
+        facts["timing_cache"] = timing
     if engine is None:
         facts["errors"] = [{"node": "", "operator": "", "message": text} for text in logger.messages[-5:]]
         return None, facts
-    if cache is not None and timing is not None:
-        cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+    if cache is not None and timing:
+        _replace(cache, bytes(config.get_timing_cache().serialize()))
     return bytes(engine), {**facts, "bytes": engine.nbytes}
 
 
-def _network_flags(trt: ModuleType) -> int:
+def _network_flags(trt: ModuleType, recipe: dict[str, Any]) -> int:
     # From TensorRT 11 on every network is strongly typed, and the flag may be gone.
     flag = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
-    return 1 << int(flag) if flag is not None else 0
+    return 1 << int(flag) if flag is not None and not _needs_precision_flag(trt, recipe) else 0
+
+
+def _needs_precision_flag(trt: ModuleType, recipe: dict[str, Any]) -> bool:
+    """Return whether precision must be a flag: TensorRT 10 documents no other way onto the DLA."""
+    return recipe.get("dla_core") is not None and hasattr(trt.BuilderFlag, "FP16")
+
+
+def _use_timing_cache(config: Any, file: Path) -> str:
+    """Let the builder take kernel times from `file`; return whether those were used, or an empty string without one.
+
+    A file of another device or version, or a damaged one, is replaced: it saves time and must never cost an engine.
+    """
+    if not hasattr(config, "create_timing_cache"):
+        return ""
+    for content, meaning in ((file.read_bytes() if file.is_file() else b"", "used"), (b"", "new")):
+        try:
+            timing = config.create_timing_cache(content)
+            # A timing cache of another GPU is not taken: its times would choose the wrong kernels.
+            if timing is not None and config.set_timing_cache(timing, False):
+                return meaning if content else "new"
+        except (RuntimeError, ValueError, TypeError):
+            continue
+    return ""
 
 
 def _configure(trt: ModuleType, config: Any, recipe: dict[str, Any], capability: str) -> None:
@@ -96,6 +121,8 @@ def _configure(trt: ModuleType, config: Any, recipe: dict[str, Any], capability:
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = recipe["dla_core"]
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+        if _needs_precision_flag(trt, recipe):
+            config.set_flag(trt.BuilderFlag.FP16)
     if capability and hasattr(config, "set_compute_capability"):
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + capability.replace(".", "")), 0)
@@ -149,27 +176,69 @@ def main() -> int:
         trt = load_module(tuple(arguments.module) or MODULES)
     except ImportError as error:
         return _answer(MISSING, {"status": "missing", "errors": [{"message": str(error)}]})
-    model, engine_path = folder / recipe["model"], folder / "engine.plan"
-    facts = {"module": trt.__name__, "version": trt.__version__, "compute_capability": arguments.compute_capability}
-    record = folder / "engine.json"
-    key = engine_key(trt, model, recipe, arguments.compute_capability) if not arguments.check else ""
-    if key and engine_path.is_file() and record.is_file():
-        known = json.loads(record.read_text(encoding="utf-8"))
-        if known.get("key") == key:
+    model, capability = folder / recipe["model"], arguments.compute_capability
+    facts = {"module": trt.__name__, "version": trt.__version__, "compute_capability": capability}
+    if arguments.check:
+        engine, found = _timed(trt, model, recipe, capability, None)
+        return _answer(REJECTED if engine is None else BUILT, {**facts, **found})
+    key = engine_key(trt, model, recipe, capability)
+    shared = Path(arguments.cache) / key if arguments.cache else None
+    for place in (folder, shared):
+        known = _known(place, key)
+        if place is not None and known:
+            if place != folder:
+                _copy(place, folder)
             return _answer(BUILT, {**known, "status": "cached"})
-    started = time.monotonic()
-    cache = None if arguments.check else folder / "timing.cache"
-    engine, found = build_engine(trt, model, recipe, arguments.compute_capability, cache)
+    # Times of kernels are of one device and version.
+    timing = folder / "timing.cache"
+    if shared is not None:
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        timing = shared.parent / f"timing-{trt.__name__}-{trt.__version__}-{capability or 'local'}.cache"
+    engine, found = _timed(trt, model, recipe, capability, timing)
     facts |= found
-    facts["seconds"] = round(time.monotonic() - started, 3)
     if engine is None:
-        return _answer(REJECTED, {**facts, "status": "rejected"})
-    if not arguments.check:
-        partial = engine_path.with_suffix(".partial")
-        partial.write_bytes(engine)
-        partial.replace(engine_path)
-        record.write_text(json.dumps({**facts, "key": key}, indent=2), encoding="utf-8")
-    return _answer(BUILT, {**facts, "status": "built"})
+        return _answer(REJECTED, facts)
+    _replace(folder / ENGINE, engine)
+    _replace(folder / RECORD, json.dumps({**facts, "key": key}, indent=2).encode())
+    if shared is not None:
+        _copy(folder, shared)
+    return _answer(BUILT, facts)
+
+
+def _timed(
+    trt: ModuleType, model: Path, recipe: dict[str, Any], capability: str, cache: Path | None
+) -> tuple[Any, dict[str, Any]]:
+    started = time.monotonic()
+    engine, found = build_engine(trt, model, recipe, capability, cache)
+    seconds = round(time.monotonic() - started, 3)
+    return engine, {**found, "seconds": seconds, "status": "rejected" if engine is None else "built"}
+
+
+def _known(place: Path | None, key: str) -> dict[str, Any]:
+    """Return the facts of the engine in a directory if it is the one of this key, and nothing otherwise."""
+    if place is None or not (place / ENGINE).is_file() or not (place / RECORD).is_file():
+        return {}
+    try:
+        known: dict[str, Any] = json.loads((place / RECORD).read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    whole = known.get("bytes") == (place / ENGINE).stat().st_size
+    return known if known.get("key") == key and whole else {}
+
+
+def _copy(source: Path, destination: Path) -> None:
+    """Copy an engine with its record, the record last: where that is, the engine is whole."""
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in (ENGINE, RECORD):
+        partial = destination / (name + ".partial")
+        shutil.copyfile(source / name, partial)
+        partial.replace(destination / name)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
 def _arguments() -> argparse.Namespace:
@@ -178,6 +247,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--module", action="append", default=[], help="Python module of TensorRT to use.")
     parser.add_argument("--compute-capability", default="", help="Build for this GPU; TensorRT for RTX only.")
     parser.add_argument("--check", action="store_true", help="Parse and build, but write nothing.")
+    parser.add_argument("--cache", default="", help="Directory in which engines are kept for other artifacts.")
     return parser.parse_args()
 
 

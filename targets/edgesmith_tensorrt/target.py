@@ -11,9 +11,9 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith.profile import Profile
 from edgesmith.serialization import write_onnx
-from edgesmith_tensorrt.build_recipe import build_recipe, write_recipe
+from edgesmith_tensorrt.build_recipe import build_recipe, record_shapes, recorded_shapes, write_recipe
 from edgesmith_tensorrt.dialect import dialect_of
-from edgesmith_tensorrt.gate import GateResult, ask_compiler
+from edgesmith_tensorrt.gate import GateResult, ask_compiler, build_here
 from edgesmith_tensorrt.lints.integer_operators import OPERATORS, RUNTIME_DOMAIN
 from edgesmith_tensorrt.precision import lower_to_half
 
@@ -58,6 +58,7 @@ class TensorRT(Target):
             TargetError: It does not; the message names the node.
         """
         lowered = model.with_ir(lower_to_half(model.ir, context))
+        record_shapes(lowered)
         folder = context.scratch / "gate"
         folder.mkdir()
         self.build(lowered, folder)
@@ -69,13 +70,23 @@ class TensorRT(Target):
         return lowered
 
     def build(self, model: Model, directory: Path) -> Build:
-        """Write `model.onnx` and how to build the engine from it on the device."""
+        """Write `model.onnx`, and for a lowered graph how to build the engine from it on the device.
+
+        A stage on the way is written to be measured in the reference, and nothing is built of it.
+        """
         plain = model.ir.clone()
         common_passes.ClearMetadataAndDocStringPass()(plain)
         write_onnx(plain, directory / FILE_NAME)
+        if recorded_shapes(model.ir) is None:
+            return Build(FILE_NAME)
         recipe = build_recipe(model, self.device, FILE_NAME)
         write_recipe(recipe, directory)
         return Build(FILE_NAME, recipe)
+
+    def finish(self, directory: Path) -> dict[str, object]:
+        """Build the engine too, where this machine can build what the device runs; else it is built there."""
+        engine = build_here(directory, self.device)
+        return {"engine": engine} if engine else {}
 
 
 def _rejected(device: str, answer: GateResult) -> TargetError:

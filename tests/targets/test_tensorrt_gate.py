@@ -25,6 +25,12 @@ needs_compiler = pytest.mark.skipif(
 WIDTH = 64
 
 
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """Engines of tests do not go to the user's cache."""
+    monkeypatch.setenv("EDGESMITH_STORE", str(tmp_path / "store"))
+
+
 def tensor(name, array, dtype=None):
     """Return an initializer; `dtype` for codes that NumPy has no type for."""
     if dtype is None:

@@ -14,7 +14,7 @@ from edgesmith.execution.runnable import runnable_inputs
 from edgesmith.files import hash_file, replace_directory
 from edgesmith.graph.cost import count_cost
 from edgesmith.graph.structure import find_structure
-from edgesmith.host.building import build_files
+from edgesmith.host.building import build_files, finish_files
 from edgesmith.ledger import FILE_NAME as LEDGER_FILE
 from edgesmith.ledger import Ledger
 from edgesmith.measure.runner import Runner
@@ -97,6 +97,7 @@ def write_artifact(
     lowered, ledger = outcome.model, outcome.ledger
     with replace_directory(directory, marker=MANIFEST_FILE) as partial:
         build = build_files(plan.target_record, plan.target, lowered, partial)
+        finished = finish_files(plan.target_record, plan.target, partial)
         (partial / "task.json").write_text(lowered.task.model_dump_json(indent=2))
         if lowered.assets:
             (partial / "assets").mkdir()
@@ -115,7 +116,7 @@ def write_artifact(
             "format": 1,
             "entry": build.entry,
             "target": plan.target_record.name,
-            "build": dict(build.recipe),
+            "build": dict(build.recipe) | finished,
             "command": command,
             "versions": dict(ledger.versions),
             "files": {

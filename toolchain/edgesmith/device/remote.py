@@ -9,14 +9,13 @@ from pydantic import BaseModel, ValidationError
 
 from edgesmith.device import faults
 from edgesmith.device.facts import Probe, Reply
-from edgesmith.device.runtimes import TRTEXEC
+from edgesmith.device.runtimes import TENSORRT_RTX, TRTEXEC
 from edgesmith.device.shipment import BUILD_SCRIPT, SHELL_SCRIPT
 from edgesmith.device.transport import Finished, Workspace
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 WORKER = "worker.py"
-ENGINE = "engine.plan"
 _PROBE_SECONDS = 600.0
 _GRACE_SECONDS = 30.0
 """The worker ends itself at its deadline; a device that does not even do that is given up after this time."""
@@ -47,13 +46,13 @@ def probe_device(place: Workspace, folder: Path) -> Probe:
     return _answer(place, "probe.json", folder, Probe)
 
 
-def build_engine(place: Workspace, runtime: str, trtexec: str, timeout_seconds: float) -> str:
+def build_engine(place: Workspace, runtime: str, probe: Probe, timeout_seconds: float) -> str:
     """Build the engine on the device with the artifact's own script; return what it said of the result.
 
     Args:
         place: The working directory on the device, with the artifact in it.
         runtime: Module or program to build with.
-        trtexec: Where trtexec is, for that runtime.
+        probe: What the device is.
         timeout_seconds: When to give up.
 
     Raises:
@@ -61,11 +60,14 @@ def build_engine(place: Workspace, runtime: str, trtexec: str, timeout_seconds: 
     """
     address = place.transport.address
     if runtime == TRTEXEC:
-        words = ["env", f"TRTEXEC={trtexec}", "sh", place.path(SHELL_SCRIPT)]
+        words = ["env", f"TRTEXEC={probe.trtexec}", "sh", place.path(SHELL_SCRIPT)]
         done = place.transport.run(words, timeout_seconds=timeout_seconds)
         _require_done(address, "building the engine", done)
         return "Engine built on the device with trtexec."
     words = [place.transport.python, place.path(BUILD_SCRIPT), "--module", runtime]
+    if runtime == TENSORRT_RTX and probe.gpu:
+        # The engine of the artifact was built for a compute capability; named, it is known again.
+        words += ["--compute-capability", probe.gpu["compute_capability"]]
     done = place.transport.run(words, timeout_seconds=timeout_seconds)
     _require_not_killed(address, "building the engine", done)
     try:

@@ -13,6 +13,9 @@ from edgesmith.model import ASSETS_DIRECTORY, Model
 from edgesmith.task import Task
 
 BUILD_RECIPE, BUILD_SCRIPT, SHELL_SCRIPT = "build.json", "build.py", "build.sh"
+ENGINE, ENGINE_RECORD = "engine.plan", "engine.json"
+"""An engine that was built when the artifact was compiled; `build.py` takes it if it fits the device."""
+_TRAVELS = frozenset({BUILD_RECIPE, BUILD_SCRIPT, SHELL_SCRIPT, ENGINE, ENGINE_RECORD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,7 @@ def read_shipment(directory: Path) -> Shipment:
     manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
     known = manifest.get("files") if isinstance(manifest.get("files"), dict) else {}
     # Weights of a large model stand beside it, in files whose names start with its own.
-    names = [
-        name for name in known if name in (BUILD_RECIPE, BUILD_SCRIPT, SHELL_SCRIPT) or name.startswith(entry.name)
-    ]
+    names = [name for name in known if name in _TRAVELS or name.startswith(entry.name)]
     files = []
     for name in sorted(names):
         file, facts = directory / name, known[name]

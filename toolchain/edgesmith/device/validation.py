@@ -11,9 +11,9 @@ from edgesmith.device.comparison import compare_outputs
 from edgesmith.device.facts import Probe, Reply
 from edgesmith.device.plan import ValidationPlan
 from edgesmith.device.record import DeviceRun
-from edgesmith.device.remote import ENGINE, build_engine, probe_device, run_worker
+from edgesmith.device.remote import build_engine, probe_device, run_worker
 from edgesmith.device.runtimes import ONNX_RUNTIME, best_runtime, require_architecture, require_runtime, tier_of
-from edgesmith.device.shipment import Shipment, load_model, read_shipment
+from edgesmith.device.shipment import ENGINE, Shipment, load_model, read_shipment
 from edgesmith.device.summary import Seen, conditions_of, summarize_run
 from edgesmith.device.transport import Transport, Workspace, workspace
 from edgesmith.device.worker import ArrayArchive
@@ -87,7 +87,7 @@ def validate(
                 _send(place, shipment, samples, Path(scratch))
             if runtime != ONNX_RUNTIME:
                 with progress.stage(f"building the engine on {address}"):
-                    remarks.append(build_engine(place, runtime, probe.trtexec, plan.timeout))
+                    remarks.append(build_engine(place, runtime, probe, plan.timeout))
             request = _request(plan, shipment, samples, probe, runtime)
             with progress.stage(f"running on {address}"):
                 reply, outputs = run_worker(place, request, Path(scratch), plan.timeout)

@@ -44,6 +44,15 @@ def build_files(record: TargetRecord, target: Target, model: "Model", directory:
     return build
 
 
+def finish_files(record: TargetRecord, target: Target, directory: Path) -> dict[str, object]:
+    """Let the target add to the files of an artifact what takes long, such as a built engine; return facts about it.
+
+    Raises:
+        TargetError: It crashed.
+    """
+    return dict(_contained(record, "finish", lambda: target.finish(directory)))
+
+
 def _contained(record: TargetRecord, what: str, work: Callable[[], ResultT]) -> ResultT:
     try:
         return work()

@@ -61,6 +61,13 @@ class Target(ABC):
     def build(self, model: "Model", directory: Path) -> Build:
         """Write the runtime's files for the lowered `model` into the existing, empty `directory`."""
 
+    def finish(self, directory: Path) -> Mapping[str, object]:
+        """Add to `directory`, which `build` filled and which ships, what takes long; return facts for the manifest.
+
+        Called once, for the artifact. By default there is nothing to add.
+        """
+        return {}
+
 
 class Frontend(ABC):
     """Turns a source into a Model."""
