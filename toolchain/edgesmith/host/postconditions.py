@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from edgesmith.errors import DataError, ModelError, StepError
+from edgesmith.errors import Condition, DataError, ModelError, StepError
 from edgesmith.host.records import Guarantee
 
 if TYPE_CHECKING:
@@ -111,8 +111,16 @@ def check_result(
     return _require_guarantee(expected, actual, promise, remarks)
 
 
-def fail(promise: Promise, problem: str, *, expected: str, why: str, cause: BaseException | None = None) -> StepError:
-    """Return the error for a broken promise, attributed to its author."""
+def fail(
+    promise: Promise,
+    condition: Condition,
+    problem: str,
+    *,
+    expected: str,
+    why: str,
+    cause: BaseException | None = None,
+) -> StepError:
+    """Return the error for a broken condition, attributed to the author of the promise."""
     error = StepError(
         f"{promise.author}: {problem}",
         expected=expected,
@@ -120,7 +128,7 @@ def fail(promise: Promise, problem: str, *, expected: str, why: str, cause: Base
         fix="Report it to the author of the plugin, or remove the step. The model before the step is intact.",
     )
     error.__cause__ = cause
-    return error
+    return error.broke(condition)
 
 
 def _batch_size(model: "ir.Model") -> int:
@@ -136,6 +144,7 @@ def _require_new_model(before: "Model", after: object, promise: Promise) -> "Mod
     if not isinstance(after, Model):
         raise fail(
             promise,
+            Condition.NEW_MODEL,
             f"returned an object of type {type(after).__name__}",
             expected="a Model",
             why="The next step and the target need a graph.",
@@ -143,6 +152,7 @@ def _require_new_model(before: "Model", after: object, promise: Promise) -> "Mod
     if after is before or after.ir is before.ir:
         raise fail(
             promise,
+            Condition.NEW_MODEL,
             "returned the graph it was given",
             expected="a new graph, made with model.clone()",
             why="A step that edits its input cannot be undone or resumed.",
@@ -157,6 +167,7 @@ def _require_same_interface(before: "ir.Model", after: "ir.Model", promise: Prom
             names = [[value.name for value in values] for values in (old, new)]
             raise fail(
                 promise,
+                Condition.SAME_INTERFACE,
                 f"changed the graph's {role}s from {names[0]} to {names[1]}",
                 expected=f"the same {role} names in the same order",
                 why="Whoever runs the model feeds and reads it by these names.",
@@ -171,6 +182,7 @@ def _require_same_interface(before: "ir.Model", after: "ir.Model", promise: Prom
 def _changed(promise: Promise, what: str) -> StepError:
     return fail(
         promise,
+        Condition.SAME_INTERFACE,
         f"changed {what}",
         expected="the same dtype and number of dimensions",
         why="Whoever runs the model feeds and reads arrays of that form.",
@@ -183,6 +195,7 @@ def _require_valid(before: "ir.Model", after: "ir.Model", promise: Promise) -> N
     if problem is not None and _invalidity(before) is None:
         raise fail(
             promise,
+            Condition.VALID,
             f"made a graph that is not valid ONNX: {problem}",
             expected="a graph that the ONNX checker accepts",
             why="Runtimes and compilers refuse it or read it differently.",
@@ -238,6 +251,7 @@ def _run_after(model: "ir.Model", samples: "Arrays | None", promise: Promise, th
     except (DataError, ModelError) as error:
         raise fail(
             promise,
+            Condition.RUNS,
             f"made a graph that ONNX Runtime does not run: {error.what}",
             expected="a graph that loads and runs where the one before did",
             why="It is the numeric reference for every further step.",
@@ -265,6 +279,7 @@ def _require_finite(
             origin = _first_spoilt_node(model, samples, kind, threads)
             raise fail(
                 promise,
+                Condition.FINITE,
                 f"output {name!r} is {kind} in {int(spoilt.sum())} of {spoilt.size} places{origin}",
                 expected="finite outputs on sample data where they were finite before",
                 why="Nothing downstream can recover from it.",
@@ -302,6 +317,7 @@ def _require_guarantee(expected: "Arrays", actual: "Arrays", promise: Promise, r
     if worst > promise.largest_error:
         raise fail(
             promise,
+            Condition.GUARANTEE,
             f"promised outputs within {promise.largest_error:g} (relative), and output {worst_name!r} "
             + (f"is off by {worst:.3g}" if math.isfinite(worst) else "has another shape"),
             expected=f"the guarantee {promise.guarantee.value!r} that the record declares",

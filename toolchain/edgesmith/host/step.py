@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import EdgesmithError, StepError
+from edgesmith.errors import Condition, EdgesmithError, StepError
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.postconditions import Promise, check_result, fail, sample_batch
 from edgesmith.host.records import MethodRecord, StepEvent, TargetRecord
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from edgesmith.model import Model
 
 __all__ = ["StepResult", "author_of", "check_method", "run_lowering", "run_step"]
+
+CHECK_CRASHED = "check crashed: "
+"""How the reason of a refusal begins that stands for a crash in `check`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +157,9 @@ def _check(kind: "type[Method[Any]]", model: "Model", context: Context[Any], aut
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  contains plugin faults, see the head of this file
-        return Verdict.refuse(f"check crashed: {author}: {_line(error)}{_place(error)}{_at_node(error)}")
+        return Verdict.refuse(f"{CHECK_CRASHED}{author}: {_line(error)}{_place(error)}{_at_node(error)}")
     if not isinstance(verdict, Verdict) or verdict.status not in ("ok", "skip", "refuse"):
-        return Verdict.refuse(f"check crashed: {author}: returned {type(verdict).__name__}, not a Verdict")
+        return Verdict.refuse(f"{CHECK_CRASHED}{author}: returned {type(verdict).__name__}, not a Verdict")
     if verdict.status != "ok" and not verdict.reason:
         return replace(verdict, reason=f"{author} gave no reason")
     return verdict
@@ -166,6 +169,7 @@ def _require_untouched(given: "Model", digest: str, promise: Promise) -> None:
     if given.digest() != digest:
         raise fail(
             promise,
+            Condition.INPUT_UNTOUCHED,
             "edited the graph it was given",
             expected="a rewrite of model.clone(), with new arrays for changed weights",
             why="The model before the step must stay what it was: the ledger compares with it, and undo returns to it.",
@@ -191,7 +195,8 @@ def _crash(author: str, error: BaseException) -> StepError:
         expected = "a method that checks its input in `check` and applies without an exception"
         why = "The step has no result. The model before it is intact, and a corrected run resumes there."
         fix = "Remove the step, change its options, or report the crash to the author of the plugin."
-    return StepError(f"{author}{_at_node(error)}: {what}", expected=expected, why=why, fix=fix)
+    failed = StepError(f"{author}{_at_node(error)}: {what}", expected=expected, why=why, fix=fix)
+    return failed.broke(Condition.NO_CRASH)
 
 
 def _line(error: BaseException) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from edgesmith.host.candidate import REGISTER_HOOKS, Candidate
 from edgesmith.host.context import Context
-from edgesmith.host.dialect import Dialect, TensorFormat
 from edgesmith.host.hookspecs import hookimpl
 from edgesmith.host.loader import file_candidate
 from edgesmith.host.plugin import Trace
@@ -17,6 +16,7 @@ from edgesmith.host.registry import Registry
 
 if TYPE_CHECKING:
     from edgesmith.host.step import StepResult
+    from edgesmith.isolation.limits import Isolation
     from edgesmith.model import Model
     from edgesmith_calibration.sources import DataSource
 
@@ -39,20 +39,9 @@ def isolated_registry(
     """
     candidates = [_candidate(plugin, version) for plugin in plugins]
     if records:
-        module = _module_of(distribution, records)
+        module = module_with(distribution, records)
         candidates.append(Candidate(distribution, version, distribution, lambda: module))
     return Registry([candidate.load(trace) for candidate in candidates], trace=trace)
-
-
-def fake_dialect() -> Dialect:
-    """Return the Q/DQ form of a target that takes everything: int8, weights per channel, activations per tensor."""
-    return Dialect(
-        name="fake",
-        opset=20,
-        activation=TensorFormat("int8", symmetric=False),
-        weight=TensorFormat("int8", symmetric=True, granularity="channel"),
-        operators=frozenset(("MatMul", "Gemm", "Conv")),
-    )
 
 
 def run_method(
@@ -63,19 +52,29 @@ def run_method(
     *,
     calibration: "DataSource | None" = None,
     seed: int = 0,
+    isolation: "Isolation | None" = None,
 ) -> "StepResult":
     """Run one method as the pipeline does, with every check of the host, for the dialect of `fake_dialect`.
+
+    Args:
+        registry: Where the method comes from.
+        name: Its name.
+        model: What it is applied to; it is also the model that the run started from.
+        options: As a recipe has them.
+        calibration: Samples, for methods that need some.
+        seed: Seed of the run.
 
     Raises:
         EdgesmithError: As `edgesmith.host.step.run_step`.
     """
     from edgesmith.host.step import run_step
+    from edgesmith.testing.fakes import fake_dialect
 
     record = registry.method(name)
     validated = registry.validate_options(record, options or {})
     with tempfile.TemporaryDirectory(prefix="edgesmith-") as scratch:
-        context = Context(validated, fake_dialect(), Path(scratch), calibration=calibration, seed=seed)
-        return run_step(registry, record, model, context)
+        context = Context(validated, fake_dialect(), Path(scratch), calibration=calibration, seed=seed, source=model)
+        return run_step(registry, record, model, context, isolation=isolation)
 
 
 def _candidate(plugin: str | Path | ModuleType, version: str) -> Candidate:
@@ -84,13 +83,15 @@ def _candidate(plugin: str | Path | ModuleType, version: str) -> Candidate:
     return file_candidate(Path(plugin))
 
 
-def _module_of(name: str, records: Sequence[Record]) -> ModuleType:
-    """Return a plugin module that registers `records`."""
+def module_with(name: str, records: Sequence[Record], **members: object) -> ModuleType:
+    """Return a plugin module that registers `records`; entries "NAME:member" of these records find `members`."""
     module = ModuleType(name.replace("-", "_"))
     for hook, kind in REGISTER_HOOKS.items():
         own = [record for record in records if isinstance(record, kind)]
         if own:
             setattr(module, hook, _registering(hook, own))
+    for member, value in members.items():
+        setattr(module, member, value)
     return module
 
 
