@@ -1,0 +1,61 @@
+"""Refits a layer to the outputs that it should give, on the inputs that it keeps."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesmith_pruning.statistics.moments import Moments
+
+Float64 = NDArray[np.float64]
+
+
+def pulled(moments: Moments, prior: Float64, ridge: float) -> Moments:
+    """Return moments in which a ridge pulls the layer to `prior`: G + l I and C + l P, the bias left free.
+
+    The pull is to the weights that were there and not to zero, so that little data changes little.
+
+    Args:
+        moments: What was measured.
+        prior: The layer as it is, [inputs + 1, outputs].
+        ridge: Strength, as a share of the mean second moment of an input.
+    """
+    strength = np.full(len(prior), ridge * float(np.mean(np.diag(moments.gram)[:-1])) + 1e-12)
+    strength[-1] = 0.0
+    gram = moments.gram + np.diag(strength)
+    cross = moments.cross + strength[:, None] * prior
+    energy = moments.energy + float(np.vdot(prior, strength[:, None] * prior))
+    return Moments(gram, cross, energy, moments.rows)
+
+
+def refit(moments: Moments, kept: NDArray[np.bool_], *, bias: bool) -> Float64:
+    """Return the layer of least squared error that reads only what is kept: W = G_kk^-1 C_k, and 0 elsewhere.
+
+    Args:
+        moments: Sums that may be inverted (see `pulled`).
+        kept: For each input, whether it stays, [inputs].
+        bias: Whether the bias may change too.
+
+    Returns:
+        [inputs + 1, outputs]; the last row is the bias, or 0 where it may not change.
+    """
+    rows = np.flatnonzero(np.append(kept, bias))
+    matrix = np.zeros_like(moments.cross)
+    matrix[rows] = np.linalg.solve(moments.gram[np.ix_(rows, rows)], moments.cross[rows])
+    return matrix
+
+
+def dropped(matrix: Float64, kept: NDArray[np.bool_]) -> Float64:
+    """Return the layer without what is not kept, otherwise unchanged."""
+    return np.where(np.append(kept, True)[:, None], matrix, 0.0)
+
+
+def compensated(matrix: Float64, kept: NDArray[np.bool_], mean: Float64) -> Float64:
+    """Return the layer without what is not kept, and its mean contribution in the bias (FLAP, section 3.3).
+
+    Args:
+        matrix: The layer, [inputs + 1, outputs].
+        kept: For each input, whether it stays, [inputs].
+        mean: Mean of each input, [inputs].
+    """
+    result = dropped(matrix, kept)
+    result[-1] += (mean * ~kept) @ matrix[:-1]
+    return result
