@@ -1,0 +1,98 @@
+"""Second moments of what a layer reads and of what it should give: enough for scores, refits and errors alike."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesmith_calibration.errors import DataError
+
+Float64 = NDArray[np.float64]
+
+_ROWS_PER_BLOCK = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Sums over rows x [inputs + 1], whose last entry is 1, and wanted outputs y [outputs].
+
+    A layer is a matrix [inputs + 1, outputs] whose last row is the bias. Its squared error over all rows is a
+    quadratic form of these sums, so no row has to be kept.
+    """
+
+    gram: Float64
+    """Sum of x x^T, [inputs + 1, inputs + 1]."""
+    cross: Float64
+    """Sum of x y^T, [inputs + 1, outputs]."""
+    energy: float
+    """Sum of |y|^2."""
+    rows: int
+
+    @property
+    def mean(self) -> Float64:
+        """Mean of the inputs, [inputs]."""
+        return self.gram[-1, :-1] / self.rows
+
+    @property
+    def second_moment(self) -> Float64:
+        """Mean square of each input, [inputs]."""
+        return np.diag(self.gram)[:-1] / self.rows
+
+    @property
+    def variance(self) -> Float64:
+        """Variance of each input, [inputs]."""
+        return np.maximum(self.second_moment - np.square(self.mean), 0.0)
+
+    def error(self, matrix: Float64) -> float:
+        """Return the summed squared error of a layer: |Y - X M|^2.
+
+        Args:
+            matrix: The layer, [inputs + 1, outputs].
+        """
+        quadratic = float(np.vdot(matrix, self.gram @ matrix))
+        return max(self.energy - 2 * float(np.vdot(matrix, self.cross)) + quadratic, 0.0)
+
+
+class MomentsObserver:
+    """Adds up `Moments`, batch by batch, in float64."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._gram = self._cross = np.zeros((0, 0))
+        self._energy = 0.0
+        self._rows = 0
+
+    def update(self, inputs: NDArray[np.floating], outputs: NDArray[np.floating]) -> None:
+        """Add rows.
+
+        Args:
+            inputs: What the layer reads, [rows, inputs].
+            outputs: What it should give, [rows, outputs].
+
+        Raises:
+            DataError: A number is NaN or infinite.
+        """
+        if not self._rows:
+            width = inputs.shape[1] + 1
+            self._gram, self._cross = np.zeros((width, width)), np.zeros((width, outputs.shape[1]))
+        for start in range(0, len(inputs), _ROWS_PER_BLOCK):
+            part = inputs[start : start + _ROWS_PER_BLOCK]
+            x = np.ones((len(part), part.shape[1] + 1))
+            x[:, :-1] = part
+            y = outputs[start : start + _ROWS_PER_BLOCK].astype(np.float64)
+            self._gram += x.T @ x
+            self._cross += x.T @ y
+            self._energy += float(np.vdot(y, y))
+        self._rows += len(inputs)
+        if not np.isfinite(self._energy) or not np.isfinite(self._gram[-1]).all():
+            raise DataError(
+                f"{self._name} reads or gives numbers that are not finite",
+                expected="finite activations on the calibration data",
+                why="what a channel is worth is measured on them",
+                fix="check the data, or whether the model itself gives NaN on it",
+            )
+
+    @property
+    def moments(self) -> Moments:
+        """The sums so far."""
+        return Moments(self._gram, self._cross, self._energy, self._rows)
