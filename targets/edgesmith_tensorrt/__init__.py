@@ -16,7 +16,11 @@ _LINTS = {
     "integer-operators": "Operators on codes, where quantization must be written as pairs.",
     "channel-alignment": "Channel counts that do not fill the tensor cores.",
     "doubled-pairs": "Values that are quantized twice, or for nobody.",
+    "unfused-pairs": "Pairs that cannot fuse into the node behind them.",
     "type-changes": "Many casts between float types.",
+    "tensor-types": "Values of types that the device or TensorRT lacks.",
+    "dynamic-shapes": "Open dimensions without an optimization profile, and sizes that the data decides.",
+    "dla-placement": "What a DLA leaves to the GPU, and the transitions between the two.",
 }
 _PROFILES = Path(__file__).with_name("profiles")
 

@@ -4,6 +4,8 @@ TensorRT quantizes symmetrically with zero point 0, wants Q/DQ on the inputs of 
 fuses, keeps biases in float, and takes INT4 only as weights (TensorRT developer guide, Explicit Quantization).
 """
 
+from dataclasses import dataclass, field
+
 from edgesmith.host.dialect import Dialect, TensorFormat, WeightFormat
 from edgesmith.profile import Profile
 
@@ -12,14 +14,37 @@ _BLOCKED_OPSET = 21
 """First opset whose DequantizeLinear has blocks and 4-bit types."""
 
 
-def dialect_of(profile: Profile) -> Dialect:
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """A deep learning accelerator (DLA) that an engine is to be built for."""
+
+    core: int
+    layers: frozenset[str]
+    """ONNX operators that it may run; `dla.py` knows the limits of each."""
+    largest_batch: int
+    largest_dimension: int
+    loadables: int
+    """Most parts of networks that one core holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRTDialect(Dialect):
+    """What the rules of this package ask beyond the form of pairs."""
+
+    formats: frozenset[str] = field(default=frozenset())
+    """Number formats that the device executes, by their names in profiles."""
+    accelerator: Accelerator | None = None
+    """The DLA to build for; None where the engine runs on the GPU."""
+
+
+def dialect_of(profile: Profile) -> TensorRTDialect:
     """Return the dialect of TensorRT on the device of `profile`."""
     weight_only = [WeightFormat("int8", block_sizes=_BLOCK_SIZES, opset=_BLOCKED_OPSET)]
     if profile.has("int4-weights"):
         weight_only.append(WeightFormat("int4", block_sizes=_BLOCK_SIZES, opset=_BLOCKED_OPSET))
     if profile.has("float8"):
         weight_only.append(WeightFormat("float8e4m3fn"))
-    return Dialect(
+    return TensorRTDialect(
         name=profile.name,
         opset=profile.opset,
         activation=TensorFormat("int8", symmetric=True),
@@ -30,4 +55,15 @@ def dialect_of(profile: Profile) -> Dialect:
         float8="hardware" if profile.has("float8") else "none",
         alignment={} if profile.alignment is None else profile.alignment.model_dump(exclude={"source"}),
         refusals={name.removesuffix("-weights"): reason for name, reason in profile.formats.absent.items()},
+        formats=frozenset(profile.formats.hardware),
+        accelerator=_accelerator(profile),
+    )
+
+
+def _accelerator(profile: Profile) -> Accelerator | None:
+    dla = profile.dla
+    if dla is None or dla.core is None:
+        return None
+    return Accelerator(
+        dla.core, frozenset(dla.layers), dla.largest_batch, dla.largest_dimension, dla.loadables_per_core
     )

@@ -217,3 +217,18 @@ def test_the_shell_script_is_valid_and_quotes_names(tmp_path):
     words = done.stdout.splitlines()
     assert "--stronglyTyped" in words
     assert "--minShapes=x y; rm -rf z:1x4" in words
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("dtype", "status"),
+    [
+        (TensorProto.INT16, "rejected"),
+        (TensorProto.UINT32, "rejected"),
+        (TensorProto.FLOAT8E5M2, "rejected"),
+        (TensorProto.DOUBLE, "built"),
+    ],
+)
+def test_the_compiler_lacks_the_types_that_the_rule_says_nobody_has(tmp_path, dtype, status):
+    save(tmp_path, [node("Cast", ["x"], "c", to=dtype), node("Cast", ["c"], "y", to=TensorProto.FLOAT)], [])
+    assert ask(tmp_path, "12.0")["status"] == status

@@ -32,13 +32,14 @@ def findings(model, target="jetson-orin-nano"):
 
 
 def pair(zero_point, dtype=np.int8):
-    weights = {"s": np.float32(0.1), "z": np.asarray(zero_point, dtype), "w": normal(16, 16)}
+    weights = {"s": np.float32(0.1), "z": np.asarray(zero_point, dtype), "w": np.ones((16, 16), np.int8)}
     nodes = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "d")]
-    return graph([*nodes, node("MatMul", ["d", "w"], "y")], weights, {"x": ["n", 16]})
+    nodes += [node("DequantizeLinear", ["w", "s"], "v"), node("MatMul", ["d", "v"], "y")]
+    return graph(nodes, weights, {"x": [8, 16]})
 
 
 def test_a_clean_graph_has_no_findings():
-    model = graph([node("MatMul", ["x", "w"], "y")], {"w": normal(16, 16)}, {"x": ["n", 16]})
+    model = graph([node("MatMul", ["x", "w"], "y")], {"w": normal(16, 16)}, {"x": [8, 16]})
     assert findings(model) == {}
 
 
@@ -47,7 +48,7 @@ def test_what_we_quantize_for_a_device_has_no_findings(target):
     _, device = find_target(REGISTRY, target)
     weights = {"a": normal(16, 32), "b": normal(32, 16, seed=1), "c": normal(32, seed=2)}
     nodes = [node("MatMul", ["x", "a"], "m"), node("Add", ["m", "c"], "h"), node("Relu", ["h"], "r")]
-    model = graph([*nodes, node("MatMul", ["r", "b"], "y")], weights, {"x": ["n", 16]})
+    model = graph([*nodes, node("MatMul", ["r", "b"], "y")], weights, {"x": [8, 16]})
     options = QuantizeInt8Options(mode="static")
     result = QuantizeInt8().apply(model, context(options, {"x": normal(32, 16)}, device.dialect))
     assert findings(result, target) == {}
@@ -80,7 +81,7 @@ def test_the_form_for_onnx_runtime_is_found_and_its_own_target_is_silent():
 
 
 def test_integer_operators_are_found():
-    model = graph([node("MatMul", ["x", "w"], "y")], {"w": normal(16, 16)}, {"x": ["n", 16]})
+    model = graph([node("MatMul", ["x", "w"], "y")], {"w": normal(16, 16)}, {"x": [8, 16]})
     result = quantize(model, None, ONNX_CPU, mode="dynamic")
     (finding,) = findings(result)["integer-operators"]
     assert len(finding.nodes) == 2  # the quantization and the product
@@ -101,7 +102,7 @@ def test_quantized_products_need_the_wider_alignment():
     weights = {"s": np.float32(0.1), "z": np.int8(0), "w": np.ones((24, 24), np.int8)}
     nodes = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "d")]
     nodes += [node("DequantizeLinear", ["w", "s", "z"], "v"), node("MatMul", ["d", "v"], "y")]
-    (finding,) = findings(graph(nodes, weights, {"x": ["n", 24]}))["channel-alignment"]
+    (finding,) = findings(graph(nodes, weights, {"x": [8, 24]}))["channel-alignment"]
     assert "int8" in finding.hazard
 
 
@@ -110,13 +111,13 @@ def test_doubled_and_idle_pairs_are_found():
     nodes = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "d")]
     nodes += [node("QuantizeLinear", ["d", "t", "z"], "p"), node("DequantizeLinear", ["p", "t", "z"], "e")]
     nodes += [node("Softmax", ["e"], "y")]
-    found = findings(graph(nodes, weights, {"x": ["n", 16]}))["doubled-pairs"]
+    found = findings(graph(nodes, weights, {"x": [8, 16]}))["doubled-pairs"]
     assert [finding.nodes for finding in found] == [("node_p",), ("node_q", "node_p")]
 
 
 def test_many_casts_are_found():
     nodes = [node("Cast", ["x"], "h", to=10), node("Relu", ["h"], "r"), node("Cast", ["r"], "y", to=1)]
-    (finding,) = findings(graph(nodes, {}, {"x": ["n", 4]}))["type-changes"]
+    (finding,) = findings(graph(nodes, {}, {"x": [8, 4]}))["type-changes"]
     assert finding.nodes == ("node_h", "node_y")
 
 
@@ -132,7 +133,7 @@ def test_the_command_prints_findings_and_says_so_by_its_exit_code(tmp_path, monk
 
 
 def test_operators_of_onnx_runtime_are_found():
-    model = graph([node("Relu", ["x"], "r"), node("Neg", ["r"], "y")], {}, {"x": ["n", 16]})
+    model = graph([node("Relu", ["x"], "r"), node("Neg", ["r"], "y")], {}, {"x": [8, 16]})
     (relu, _) = model.graph
     relu.domain = "com.microsoft"
     (finding,) = findings(model)["integer-operators"]
@@ -145,4 +146,96 @@ def test_codes_that_an_integer_operator_reads_are_not_idle():
     nodes = [node("QuantizeLinear", ["x", "s", "z"], "q")]
     nodes += [node("QLinearMatMul", ["q", "s", "z", "w", "s", "z", "s", "z"], "p")]
     nodes += [node("DequantizeLinear", ["p", "s", "z"], "y")]
-    assert "doubled-pairs" not in findings(graph(nodes, weights, {"x": ["n", 16]}))
+    assert "doubled-pairs" not in findings(graph(nodes, weights, {"x": [8, 16]}))
+
+
+def half_quantized(other):
+    """Return a graph whose quantized activation meets `other`: a float weight, or a float branch."""
+    weights = {"s": np.float32(0.1), "z": np.int8(0), "w": normal(16, 16)}
+    nodes = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "d")]
+    nodes += [node("Relu", ["x"], "r"), node(*other, "y")]
+    return graph(nodes, weights, {"x": [8, 16]})
+
+
+@pytest.mark.parametrize(("operator", "word"), [("MatMul", "Products"), ("Add", "Sums")])
+def test_a_pair_on_one_input_alone_is_found(operator, word):
+    other = "w" if operator == "MatMul" else "r"
+    (finding,) = findings(half_quantized((operator, ["d", other])))["unfused-pairs"]
+    assert finding.hazard.startswith(word)
+    assert finding.nodes == ("node_y",)
+
+
+def test_a_quantized_value_plus_a_constant_is_no_branch():
+    model = half_quantized(("Add", ["d", "s"]))
+    assert "unfused-pairs" not in findings(model)
+
+
+def test_weights_alone_may_be_quantized():
+    weights = {"s": np.float32(0.1), "w": np.ones((16, 16), np.int8)}
+    nodes = [node("DequantizeLinear", ["w", "s"], "v"), node("MatMul", ["x", "v"], "y")]
+    assert findings(graph(nodes, weights, {"x": [8, 16]})) == {}
+
+
+def test_activations_with_a_scale_for_each_channel_are_found():
+    weights = {"s": np.full(16, 0.1, np.float32), "z": np.zeros(16, np.int8), "w": np.ones((16, 16), np.int8)}
+    nodes = [node("QuantizeLinear", ["x", "s", "z"], "q", axis=1), node("DequantizeLinear", ["q", "s", "z"], "d")]
+    nodes += [node("DequantizeLinear", ["w", "s", "z"], "v"), node("MatMul", ["d", "v"], "y")]
+    (finding,) = findings(graph(nodes, weights, {"x": [8, 16]}))["unfused-pairs"]
+    assert finding.nodes == ("node_q",)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "target", "word"),
+    [
+        (ir.DataType.DOUBLE, "h100", "TensorRT computes them in float32"),
+        (ir.DataType.INT16, "rtx-50", "TensorRT has no such type"),
+        (ir.DataType.FLOAT8E4M3FN, "jetson-orin-nano", "Orin"),
+        (ir.DataType.FLOAT8E4M3FN, "h100", ""),
+        (ir.DataType.BFLOAT16, "jetson-orin-nano", ""),
+        (ir.DataType.INT64, "h100", ""),
+    ],
+)
+def test_types_of_values_that_the_device_lacks_are_found(dtype, target, word):
+    nodes = [node("Cast", ["x"], "c", to=int(dtype)), node("Cast", ["c"], "y", to=1)]
+    found = findings(graph(nodes, {}, {"x": [8, 4]}), target)
+    assert ("tensor-types" in found) == bool(word)
+    if word:
+        (finding,) = found["tensor-types"]
+        assert word in finding.hazard
+        assert finding.nodes == ("node_c",)
+
+
+def with_shapes(model, shapes):
+    model.ir.metadata_props["edgesmith.optimization_shapes"] = json.dumps(shapes)
+    return model
+
+
+def test_open_dimensions_without_a_profile_are_found_and_with_one_they_are_not():
+    def model():
+        return graph([node("Relu", ["x"], "y")], {}, {"x": ["n", 16]})
+
+    (finding,) = findings(model())["dynamic-shapes"]
+    assert finding.nodes == ("x",)
+    assert "--minShapes" in finding.fix
+    assert findings(with_shapes(model(), {"x": {"min": [1, 16], "opt": [1, 16], "max": [8, 16]}})) == {}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min": [1], "opt": [1], "max": [8]},
+        {"min": [1, 16], "opt": [9, 16], "max": [8, 16]},
+        {"min": [1, 8], "opt": [1, 16], "max": [8, 16]},
+    ],
+)
+def test_a_profile_that_does_not_fit_is_found(wrong):
+    model = with_shapes(graph([node("Relu", ["x"], "y")], {}, {"x": ["n", 16]}), {"x": wrong})
+    (finding,) = findings(model)["dynamic-shapes"]
+    assert "do not fit" in finding.hazard
+
+
+def test_sizes_that_the_data_decides_are_found():
+    types = {"y": ir.DataType.INT64.value}
+    model = graph([node("NonZero", ["x"], "y")], {}, {"x": [8, 16]}, types=types)
+    (finding,) = findings(model)["dynamic-shapes"]
+    assert finding.nodes == ("node_y",)

@@ -84,7 +84,7 @@ class DeepLearningAccelerator(_Sourced):
     largest_dimension: int = Field(ge=1)
     loadables_per_core: int = Field(ge=1)
     layers: tuple[str, ...] = Field(description="ONNX operators that it runs; all others fall back to the GPU.")
-    versions: str = Field(default="", description="Runtime versions that can use it, as a requirement specifier.")
+    versions: tuple[str, ...] = Field(default=(), description="Ranges of runtime versions that can use it.")
     core: int | None = Field(
         default=None, ge=0, description="Core to build for; None builds for the GPU. Set it in a profile of your own."
     )
