@@ -60,7 +60,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(job: Job, expected: bytes, entri
 
 
 def test_an_interrupted_run_says_so_and_leaves_nothing(job: Job) -> None:
-    assert run_until(job, 1, signal.SIGINT) == 130
+    # Python ends by the signal itself when the interruption crossed a library that runs Python code from C; a shell
+    # shows 130 for both.
+    assert run_until(job, 1, signal.SIGINT) in {130, -signal.SIGINT}
     assert not (job.folder / "artifact").exists()
     assert list(job.folder.rglob(f"*{PARTIAL_SUFFIX}*")) == []
 

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgesmith import __version__
+from edgesmith.cli.interruption import interruptions_arrive
 from edgesmith.cli.output import show_error, show_line
 from edgesmith.cli.settings import GlobalOptions
 from edgesmith.errors import EdgesmithError
@@ -109,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Ctrl-C, and 1 for a fault of Edgesmith or of a plugin, which is shown with a traceback.
     """
     try:
-        app(arguments, prog_name="edgesmith")
+        with interruptions_arrive():
+            app(arguments, prog_name="edgesmith")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_UNEXPECTED if stop.code else 0
     except KeyboardInterrupt:
