@@ -134,7 +134,7 @@ def test_a_rewrite_of_a_model_too_large_to_run_is_loaded_and_the_report_says_tha
     before = tiny_mlp()
     ran: list[object] = []
     monkeypatch.setattr(ReferenceSession, "run", lambda self, _: ran.append(self))
-    monkeypatch.setattr(handover, "_free_bytes", lambda: 100)
+    monkeypatch.setattr(handover, "free_bytes", lambda: 100)
     proof = check_result(before, before.clone(), Promise("method m"), {})
     assert proof.relative_error is None
     assert "not compared" in proof.remarks[0]
@@ -147,7 +147,7 @@ def test_a_model_too_large_to_run_must_still_load(monkeypatch: pytest.MonkeyPatc
     node = next(iter(after.graph))
     node.domain, node.op_type = "com.microsoft", "NoSuchOperator"
     after.ir.opset_imports["com.microsoft"] = 1
-    monkeypatch.setattr(handover, "_free_bytes", lambda: 100)
+    monkeypatch.setattr(handover, "free_bytes", lambda: 100)
     with pytest.raises(Exception, match="NoSuchOperator"):
         check_result(before, after, Promise("method m"), {})
 
@@ -155,7 +155,7 @@ def test_a_model_too_large_to_run_must_still_load(monkeypatch: pytest.MonkeyPatc
 def test_a_source_too_large_to_run_is_cleaned_without_proof_and_the_report_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(handover, "_free_bytes", lambda: 100)
+    monkeypatch.setattr(handover, "free_bytes", lambda: 100)
     ran: list[object] = []
     monkeypatch.setattr(ReferenceSession, "run", lambda self, _: ran.append(self))
     normalized = normalize_with_remarks(tiny_mlp().ir)

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 
+from edgesmith import Isolation
 from edgesmith.errors import PluginError, StepError
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.sample import sample_inputs
@@ -41,13 +43,31 @@ BROKEN_IN_APPLY = {
     "unknown_operator": ("ONNX Runtime does not run", "Mystery"),
 }
 
+BROKEN_WITH_ITS_PROCESS = {
+    "never_ends": "did not end within 2 s, in apply at never_ends.py:",
+    "never_ends_in_check": "did not end within 2 s, in check at never_ends_in_check.py:",
+    "eats_memory": "MiB of memory, and may take 700, in apply at eats_memory.py:",
+    "leaves_the_process": "ended its process with code 7 before the step was done",
+    "kills_its_process": "its process was ended by SIGKILL",
+    "aborts": "its process was ended by SIGABRT, in apply at aborts.py:",
+    "aborts_in_check": "its process was ended by SIGABRT, in check at aborts_in_check.py:",
+}
+"""These are contained where steps are isolated only."""
+
 
 def registry_with(name: str):
     return isolated_registry(BAD_PLUGINS / f"{name}.py", BAD_PLUGINS / "raises_in_observer.py")
 
 
 def test_every_bad_plugin_has_a_test():
-    tested = {*BROKEN_AT_LOAD, *BROKEN_IN_APPLY, "crash_in_check", "bool_verdict", "raises_in_observer"}
+    tested = {
+        *BROKEN_AT_LOAD,
+        *BROKEN_IN_APPLY,
+        *BROKEN_WITH_ITS_PROCESS,
+        "crash_in_check",
+        "bool_verdict",
+        "raises_in_observer",
+    }
     assert tested | {"changes_nothing"} == {path.stem for path in BAD_PLUGINS.glob("*.py")}
 
 
@@ -81,14 +101,20 @@ def test_an_unknown_name_mentions_the_broken_plugins_it_may_belong_to():
     assert "a_package_that_does_not_exist" in caught.value.why
 
 
-@pytest.mark.parametrize("name", BROKEN_IN_APPLY)
-def test_a_broken_step_is_attributed_and_leaves_the_model_as_it_was(name):
+@pytest.mark.parametrize(
+    ("name", "isolation"),
+    [
+        *((name, None) for name in BROKEN_IN_APPLY),
+        *((name, Isolation(60, 2000)) for name in ("crash_in_apply", "returns_garbage", "edits_input_weights")),
+    ],
+)
+def test_a_broken_step_is_attributed_and_leaves_the_model_as_it_was(name, isolation):
     registry, model = registry_with(name), tiny_mlp()
     digest, inputs = model.digest(), sample_inputs(model.ir)
     before = ReferenceSession(model.ir).run(inputs)["y"]
     method = name.replace("_", "-")
     with pytest.raises(StepError) as caught:
-        run_method(registry, method, model)
+        run_method(registry, method, model, isolation=isolation)
     assert (
         f"method {method} 1.0 from {registry.distribution_of(registry.method(method))} (no options)"
         in caught.value.what
@@ -101,12 +127,31 @@ def test_a_broken_step_is_attributed_and_leaves_the_model_as_it_was(name):
     assert run_method(registry, "copy", model).model.digest() == digest
 
 
+@pytest.mark.parametrize("name", BROKEN_WITH_ITS_PROCESS)
+def test_a_step_that_breaks_its_process_is_one_error_and_leaves_this_one_alone(name):
+    registry, model = registry_with(name), tiny_mlp()
+    digest, method = model.digest(), name.replace("_", "-")
+    with pytest.raises(StepError) as caught:
+        run_method(registry, method, model, isolation=Isolation(2, 700))
+    label = registry.distribution_of(registry.method(method))
+    assert caught.value.what.startswith(f"method {method} 1.0 from {label} (no options): ")
+    assert BROKEN_WITH_ITS_PROCESS[name] in caught.value.what
+    assert model.digest() == digest
+    assert psutil.Process().children(recursive=True) == []
+    assert run_method(registry, "copy", model).model.digest() == digest
+
+
 @pytest.mark.parametrize(
-    ("name", "fragment"), [("crash_in_check", "KeyError: 'absent' at crash_in_check.py:23"), ("bool_verdict", "bool")]
+    ("name", "fragment", "isolation"),
+    [
+        ("crash_in_check", "KeyError: 'absent' at crash_in_check.py:23", None),
+        ("crash_in_check", "KeyError: 'absent' at crash_in_check.py:23", Isolation(60, 2000)),
+        ("bool_verdict", "bool", None),
+    ],
 )
-def test_a_crash_in_check_is_a_refusal(name, fragment):
+def test_a_crash_in_check_is_a_refusal(name, fragment, isolation):
     model = tiny_mlp()
-    result = run_method(registry_with(name), name.replace("_", "-"), model)
+    result = run_method(registry_with(name), name.replace("_", "-"), model, isolation=isolation)
     assert result.verdict.status == "refuse"
     assert result.verdict.reason.startswith("check crashed: method ")
     assert fragment in result.verdict.reason

@@ -69,14 +69,14 @@ def test_a_rewrite_that_changes_outputs_is_left_out_and_named(monkeypatch, tiny_
 
 def test_a_graph_too_large_to_run_is_not_optimized_to_see_whether_it_loads(monkeypatch, tmp_path, tiny_vit):
     assert OnnxCpu().build(tiny_vit, tmp_path).recipe["loaded_at"] == "default"
-    monkeypatch.setattr(handover, "_free_bytes", lambda: 100)
+    monkeypatch.setattr(handover, "free_bytes", lambda: 100)
     assert OnnxCpu().build(tiny_vit, tmp_path).recipe["loaded_at"] == "basic"
     with pytest.raises(TargetError, match="NoSuchOperator"):
         OnnxCpu().build(broken(), tmp_path)
 
 
 def test_a_graph_too_large_to_run_is_not_rewritten_without_proof(monkeypatch, tiny_bert):
-    monkeypatch.setattr(handover, "_free_bytes", lambda: 100)
+    monkeypatch.setattr(handover, "free_bytes", lambda: 100)
     used = context()
     result = OnnxCpu().lower(tiny_bert, used)
     assert result.digest() == tiny_bert.digest()

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from edgesmith.host.trial import Scoring, Trial
     from edgesmith.host.verdict import Verdict
+    from edgesmith.isolation.limits import Isolation
     from edgesmith.measure.runner import Runner
     from edgesmith.model import Model
     from edgesmith.recipe import Recipe
@@ -74,6 +75,7 @@ _HOME = {
         "edgesmith.host.records",
     ),
     "Verdict": "edgesmith.host.verdict",
+    "Isolation": "edgesmith.isolation.limits",
     "Model": "edgesmith.model",
     "Recipe": "edgesmith.recipe",
     "Task": "edgesmith.task",
@@ -89,6 +91,7 @@ __all__ = [
     "Frontend",
     "FrontendRecord",
     "Guarantee",
+    "Isolation",
     "Kind",
     "LintRecord",
     "Method",

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgesmith.artifact import MANIFEST_FILE, Artifact, read_entry, write_artifact
+from edgesmith.artifact import MANIFEST_FILE, Artifact, read_entry, read_use, write_artifact
 from edgesmith.data import RandomInputs, RunData, choose_data, first_batch, fixed_batch_size
 from edgesmith.errors import ModelError, RecipeError
 from edgesmith.files import require_replaceable, require_writable
 from edgesmith.graph.structure import find_structure, label_values
 from edgesmith.host.loader import load_registry
 from edgesmith.host.needs import check_needs
+from edgesmith.isolation.limits import Isolation
 from edgesmith.measure.machine import library_versions, usable_cores
 from edgesmith.measure.runner import LatencyPlan
 from edgesmith.model import Model
@@ -44,6 +45,8 @@ class Settings:
     """Plugins to use; None loads the installed ones."""
     command: str = ""
     """Command line to record for reproduction; empty writes one that is as close as words come."""
+    isolation: Isolation | None = None
+    """Runs each step in a process of its own, within these limits; None runs all of them in this one."""
     progress: Progress = field(default_factory=SilentProgress)
     latency_plan: LatencyPlan = field(default_factory=LatencyPlan)
 
@@ -87,7 +90,7 @@ def compile(
     store = Store(settings.store)
     require_writable(store.directory)
     threads = settings.threads or usable_cores()
-    workshop = Workshop(registry, store, settings.progress, threads)
+    workshop = Workshop(registry, store, settings.progress, threads, settings.isolation)
     model = choice.equip(load_source(source, workshop, example_inputs=example_inputs))
     opened = choice.open(model)
     for step in plan.steps:
@@ -103,13 +106,16 @@ def compile(
 def load_source(source: object, workshop: Workshop, *, example_inputs: object = None) -> Model:
     """Return the Model in `source`, from the store if this content was read before.
 
+    An artifact is a source like any other, with the task and the preprocessing that travel in it.
+
     Raises:
         ModelError: No frontend reads such a source, or it is damaged.
     """
     if isinstance(source, Model):
         return source
     if isinstance(source, str | Path) and (Path(source) / MANIFEST_FILE).is_file():
-        source = read_entry(Path(source))
+        task, assets = read_use(Path(source))
+        return replace(load_source(read_entry(Path(source)), workshop), task=task, assets=assets)
     record, frontend = _frontend_for(source, workshop.registry)
     key = make_key(
         {

@@ -14,6 +14,7 @@ from edgesmith.host.context import Context, Notes
 from edgesmith.host.lint import run_lints
 from edgesmith.host.step import run_lowering, run_step
 from edgesmith.host.trial import Scoring
+from edgesmith.isolation.limits import Isolation
 from edgesmith.ledger import Ledger, LedgerRow
 from edgesmith.measure.machine import describe_machine, library_versions
 from edgesmith.model import Model
@@ -38,6 +39,8 @@ class Workshop:
     store: Store
     progress: Progress
     threads: int
+    isolation: Isolation | None = None
+    """Limits of the processes that steps run in; None runs them in this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +220,9 @@ def _apply(
             source=source.clone(),
             checkpoint=checkpoint,
         )
-        result = run_step(workshop.registry, step.record, model, context, index=row.index)
+        result = run_step(
+            workshop.registry, step.record, model, context, index=row.index, isolation=workshop.isolation
+        )
         if result.verdict.status == "refuse":
             raise StepError(
                 f"Step {row.index} ({step.label}) refuses this model: {result.verdict.reason}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import show_line, write_json, write_text
-from edgesmith.cli.settings import registry_of
+from edgesmith.cli.settings import isolation_of, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.artifact import Artifact
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLE = "edgesmith compile ./my-model --target onnx-cpu --recipe int8 --data texts.csv --out artifact"
 
 
-def command(
+def command(  # noqa: PLR0913  Typer makes an option of each parameter
     context: typer.Context,
     source: Annotated[
         str, typer.Argument(help="A Hugging Face directory or hub id, or an .onnx file.", show_default=False)
@@ -41,6 +41,19 @@ def command(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: the cores at hand.")] = None,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Run each step in a process of its own, within limits.")
+    ] = False,
+    time_limit_seconds: Annotated[
+        float | None,
+        typer.Option("--time-limit-seconds", help="Longest time for one step; implies --isolate. Default: 3600."),
+    ] = None,
+    memory_limit_mib: Annotated[
+        int | None,
+        typer.Option(
+            "--memory-limit-mib", help="Most memory for one step; implies --isolate. Default: 90 % of what is free."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ledger as JSON.")] = False,
 ) -> None:
     """Compile a trained network for one target, and measure what each step gained and what it cost.
@@ -51,12 +64,15 @@ def command(
     from edgesmith.recipe import load_recipe
 
     chosen = load_recipe(recipe)
+    isolation = isolation_of(isolate, time_limit_seconds, memory_limit_mib)
     registry = registry_of(context)
     from edgesmith.api import Settings, compile
     from edgesmith.cli.progress import make_progress
 
     with make_progress(silent=as_json) as progress:
-        settings = Settings(threads=threads, registry=registry, progress=progress, command=_command())
+        settings = Settings(
+            threads=threads, registry=registry, isolation=isolation, progress=progress, command=_command()
+        )
         artifact = compile(source, out=out, target=target, recipe=chosen, data=data, settings=settings)
     if as_json:
         write_json({"directory": str(artifact.directory), **json.loads(artifact.ledger.model_dump_json())})

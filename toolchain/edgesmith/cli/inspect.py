@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
-from edgesmith.cli.settings import registry_of
+from edgesmith.cli.settings import isolation_of, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.host.dialect import Dialect
     from edgesmith.host.records import MethodRecord
     from edgesmith.host.registry import Registry
     from edgesmith.host.verdict import Verdict
+    from edgesmith.isolation.limits import Isolation
     from edgesmith.model import Model
 
 EXAMPLE = "edgesmith inspect ./my-model --json"
@@ -31,10 +32,18 @@ def command(
     target: Annotated[
         str, typer.Option("--target", metavar="NAME", help="Target whose dialect the methods are asked about.")
     ] = "onnx-cpu",
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Ask each method in a process of its own, within limits.")
+    ] = False,
+    time_limit_seconds: Annotated[
+        float | None,
+        typer.Option("--time-limit-seconds", help="Longest time for one method; implies --isolate. Default: 3600."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what is in a model: blocks, attention, MLPs, convolutions, parameters, MACs, and which methods apply."""
     registry = registry_of(context)
+    isolation = isolation_of(isolate, time_limit_seconds, None)
     from edgesmith.cli.progress import make_progress
     from edgesmith.host.targets import find_target
 
@@ -49,7 +58,7 @@ def command(
         with progress.stage("finding the structure"):
             report = describe(model)
         with progress.stage("asking the methods"):
-            report["methods"] = applicability(registry, model, dialect)
+            report["methods"] = applicability(registry, model, dialect, isolation)
     if as_json:
         write_json(report)
     else:
@@ -76,14 +85,22 @@ def describe(model: "Model") -> dict[str, object]:
     }
 
 
-def applicability(registry: "Registry", model: "Model", dialect: "Dialect") -> list[dict[str, object]]:
+def applicability(
+    registry: "Registry", model: "Model", dialect: "Dialect", isolation: "Isolation | None" = None
+) -> list[dict[str, object]]:
     """Return for each installed method whether it applies with its default options, and why not.
 
     The methods are told that there is calibration data: the question is whether the model suits them.
+
+    Args:
+        registry: The installed plugins.
+        model: The model.
+        dialect: That of the target it is for.
+        isolation: Limits of a process of its own for each method; None asks all in this one.
     """
     rows: list[dict[str, object]] = []
     for record in registry.methods():
-        verdict = _ask(registry, record, model, dialect)
+        verdict = _ask(registry, record, model, dialect, isolation)
         rows.append(
             {
                 "method": record.name,
@@ -96,9 +113,11 @@ def applicability(registry: "Registry", model: "Model", dialect: "Dialect") -> l
     return rows
 
 
-def _ask(registry: "Registry", record: "MethodRecord", model: "Model", dialect: "Dialect") -> "Verdict":
+def _ask(
+    registry: "Registry", record: "MethodRecord", model: "Model", dialect: "Dialect", isolation: "Isolation | None"
+) -> "Verdict":
     from edgesmith.data import RandomInputs
-    from edgesmith.errors import PluginError, RecipeError
+    from edgesmith.errors import PluginError, RecipeError, StepError
     from edgesmith.host.context import Context
     from edgesmith.host.needs import check_needs
     from edgesmith.host.step import check_method
@@ -109,8 +128,8 @@ def _ask(registry: "Registry", record: "MethodRecord", model: "Model", dialect: 
         options = registry.validate_options(record, {})
         with tempfile.TemporaryDirectory(prefix="edgesmith-") as scratch:
             context = Context(options, dialect, Path(scratch), calibration=RandomInputs(model))
-            return check_method(registry, record, model, context)
-    except (PluginError, RecipeError) as error:
+            return check_method(registry, record, model, context, isolation=isolation)
+    except (PluginError, RecipeError, StepError) as error:
         return Verdict.refuse(error.what)
 
 

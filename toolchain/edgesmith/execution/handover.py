@@ -26,7 +26,7 @@ def obstacle_to_running(model: ir.Model) -> str:
     processors, codes of few bits are dequantized before their products, and float32 is copied into another order.
     """
     needed = 4 * sum(tensor.size for _, tensor in tensors(model))
-    usable = int(_free_bytes() * _USABLE_SHARE)
+    usable = int(free_bytes() * _USABLE_SHARE)
     if needed <= usable:
         return ""
     return (
@@ -87,7 +87,8 @@ def _linked(tensor: ir.TensorProtocol, folder: Path, links: dict[Path, str]) -> 
     return (links[origin.path], origin.offset) if links[origin.path] else None
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
+    """Return the memory that this process may still take, in bytes: what is free of the machine or the container."""
     free = int(psutil.virtual_memory().available)
     try:
         # In a container the machine's memory is not all for us. Without a limit the file holds a word.

@@ -22,9 +22,10 @@ from edgesmith.host.verdict import Verdict
 if TYPE_CHECKING:
     from edgesmith.host.interfaces import Method, Target
     from edgesmith.host.registry import Registry
+    from edgesmith.isolation.limits import Isolation
     from edgesmith.model import Model
 
-__all__ = ["StepResult", "author_of", "check_method", "run_lowering", "run_step"]
+__all__ = ["StepResult", "author_of", "check_method", "perform", "run_lowering", "run_step"]
 
 CHECK_CRASHED = "check crashed: "
 """How the reason of a refusal begins that stands for a crash in `check`."""
@@ -44,17 +45,35 @@ class StepResult:
     """Largest change of an output on sample data, relative to its largest magnitude; None if it was not compared."""
 
 
-def check_method(registry: "Registry", record: MethodRecord, model: "Model", context: Context[Any]) -> Verdict:
+def check_method(
+    registry: "Registry",
+    record: MethodRecord,
+    model: "Model",
+    context: Context[Any],
+    *,
+    isolation: "Isolation | None" = None,
+) -> Verdict:
     """Return whether a method applies to `model`. A crash in `check` is a refusal that names the plugin.
 
     Raises:
+        StepError: The method exceeded the limits of its isolation, or ended its process.
         PluginError: The method's class cannot be loaded.
     """
+    if isolation is not None:
+        from edgesmith.isolation.parent import check_isolated
+
+        return check_isolated(registry, record, model, context, isolation)
     return _check(registry.load(record), model.clone(), context, author_of(registry, record, context.options))
 
 
 def run_step(
-    registry: "Registry", record: MethodRecord, model: "Model", context: Context[Any], *, index: int = 0
+    registry: "Registry",
+    record: MethodRecord,
+    model: "Model",
+    context: Context[Any],
+    *,
+    index: int = 0,
+    isolation: "Isolation | None" = None,
 ) -> StepResult:
     """Check and apply one method, and prove its result.
 
@@ -64,20 +83,25 @@ def run_step(
         model: The model to rewrite. It is unchanged afterwards, also after a failure.
         context: What the method may use, with validated options.
         index: Position in the recipe, for observers.
+        isolation: Limits of a process of its own for the method; None runs it in this one.
 
     Returns:
         The new model with its provenance extended, or `model` itself if the verdict is skip or refuse.
 
     Raises:
-        StepError: The method crashed or broke a promise; names plugin, version, options and node.
+        StepError: The method crashed, broke a promise, or exceeded its limits; names plugin, version, options, node.
         PluginError: The method's class cannot be loaded.
     """
     author = author_of(registry, record, context.options)
     event = StepEvent(index, record.name, registry.distribution_of(record), _plain(context.options))
-    kind = registry.load(record)
     registry.observers.before_step(event)
     try:
-        result = _run(kind, record, model, context, author)
+        if isolation is None:
+            result = perform(registry, record, model, context)
+        else:
+            from edgesmith.isolation.parent import perform_isolated
+
+            result = perform_isolated(registry, record, model, context, isolation)
     except EdgesmithError as error:
         registry.observers.on_step_error(event, error)
         raise
@@ -111,9 +135,10 @@ def author_of(registry: "Registry", record: MethodRecord, options: object) -> st
     return f"method {record.name} {record.version} from {registry.distribution_of(record)} ({shown})"
 
 
-def _run(
-    kind: "type[Method[Any]]", record: MethodRecord, model: "Model", context: Context[Any], author: str
-) -> StepResult:
+def perform(registry: "Registry", record: MethodRecord, model: "Model", context: Context[Any]) -> StepResult:
+    """Check and apply one method in this process, and prove its result. Arguments and errors as for `run_step`."""
+    author = author_of(registry, record, context.options)
+    kind = registry.load(record)
     promise = Promise(author, record.guarantee, record.tolerance)
     given = model.clone()
     digest = given.digest()

@@ -1,0 +1,133 @@
+"""What the process of a step must know before it can begin, as a file that holds plain data."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from edgesmith.errors import PluginError
+from edgesmith.host.dialect import Dialect
+
+if TYPE_CHECKING:
+    from edgesmith.host.plugin import Plugin
+    from edgesmith.host.registry import Registry
+
+REQUEST_FILE = "request.json"
+BEFORE_DIRECTORY = "before"
+AFTER_DIRECTORY = "after"
+STACK_FILE = "stack.txt"
+"""Where the process of a step writes what it was doing when it is ended by a signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginOrigin:
+    """How to load one plugin again."""
+
+    distribution: str
+    version: str
+    entry_point: str
+    module: str
+    file: str
+    """The plugin's own file where it was named by its path; else empty."""
+
+    @classmethod
+    def of(cls, plugin: "Plugin") -> "PluginOrigin":
+        """Return the origin of a plugin that is loaded."""
+        file = plugin.module.__file__ if plugin.distribution.startswith("file:") else None
+        return cls(plugin.distribution, plugin.version, plugin.entry_point, plugin.module.__name__, file or "")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """A data source of the run, which the process of the step reads through it."""
+
+    number: int
+    description: str
+    has_labels: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """One step: which method, with what. The model lies beside it."""
+
+    import_path: tuple[str, ...]
+    """Where Python looks for modules."""
+    plugins: tuple[PluginOrigin, ...]
+    method: str
+    """Qualified name of the method."""
+    only_check: bool
+    options: Mapping[str, Any]
+    """Options that were given; defaults are filled in again."""
+    dialect: Mapping[str, Any]
+    dialect_type: str
+    """Dotted path of the dialect's class: a target may say more than `Dialect` does."""
+    scratch: str
+    seed: int
+    threads: int
+    calibration: SourceFacts | None
+    measures_latency: bool | None
+    """Whether the run's trial has times; None without a trial."""
+    metric: str | None
+    """Qualified name of the metric that the run is judged by."""
+
+    def write(self, folder: Path) -> None:
+        """Write the request into `folder`."""
+        (folder / REQUEST_FILE).write_bytes(_REQUEST.dump_json(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "StepRequest":
+        """Return the request in `folder`."""
+        return _REQUEST.validate_json((folder / REQUEST_FILE).read_bytes())
+
+
+_REQUEST = TypeAdapter(StepRequest)
+
+
+def pack_dialect(dialect: Dialect) -> tuple[dict[str, Any], str]:
+    """Return a dialect as JSON data, and the dotted path of its class."""
+    kind = type(dialect)
+    return TypeAdapter(kind).dump_python(dialect, mode="json"), f"{kind.__module__}:{kind.__qualname__}"
+
+
+def unpack_dialect(request: StepRequest) -> Dialect:
+    """Return the dialect of a request."""
+    module, _, name = request.dialect_type.partition(":")
+    found: Dialect = TypeAdapter(getattr(importlib.import_module(module), name)).validate_python(request.dialect)
+    return found
+
+
+def load_again(origins: tuple[PluginOrigin, ...]) -> "Registry":
+    """Return a registry of just these plugins.
+
+    Raises:
+        PluginError: A plugin is another one by now.
+    """
+    from edgesmith.host.candidate import Candidate
+    from edgesmith.host.loader import file_candidate
+    from edgesmith.host.plugin import Plugin
+    from edgesmith.host.registry import Registry
+
+    loaded = []
+    for origin in origins:
+        if origin.file:
+            candidate = file_candidate(Path(origin.file))
+        else:
+            candidate = Candidate(
+                origin.distribution,
+                origin.version,
+                origin.entry_point,
+                lambda name=origin.module: importlib.import_module(name),  # type: ignore[misc]
+            )
+        plugin = candidate.load()
+        if isinstance(plugin, Plugin) and plugin.version != origin.version:
+            raise PluginError(
+                f"{origin.file} was changed while the run works with it",
+                expected=f"the content that is known as {origin.distribution} {origin.version}",
+                why="A result would be stored under the version of other code.",
+                fix="Run the same command again.",
+            )
+        loaded.append(plugin)
+    return Registry(loaded)
