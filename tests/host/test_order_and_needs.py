@@ -1,13 +1,18 @@
 """What a recipe may combine, and what it must be given, decided from records alone."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from edgesmith.cli import main
 from edgesmith.errors import PluginError, RecipeError
 from edgesmith.host.needs import check_needs, missing_packages
-from edgesmith.host.order import check_order, find_violations
+from edgesmith.host.order import check_order, declared_by_others, find_order, find_violations
 from edgesmith.host.records import Guarantee, Kind, MethodRecord, Needs, Order, TargetRecord
+from edgesmith.host.registry import Registry
 from edgesmith.testing import isolated_registry
 
 
@@ -78,6 +83,104 @@ def test_every_violation_is_reported():
     with pytest.raises(RecipeError) as caught:
         check_order((QUANTIZE, PRUNE, PRUNE), registry)
     assert caught.value.what.count("declares before=quantize") == 2
+
+
+def two_strangers(first: MethodRecord, second: MethodRecord) -> Registry:
+    """Return a registry of two distributions that never heard of each other."""
+    plugins = [
+        isolated_registry(records=(record,), distribution=name, version=version).plugins[0]
+        for record, name, version in ((first, "sparse-lab", "2.1"), (second, "tiny-codes", "0.7"))
+    ]
+    return Registry(plugins)
+
+
+SPARSIFY = record("sparsify", Kind.PRUNE, tags=("sparse",), before=("quantize",))
+ENCODE = record("encode", Kind.QUANTIZE, tags=("codes",), excludes=("sparse",))
+
+
+def test_strangers_are_held_against_each_other_by_kind_and_tag():
+    encode = replace(ENCODE, order=Order(after=("sparse",)))
+    registry = two_strangers(SPARSIFY, encode)
+    with pytest.raises(RecipeError) as caught:
+        check_order((encode, SPARSIFY), registry)
+    for part in (
+        "sparsify after encode (step 2 and step 1): `sparsify` declares before=quantize, from sparse-lab 2.1 "
+        "(quantize is the kind of `encode`, from tiny-codes 0.7)",
+        "`encode` declares after=sparse, from tiny-codes 0.7 (sparse is the tag of `sparsify`, from sparse-lab 2.1)",
+    ):
+        assert part in caught.value.what
+    assert caught.value.fix == "Order the steps so: sparsify, encode."
+    check_order((SPARSIFY, encode), registry)
+
+
+def test_strangers_that_exclude_each_other_are_named_with_the_way_out():
+    registry = two_strangers(SPARSIFY, ENCODE)
+    for steps in ((SPARSIFY, ENCODE), (ENCODE, SPARSIFY)):
+        with pytest.raises(RecipeError) as caught:
+            check_order(steps, registry)
+        assert "`encode` declares excludes=sparse, from tiny-codes 0.7" in caught.value.what
+        assert caught.value.fix == "Remove `encode` or `sparsify`."
+
+
+def test_strangers_that_contradict_each_other_are_not_sent_in_circles():
+    first = record("first", Kind.PRUNE, before=("quantize",))
+    second = record("second", Kind.QUANTIZE, before=("prune",))
+    registry = two_strangers(first, second)
+    for steps in ((first, second), (second, first)):
+        with pytest.raises(RecipeError) as caught:
+            check_order(steps, registry)
+        assert caught.value.fix.startswith("No order satisfies all of them. Remove one of `")
+        assert "`first`" in caught.value.fix and "`second`" in caught.value.fix
+
+
+def test_a_listing_says_what_others_declare_of_a_method():
+    registry = two_strangers(SPARSIFY, ENCODE)
+    assert declared_by_others(ENCODE, registry) == (
+        "must stand after sparsify, which sparse-lab 2.1 declares with before=quantize",
+    )
+    assert declared_by_others(SPARSIFY, registry) == (
+        "is excluded by encode, which tiny-codes 0.7 declares with excludes=sparse",
+    )
+
+
+WORDS = ["a", "b", "c", "prune", "quantize", "t"]
+ORDERS = st.lists(st.sampled_from(WORDS), max_size=2).map(tuple)
+RECORDS = st.builds(
+    lambda name, kind, tagged, before, after: record(name, kind, tags=tagged, before=before, after=after),
+    st.sampled_from(["a", "b", "c"]),
+    st.sampled_from([Kind.PRUNE, Kind.QUANTIZE]),
+    st.sampled_from([(), ("t",)]),
+    ORDERS,
+    ORDERS,
+)
+
+
+@given(st.lists(RECORDS, max_size=5))
+def test_an_order_is_found_exactly_where_there_is_one(records):
+    satisfying = [
+        order for order in permutations(range(len(records))) if not find_violations([records[step] for step in order])
+    ]
+    found = find_order(records)
+    assert (found in satisfying) if satisfying else found is None
+    if tuple(range(len(records))) in satisfying:
+        assert found == tuple(range(len(records)))
+
+
+def test_the_order_is_checked_before_a_model_is_looked_for(tmp_path, capsys):
+    plugin = tmp_path / "stranger.py"
+    plugin.write_text(
+        "import edgesmith\n\n\n@edgesmith.hookimpl\ndef register_methods():\n"
+        "    return [edgesmith.MethodRecord(name='late', version='1', summary='Late.', entry='absent:Method',\n"
+        "        kind=edgesmith.Kind.PRUNE, options='edgesmith.host.options:NoOptions',\n"
+        "        guarantee=edgesmith.Guarantee.LOSSY, order=edgesmith.Order(before=('quantize',)))]\n"
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("steps: [{method: quantize-weights}, {method: late}]")
+    words = ["compile", str(tmp_path / "absent.onnx"), "--recipe", str(recipe), "--out", str(tmp_path / "out")]
+    assert main(["--plugin", str(plugin), *words]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "`late` declares before=quantize, from file:stranger 0+" in error
+    assert "absent.onnx" not in error
 
 
 def test_packages_are_compared_with_what_is_installed():

@@ -35,10 +35,12 @@ def command(
 
 def _show_one(registry: "Registry", method: "MethodRecord", as_json: bool) -> None:
     from edgesmith.host.options import describe_range, option_schemas
+    from edgesmith.host.order import declared_by_others
 
     options = option_schemas(registry.options(method))
+    others = declared_by_others(method, registry)
     if as_json:
-        write_json({**_as_json(registry, method), "option_schemas": options})
+        write_json({**_as_json(registry, method), "declared_by_others": list(others), "option_schemas": options})
         return
     write_text(f"{method.name} {method.version}: {method.summary}")
     write_text(f"  {_facts(registry, method)}")
@@ -46,6 +48,8 @@ def _show_one(registry: "Registry", method: "MethodRecord", as_json: bool) -> No
     for constraint, words in asdict(method.order).items():
         if words:
             write_text(f"  {rules[constraint]} {', '.join(words)}")
+    for sentence in others:
+        write_text(f"  {sentence}")
     if method.source:
         write_text(f"  source: {method.source}")
     rows = [
