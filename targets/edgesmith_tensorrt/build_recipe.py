@@ -18,6 +18,8 @@ from edgesmith_calibration.preprocessing import TextPreprocessing
 
 RECIPE_FILE, PYTHON_FILE, SHELL_FILE = "build.json", "build.py", "build.sh"
 
+_USUAL_MEMORY_BYTES = 8 * 10**9
+"""Taken where a profile leaves the memory of its device open."""
 _LARGEST_BATCH = 8
 _USUAL_LENGTH = 128
 _LENGTHS = (512, 256, 128, 64, 32, 16, 8)
@@ -68,7 +70,7 @@ def build_recipe(model: Model, profile: Profile, file_name: str) -> dict[str, ob
         "strongly_typed": True,
         "builder_optimization_level": 3,
         # Half of the memory: the other half holds weights, activations and everything else on the board.
-        "workspace_bytes": profile.device.memory_bytes // 2,
+        "workspace_bytes": (profile.device.memory_bytes or _USUAL_MEMORY_BYTES) // 2,
         "dla_core": core,
         "sparse_weights": False,
         "shapes": _for_device(optimization_shapes(model) if shapes is None else shapes, fixed=core is not None),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import onnx_ir.passes.common as common_passes
 
+from edgesmith.engine import EngineReport
 from edgesmith.errors import TargetError
 from edgesmith.host.context import Context
 from edgesmith.host.interfaces import Build, Target
@@ -13,6 +14,7 @@ from edgesmith.profile import Profile
 from edgesmith.serialization import write_onnx
 from edgesmith_tensorrt.build_recipe import build_recipe, record_shapes, recorded_shapes, write_recipe
 from edgesmith_tensorrt.dialect import dialect_of
+from edgesmith_tensorrt.engine_layers import read_engine
 from edgesmith_tensorrt.gate import GateResult, ask_compiler, build_here
 from edgesmith_tensorrt.lints.integer_operators import OPERATORS, RUNTIME_DOMAIN
 from edgesmith_tensorrt.precision import lower_to_half
@@ -87,6 +89,10 @@ class TensorRT(Target):
         """Build the engine too, where this machine can build what the device runs; else it is built there."""
         engine = build_here(directory, self.device)
         return {"engine": engine} if engine else {}
+
+    def read_engine(self, model: Model, layers: str, times: str = "") -> EngineReport:
+        """Return what TensorRT built, from `--exportLayerInfo` and `--exportProfile` or the engine inspector."""
+        return read_engine(model, layers, times)
 
 
 def _rejected(device: str, answer: GateResult) -> TargetError:

@@ -1,12 +1,17 @@
 """`edgesmith lint`: what a target would reject or run slowly in a graph, before anything is compiled."""
 
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
 from edgesmith.cli.settings import registry_of
+
+if TYPE_CHECKING:
+    from edgesmith.engine import EngineReport
+    from edgesmith.host.lint import LintResult
 
 EXAMPLE = "edgesmith lint model.onnx --target jetson-orin-nano"
 
@@ -21,6 +26,14 @@ def command(
     target: Annotated[
         str, typer.Option("--target", metavar="NAME", help="Installed target, or a profile file of your own.")
     ],
+    engine_layers: Annotated[
+        Path | None,
+        typer.Option("--engine-layers", metavar="FILE", help="Layers of the built engine: trtexec --exportLayerInfo."),
+    ] = None,
+    engine_times: Annotated[
+        Path | None,
+        typer.Option("--engine-times", metavar="FILE", help="Times of its layers: trtexec --exportProfile."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a graph against the rules of a target. The exit code is 0 without findings, and 2 with some."""
@@ -31,6 +44,7 @@ def command(
     record, device = find_target(registry, target)
     with make_progress(silent=as_json) as progress:
         from edgesmith.api import load_source
+        from edgesmith.engine import read_description
         from edgesmith.host.lint import run_lints
         from edgesmith.pipeline import Workshop
         from edgesmith.store import Store
@@ -38,15 +52,32 @@ def command(
         model = load_source(source, Workshop(registry, Store(), progress, 1))
         with progress.stage("checking the rules"):
             results = tuple(run_lints(registry, record, model, device.dialect))
+        engine = None
+        if engine_layers is not None:
+            times = read_description(engine_times) if engine_times is not None else ""
+            engine = device.read_engine(model, read_description(engine_layers), times)
     if as_json:
-        write_json([{"lint": result.lint, **asdict(result.finding)} for result in results])
-    elif results:
-        rows = [
-            (result.lint, f"{result.finding.hazard} {result.finding.fix}\n{', '.join(result.finding.nodes)}".strip())
-            for result in results
-        ]
-        write_table(("rule", "what it found"), rows)
+        _write_json(results, engine)
     else:
-        write_text(f"No findings for {record.name}.")
-    if results:
+        _show(record.name, results, engine)
+    if results or (engine is not None and engine.findings):
         raise typer.Exit(EXIT_FINDINGS)
+
+
+def _write_json(results: "tuple[LintResult, ...]", engine: "EngineReport | None") -> None:
+    """Write the list of findings; with an engine, an object with that list and the engine."""
+    findings = [{"lint": result.lint, **asdict(result.finding)} for result in results]
+    write_json(findings if engine is None else {"findings": findings, "engine": engine.model_dump(mode="json")})
+
+
+def _show(target: str, results: "tuple[LintResult, ...]", engine: "EngineReport | None") -> None:
+    rows = [(result.lint, result.finding.hazard, result.finding.fix, result.finding.nodes) for result in results]
+    if engine is not None:
+        rows += [(one.rule, one.hazard, one.fix, one.layers) for one in engine.findings]
+    if rows:
+        texts = [(rule, f"{hazard} {fix}\n{', '.join(names)}".strip()) for rule, hazard, fix, names in rows]
+        write_table(("rule", "what it found"), texts)
+    else:
+        write_text(f"No findings for {target}.")
+    if engine is not None:
+        write_table(("engine", ""), list(engine.lines()))

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
+from edgesmith.errors import TargetError
 from edgesmith.host.context import Context, OptionsT
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.verdict import Verdict
 
 if TYPE_CHECKING:
+    from edgesmith.engine import EngineReport
     from edgesmith.model import Model
     from edgesmith.profile import Profile
 
@@ -67,6 +69,19 @@ class Target(ABC):
         Called once, for the artifact. By default there is nothing to add.
         """
         return {}
+
+    def read_engine(self, model: "Model", layers: str, times: str = "") -> "EngineReport":
+        """Return what the runtime built of the lowered `model`, from its own description of layers and their times.
+
+        Raises:
+            TargetError: The texts cannot be read, or this runtime describes no engines.
+        """
+        raise TargetError(
+            f"{type(self).__name__} describes no engines.",
+            expected="a target whose runtime builds an engine and tells its layers",
+            why="There is nothing to read for other runtimes.",
+            fix="Leave the description of the engine out, or name the target that it was built for.",
+        )
 
 
 class Frontend(ABC):
