@@ -13,7 +13,6 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
-from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 from onnxscript import rewriter, version_converter
 from onnxscript.optimizer import FOLDED_FROM_KEY, fold_constants
 from onnxscript.rewriter.rules import common as rules
@@ -247,6 +246,9 @@ def _infer_shapes(model: ir.Model) -> None:
             del skeleton.graph.initializers[str(value.name)]
             skeleton.graph.inputs.append(value)
     # Not its static `infer_shapes`: that one writes a file into the working directory when it cannot finish.
+    # It brings torch along, which takes seconds.
+    from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
+
     inference = SymbolicShapeInference(int_max=2**31 - 1, auto_merge=False, guess_output_rank=False, verbose=0)
     inference._preprocess(ir.to_proto(skeleton))
     complete = False

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from edgesmith.errors import EdgesmithError, TargetError
 from edgesmith.host.interfaces import Build, Target
 from edgesmith.host.records import TargetRecord
+from edgesmith.host.verdict import Verdict
 
 if TYPE_CHECKING:
     from edgesmith.model import Model
@@ -20,7 +21,7 @@ def require_accepted(record: TargetRecord, target: Target, model: "Model") -> No
     Raises:
         TargetError: It does not, with its reason and the nodes concerned, or its check crashed.
     """
-    verdict = _contained(record, "check", lambda: target.check(model))
+    verdict = check_target(record, target, model)
     if verdict.status != "refuse":
         return
     raise TargetError(
@@ -29,6 +30,18 @@ def require_accepted(record: TargetRecord, target: Target, model: "Model") -> No
         why=f"It would fail on the device. Nodes concerned: {', '.join(verdict.nodes[:5]) or 'the whole graph'}.",
         fix="Choose another target (`edgesmith targets`), or change the step that produced these nodes.",
     )
+
+
+def check_target(record: TargetRecord, target: Target, model: "Model") -> Verdict:
+    """Return what the target says of the model.
+
+    Raises:
+        TargetError: Its check crashed, or answered with something else than a verdict.
+    """
+    verdict: object = _contained(record, "check", lambda: target.check(model))
+    if not isinstance(verdict, Verdict):
+        raise _fault(record, "check", f"returned {type(verdict).__name__} and no Verdict")
+    return verdict
 
 
 def build_files(record: TargetRecord, target: Target, model: "Model", directory: Path) -> Build:

@@ -50,6 +50,14 @@ class ReferenceRunner(Runner):
 
         session = ReferenceSession(entry, optimization=OPTIMIZATION, threads=self.threads)
         for batch in batches:
+            missing = [name for name in session.input_names if name not in batch.inputs]
+            if missing:
+                raise MeasurementError(
+                    f"no data for input {', '.join(missing)} of {entry}",
+                    expected=f"arrays named {', '.join(session.input_names)}",
+                    why="the graph cannot run without all of its inputs",
+                    fix=f"rename the arrays (given: {', '.join(batch.inputs) or 'none'}) or add the missing ones",
+                )
             yield session.run({name: batch.inputs[name] for name in session.input_names})
 
 

@@ -2,9 +2,14 @@
 
 registry = isolated_registry("my_plugin.py")
 result = run_method(registry, "my-method", tiny_mlp())
+artifact = run_recipe(registry, tiny_bert(), ["my-method"], out=tmp_path)
+checks = conformance(registry, "my-method")
+
+Fixtures for pytest stand in `edgesmith.testing.fixtures`.
 """
 
 from edgesmith.testing.builder import GraphBuilder
+from edgesmith.testing.conformance import Check, CheckResult, conformance
 from edgesmith.testing.data import tiny_data
 from edgesmith.testing.fakes import bare_dialect, fake_dialect, fake_runner, fake_target
 from edgesmith.testing.models import (
@@ -27,8 +32,11 @@ from edgesmith.testing.runs import run_recipe
 
 __all__ = [
     "TINY_MODELS",
+    "Check",
+    "CheckResult",
     "GraphBuilder",
     "bare_dialect",
+    "conformance",
     "fake_dialect",
     "fake_runner",
     "fake_target",

@@ -1,6 +1,7 @@
 """Writes small ONNX graphs node by node, with random but fixed weights, for tests."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -74,11 +75,9 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(operator, inputs, names, name=name, domain=domain, **attributes))
         return names
 
-    def conv(self, source: str, name: str, inner: int, outer: int, *, kernel: int = 1, **attributes: object) -> str:
+    def conv(self, source: str, name: str, inner: int, outer: int, *, kernel: int = 1, **attributes: Any) -> str:
         """Add a Conv with bias; `inner` and `outer` are its input and output channels."""
-        groups = attributes.get("group", 1)
-        if not isinstance(groups, int):
-            raise TypeError(f"group is {groups!r}, not an integer")
+        groups: int = attributes.get("group", 1)
         weight = self.weight(f"{name}.weight", outer, inner // groups, kernel, kernel)
         return self.add("Conv", source, weight, self.weight(f"{name}.bias", outer), **attributes)
 
@@ -115,4 +114,5 @@ class GraphBuilder:
                 each.graph.output.append(
                     value if known else helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
                 )
-        return ir.from_proto(inferred if infer else proto)
+        made: ir.Model = ir.from_proto(inferred if infer else proto)
+        return made

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from edgesmith import builtin
 from edgesmith.api import Settings, compile
 from edgesmith.data import RunData
+from edgesmith.host.registry import Registry
 from edgesmith.measure.runner import LatencyPlan
 from edgesmith.testing.data import tiny_data
 from edgesmith.testing.fakes import FAKE_TARGET, fake_runner, fake_target
@@ -23,9 +23,10 @@ QUICK = LatencyPlan(warmup_runs=1, runs_per_visit=1, min_rounds=3, max_rounds=3,
 
 
 def run_recipe(
+    registry: Registry,
     model: "Model",
     recipe: "Sequence[str] | Mapping[str, object] | Recipe",
-    *plugins: str | Path | ModuleType,
+    *,
     out: Path,
     target: str = FAKE_TARGET,
     data: RunData | None = None,
@@ -36,10 +37,9 @@ def run_recipe(
     Runs with the same folder `out` share a store, so the second takes finished steps from it.
 
     Args:
+        registry: The plugins under test. What the core brings, the fake target and the fake runner are added.
         model: What to compile.
         recipe: Names of methods, or a whole recipe.
-        plugins: Plugin files or modules. The frontends, metrics and runners of the core, the fake target and the fake
-            runner are there besides.
         out: A folder for the artifact and the store.
         target: Name of the target.
         data: Calibration and evaluation data. The default is random samples for tiny models.
@@ -48,13 +48,19 @@ def run_recipe(
     Raises:
         EdgesmithError: As `edgesmith.compile`.
     """
-    registry = isolated_registry(builtin, *plugins, fake_target(), fake_runner(latency_ms))
-    named = isinstance(recipe, Sequence)
+    steps = {"steps": [{"method": name} for name in recipe]} if isinstance(recipe, Sequence) else recipe
     return compile(
         model,
         out=out / "artifact",
         target=target,
-        recipe={"steps": [{"method": name} for name in recipe]} if named else recipe,
+        recipe=steps,
         data=data or RunData(tiny_data(model), tiny_data(model, seed=1)),
-        settings=Settings(threads=1, store=out / "store", registry=registry, latency_plan=QUICK),
+        settings=Settings(threads=1, store=out / "store", registry=equipped(registry, latency_ms), latency_plan=QUICK),
     )
+
+
+def equipped(registry: Registry, latency_ms: Mapping[str, float] | None = None) -> Registry:
+    """Return `registry` with the fake target and runner, and with what the core brings where that is missing."""
+    core = () if registry.metrics() and registry.frontends() else (builtin,)
+    added = isolated_registry(*core, fake_target(), fake_runner(latency_ms))
+    return Registry([*registry.plugins, *registry.tombstones, *added.plugins])
