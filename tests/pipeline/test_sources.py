@@ -111,6 +111,20 @@ def test_a_hugging_face_directory_compiles_with_texts(text_classifier: Path, tmp
     assert '"cat"' in (artifact.directory / "task.json").read_text()
     assert {layer.layer for layer in final.layers} >= {"block 0 / output", "block 1 / output"}
 
+    # They come back with it: the same texts score the artifact as a source.
+    again = edgesmith.compile(
+        artifact.directory,
+        recipe="float",
+        data=tmp_path / "texts.csv",
+        out=tmp_path / "again",
+        settings=quick(tmp_path),
+    )
+    assert again.ledger.metric == "accuracy"
+    assert again.ledger.rows[0].metric == final.metric
+    (artifact.directory / "task.json").write_text("{")
+    with pytest.raises(edgesmith.EdgesmithError, match=r"its task\.json cannot be read"):
+        edgesmith.compile(artifact.directory, recipe="float", out=tmp_path / "third", settings=quick(tmp_path))
+
 
 def test_an_onnx_file_takes_images_when_the_description_says_how(job: Job) -> None:
     generator = np.random.default_rng(0)

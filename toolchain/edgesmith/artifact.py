@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
+from pydantic import ValidationError
 
 from edgesmith.errors import MeasurementError, ModelError
 from edgesmith.execution.runnable import runnable_inputs
@@ -18,9 +19,10 @@ from edgesmith.host.building import build_files, finish_files
 from edgesmith.ledger import FILE_NAME as LEDGER_FILE
 from edgesmith.ledger import Ledger
 from edgesmith.measure.runner import Runner
-from edgesmith.model import Model
+from edgesmith.model import ASSETS_DIRECTORY, Model
 from edgesmith.plan import Plan
 from edgesmith.report import render_report
+from edgesmith.task import Task
 from edgesmith_calibration.sources import Batch
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "manifest.json"
 """Marks a directory as an artifact; only such a directory, or an empty one, is ever replaced."""
+TASK_FILE = "task.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,20 @@ def read_entry(directory: Path) -> Path:
     return entry
 
 
+def read_use(directory: Path) -> tuple[Task, dict[str, bytes]]:
+    """Return the task of the artifact in `directory`, and the files that it travels with, such as a tokenizer.
+
+    Raises:
+        ModelError: The task is missing or damaged.
+    """
+    try:
+        task = Task.model_validate_json((directory / TASK_FILE).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _damaged(directory, f"its {TASK_FILE} cannot be read ({type(error).__name__})") from error
+    files = [path for path in (directory / ASSETS_DIRECTORY).glob("*") if path.is_file() and not path.is_symlink()]
+    return task, {path.name: path.read_bytes() for path in sorted(files)}
+
+
 def _damaged(directory: Path, problem: str) -> ModelError:
     return ModelError(
         f"The artifact {directory} is damaged: {problem}.",
@@ -98,11 +115,11 @@ def write_artifact(
     with replace_directory(directory, marker=MANIFEST_FILE) as partial:
         build = build_files(plan.target_record, plan.target, lowered, partial)
         finished = finish_files(plan.target_record, plan.target, partial)
-        (partial / "task.json").write_text(lowered.task.model_dump_json(indent=2))
+        (partial / TASK_FILE).write_text(lowered.task.model_dump_json(indent=2))
         if lowered.assets:
-            (partial / "assets").mkdir()
+            (partial / ASSETS_DIRECTORY).mkdir()
             for name, content in lowered.assets.items():
-                (partial / "assets" / name).write_bytes(content)
+                (partial / ASSETS_DIRECTORY / name).write_bytes(content)
         recipe = plan.recipe.model_copy(update={"target": plan.target_record.name})
         recipe_data = recipe.model_dump(mode="json", exclude_defaults=True) | {"version": recipe.version}
         (partial / "recipe.yaml").write_text(yaml.safe_dump(recipe_data, sort_keys=False))

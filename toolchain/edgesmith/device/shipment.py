@@ -4,13 +4,10 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from edgesmith.artifact import MANIFEST_FILE, read_entry
+from edgesmith.artifact import MANIFEST_FILE, read_entry, read_use
 from edgesmith.errors import ModelError
 from edgesmith.files import hash_file
-from edgesmith.model import ASSETS_DIRECTORY, Model
-from edgesmith.task import Task
+from edgesmith.model import Model
 
 BUILD_RECIPE, BUILD_SCRIPT, SHELL_SCRIPT = "build.json", "build.py", "build.sh"
 ENGINE, ENGINE_RECORD = "engine.plan", "engine.json"
@@ -63,13 +60,7 @@ def load_model(entry: Path) -> Model:
     Raises:
         ModelError: A file is missing or damaged.
     """
-    directory = entry.parent
-    try:
-        task = Task.model_validate_json((directory / "task.json").read_bytes())
-        folder = directory / ASSETS_DIRECTORY
-        assets = {file.name: file.read_bytes() for file in sorted(folder.glob("*"))} if folder.is_dir() else {}
-    except (OSError, ValidationError) as error:
-        raise _changed(directory, "task.json") from error
+    task, assets = read_use(entry.parent)
     return replace(Model.load(entry), task=task, assets=assets)
 
 
