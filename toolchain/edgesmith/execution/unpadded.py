@@ -5,6 +5,7 @@ Cutting the padding off before a sample runs keeps these numbers out of every st
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,42 @@ def used_length(mask: NDArray[Any]) -> int:
     return int(shown[-1]) + 1 if shown.size else 1
 
 
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """How a graph is told which positions are padding."""
+
+    mask: str
+    """Name of the input that is 0 at padding, [samples, positions]."""
+    inputs: frozenset[str]
+    """Names of the inputs with positions along their second dimension, `mask` among them."""
+
+
+def find_padding(model: ir.Model, attentions: tuple[Attention, ...]) -> tuple[Padding | None, str]:
+    """Return how the graph is told about padding, or None, with the reason where it masks padding all the same.
+
+    Args:
+        model: The graph.
+        attentions: Its attention layers.
+    """
+    masks = [attention.mask for attention in attentions if attention.padding_mask and attention.mask is not None]
+    if not masks:
+        return None, ""
+    names = _inputs_behind(model, masks)
+    inputs = {value.name: value for value in model.graph.inputs if value.name in names}
+    if len(inputs) != 1:
+        return None, f"several inputs make the mask ({', '.join(sorted(names))})"
+    mask = next(iter(inputs.values()))
+    if mask.shape is None or len(mask.shape) != 2 or isinstance(mask.shape[1], int):
+        return None, f"the length of the input {mask.name} is fixed"
+    length = mask.shape[1]
+    cut = frozenset(
+        str(value.name)
+        for value in model.graph.inputs
+        if value.shape is not None and len(value.shape) > 1 and value.shape[1] == length
+    )
+    return Padding(str(mask.name), cut), ""
+
+
 def without_padding(model: ir.Model, attentions: tuple[Attention, ...], data: DataSource) -> tuple[DataSource, str]:
     """Return the data without padding, and a remark where padding stays in though the model masks it.
 
@@ -57,23 +94,10 @@ def without_padding(model: ir.Model, attentions: tuple[Attention, ...], data: Da
         attentions: Its attention layers.
         data: Samples to cut.
     """
-    masks = [attention.mask for attention in attentions if attention.padding_mask and attention.mask is not None]
-    if not masks:
-        return data, ""
-    names = _inputs_behind(model, masks)
-    inputs = {value.name: value for value in model.graph.inputs if value.name in names}
-    if len(inputs) != 1:
-        return data, f"Statistics include padding: several inputs make the mask ({', '.join(sorted(names))})."
-    mask = next(iter(inputs.values()))
-    if mask.shape is None or len(mask.shape) != 2 or isinstance(mask.shape[1], int):
-        return data, f"Statistics include padding, because the length of the input {mask.name} is fixed."
-    length = mask.shape[1]
-    cut = frozenset(
-        str(value.name)
-        for value in model.graph.inputs
-        if value.shape is not None and len(value.shape) > 1 and value.shape[1] == length
-    )
-    return UnpaddedSource(data, str(mask.name), cut), ""
+    padding, reason = find_padding(model, attentions)
+    if padding is None:
+        return data, f"Statistics include padding: {reason}." if reason else ""
+    return UnpaddedSource(data, padding.mask, padding.inputs), ""
 
 
 def _inputs_behind(model: ir.Model, masks: list[str]) -> set[str]:

@@ -1,0 +1,1 @@
+"""The formulas, apart from any graph."""

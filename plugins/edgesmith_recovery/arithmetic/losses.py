@@ -1,0 +1,50 @@
+"""What a student loses against its teacher."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+IGNORED_LABEL = -100
+"""Positions with this label do not count, as in `edgesmith_calibration.metrics`."""
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float, shown: Tensor | None = None) -> Tensor:
+    """Return the Kullback-Leibler divergence of the student's probabilities from the teacher's, times temperature^2.
+
+    Hinton, Vinyals and Dean, arXiv 1503.02531, section 2.
+
+    Args:
+        student: Logits [..., classes].
+        teacher: Logits of the same shape.
+        temperature: Both are divided by it.
+        shown: Rows that count, bool [...]; None for all.
+    """
+    rows, targets = student.flatten(0, -2).float(), teacher.flatten(0, -2).float()
+    if shown is not None:
+        rows, targets = rows[shown.flatten()], targets[shown.flatten()]
+    with torch.no_grad():
+        log = F.log_softmax(targets / temperature, -1)
+        probabilities = log.exp()
+        # A probability of 0 has a logarithm of -inf where a model masks classes, and adds nothing.
+        entropy = -torch.where(probabilities > 0, probabilities * log, 0).sum(-1).mean()
+        del log
+    return temperature**2 * (F.cross_entropy(rows / temperature, probabilities) - entropy)
+
+
+def relative_error(student: Tensor, teacher: Tensor, shown: Tensor | None = None) -> Tensor:
+    """Return the energy of the difference over the energy of the teacher's values.
+
+    Args:
+        student: Values of any shape.
+        teacher: Values of the same shape.
+        shown: Leading places that count, bool; None for all.
+    """
+    difference, signal = student.float() - teacher.float(), teacher.float()
+    if shown is not None:
+        difference, signal = difference[shown], signal[shown]
+    return difference.square().sum() / signal.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def label_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross entropy of logits [..., classes] with integer labels [...]."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten().long(), ignore_index=IGNORED_LABEL)

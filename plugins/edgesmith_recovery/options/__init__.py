@@ -1,0 +1,1 @@
+"""Options of the recovery methods. Imports neither onnx, numpy nor torch."""

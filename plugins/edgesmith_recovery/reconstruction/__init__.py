@@ -1,0 +1,1 @@
+"""Repair block by block, without the memory of the whole network."""

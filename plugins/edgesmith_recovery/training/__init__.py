@@ -1,0 +1,1 @@
+"""Training of the deployed graph: weights, objective, data, loop and checkpoints."""

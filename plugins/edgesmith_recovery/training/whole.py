@@ -1,0 +1,100 @@
+"""Training of the whole graph against the source: `how: distill`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+
+from edgesmith.execution.torch_graph import TorchGraph
+from edgesmith.execution.unpadded import find_padding
+from edgesmith.graph.structure import Structure, find_structure
+from edgesmith.host.context import Context
+from edgesmith.model import Model
+from edgesmith_recovery.finding.pairs import block_pairs
+from edgesmith_recovery.finding.weights import TrainedWeight, trained_count
+from edgesmith_recovery.options.recover import RecoverOptions
+from edgesmith_recovery.training.checkpoint import Checkpoint
+from edgesmith_recovery.training.data import SampleBatches, Split, training_samples
+from edgesmith_recovery.training.distillation import Distillation, make_goal
+from edgesmith_recovery.training.trainer import Advance, Regime, Trainer
+from edgesmith_recovery.training.weights import LowRank, TrainedWeights, write_weights
+
+
+def train_whole(
+    model: Model, structure: Structure, weights: tuple[TrainedWeight, ...], context: Context[RecoverOptions]
+) -> ir.Model:
+    """Return the graph with trained weights."""
+    options, source = context.options, context.source
+    data, split, batch_size = training_samples(model, context)
+    device = choose_device(options)
+    with torch_settings(context.threads):
+        student = TorchGraph(model.ir, device=device)
+        teacher = None if source is None else TorchGraph(source.ir, device=device).requires_grad_(False)
+        pairs = () if source is None else block_pairs(structure, find_structure(source.ir))
+        padding, remark = find_padding(model.ir, structure.attentions)
+        if remark:
+            context.notes.remark(f"Padded positions count in the loss: {remark}.")
+        goal = make_goal(model.graph, structure, pairs, options, has_labels=data.has_labels)
+        trained = TrainedWeights(student, weights, low_rank(options), context.seed)
+        mixed = device.type == "cuda" and options.precision == "auto"
+        objective = Distillation(student, teacher, trained, goal, padding=padding, mixed=mixed)
+        batches = SampleBatches(data, split, batch_size, padding, context.seed)
+        regime = make_regime(options, batches.count)
+        place = None if context.checkpoint is None else context.checkpoint / "training"
+        trainer = Trainer(trained, objective, batches, regime, checkpoint=Checkpoint(place))
+        advance = trainer.run(context.progress, "recovering")
+        context.notes.remark(_summary(advance, trained_count(model.graph, weights), trained, split))
+        return write_weights(model.ir, trained.merged()) if advance.best_step else model.ir.clone()
+
+
+def make_regime(options: RecoverOptions, batches: int) -> Regime:
+    """Return how long and how fast to train on so many batches per epoch."""
+    return Regime(
+        steps=options.steps or max(1, round(options.epochs * batches / options.accumulate)),
+        seconds=None if options.minutes is None else 60 * options.minutes,
+        learning_rate=options.highest_rate,
+        warm_up=options.warm_up,
+        decay=options.decay,
+        weight_decay=options.weight_decay,
+        clip=options.clip,
+        accumulate=options.accumulate,
+        evaluations=options.evaluations,
+        patience=options.patience,
+        checkpoint_steps=options.checkpoint_steps,
+    )
+
+
+def low_rank(options: RecoverOptions) -> LowRank | None:
+    """Return how matrices are trained; None for entry by entry."""
+    if options.parameters != "low-rank":
+        return None
+    return LowRank(options.adapter, options.rank, options.alpha / options.rank)
+
+
+def choose_device(options: RecoverOptions) -> torch.device:
+    """Return where to train."""
+    if options.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(options.device)
+
+
+@contextmanager
+def torch_settings(threads: int) -> Iterator[None]:
+    """Let torch use so many threads while the block is open."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _summary(advance: Advance, count: int, trained: TrainedWeights, split: Split) -> str:
+    numbers = sum(leaf.numel() for leaf in trained.leaves.values())
+    what = f"{numbers:,} numbers for {count:,} weights" if numbers < count else f"{count:,} weights"
+    held = f"{split.held_out.size} held-out sample{'s' if split.held_out.size > 1 else ''}"
+    did = f"Trained {what} for {advance.step} steps; the loss on {held}"
+    if not advance.best_step:
+        return f"{did} never fell below {advance.start_loss:.4g}, so all stay as they were."
+    return f"{did} fell from {advance.start_loss:.4g} to {advance.best_loss:.4g}, reached at step {advance.best_step}."

@@ -1,0 +1,421 @@
+"""Training against the source: what changes, what stays bit for bit, and what the result promises."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.recovery.recovery_models import (
+    array,
+    context_for,
+    perceptron,
+    recover,
+    samples,
+    sparse,
+    tokens,
+    two_of_four,
+    weights_of,
+    with_weights,
+)
+
+from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.torch_graph import TorchGraph
+from edgesmith.graph.structure import find_structure
+from edgesmith.host.context import Notes
+from edgesmith.model import Model
+from edgesmith.progress import SilentProgress
+from edgesmith.protection import ProtectedAxis, Protection
+from edgesmith_recovery.finding.weights import find_weights, trained_count
+from edgesmith_recovery.options.recover import RecoverOptions
+from edgesmith_recovery.recover import Recover
+from edgesmith_recovery.training.checkpoint import Checkpoint
+from edgesmith_recovery.training.trainer import Regime, Trainer
+from edgesmith_recovery.training.weights import LowRank, TrainedWeights, write_weights
+
+QUICK = {"epochs": 4, "batch_size": 8, "learning_rate": 1e-2, "warm_up": 0.0}
+KEEPING = [
+    {"parameters": "all", "weight_decay": 0.1},
+    {"parameters": "low-rank", "adapter": "mask-lora", "rank": 4},
+    {"parameters": "low-rank", "adapter": "scale-lora", "rank": 4},
+    {"parameters": "low-rank", "adapter": "lora-prune", "rank": 4},
+]
+
+
+def output_gap(model: Model, source: Model, data: dict[str, np.ndarray]) -> float:
+    found, wanted = (ReferenceSession(each.ir).run(data) for each in (model, source))
+    return float(sum(np.square(found[name] - wanted[name]).sum() for name in wanted))
+
+
+def trained(model: Model, options: RecoverOptions) -> tuple[TorchGraph, TrainedWeights]:
+    graph = TorchGraph(model.ir)
+    weights = find_weights(model.graph, find_structure(model.ir), options, None, Notes())
+    low_rank = LowRank(options.adapter, options.rank, options.alpha / options.rank)
+    return graph, TrainedWeights(graph, weights, low_rank if options.parameters == "low-rank" else None)
+
+
+@pytest.mark.parametrize("options", [*KEEPING, {"parameters": "biases-and-norms"}])
+def test_recovery_brings_the_outputs_closer_on_data_it_never_saw(options: dict) -> None:
+    source, fresh = perceptron(), samples(200, seed=9)
+    damaged = sparse(source)
+    context = context_for(source, samples(256), outputs="mse", epochs=8, learning_rate=3e-3, **options)
+    result = recover(damaged, context)
+    assert output_gap(result, source, fresh) < 0.9 * output_gap(damaged, source, fresh)
+    assert "fell from" in context.notes.remarks[-1]
+
+
+@pytest.mark.parametrize("options", KEEPING)
+def test_zeros_are_the_same_zeros_afterwards(options: dict) -> None:
+    source = perceptron()
+    damaged = sparse(source)
+    result = recover(damaged, context_for(source, samples(), **QUICK, **options))
+    for name in ("w1", "w2", "w3"):
+        before, after = array(damaged, name), array(result, name)
+        assert np.array_equal(before == 0, after == 0) and not np.array_equal(before, after)
+
+
+def test_plain_lora_fills_zeros_only_where_it_is_allowed_to() -> None:
+    source = perceptron()
+    damaged = sparse(source)
+    options = {**QUICK, "parameters": "low-rank", "adapter": "lora"}
+    filled = recover(damaged, context_for(source, samples(), keep_zeros=False, **options))
+    kept = recover(damaged, context_for(source, samples(), **options))
+    assert (array(filled, "w2") == 0).mean() < 0.01
+    assert np.array_equal(array(kept, "w2") == 0, array(damaged, "w2") == 0)
+
+
+@pytest.mark.parametrize("options", KEEPING)
+def test_two_of_four_stay_two_of_four(options: dict) -> None:
+    source = perceptron()
+    damaged = two_of_four(source)
+    result = recover(damaged, context_for(source, samples(), **QUICK, **options))
+    for name in ("w1", "w2", "w3"):
+        assert ((array(result, name).reshape(-1, 4) != 0).sum(axis=1) == 2).all()
+
+
+def test_negative_zeros_stay_negative() -> None:
+    source = perceptron()
+    damaged = with_weights(source, lambda name, a: a * (np.abs(a) > 0.2) if a.ndim == 2 else None)
+    assert (np.signbit(array(damaged, "w2")) & (array(damaged, "w2") == 0)).any()
+    result = recover(damaged, context_for(source, samples(), **QUICK, weight_decay=0.5))
+    zero = array(damaged, "w2") == 0
+    assert np.array_equal(np.signbit(array(result, "w2"))[zero], np.signbit(array(damaged, "w2"))[zero])
+
+
+@pytest.mark.parametrize("adapter", ["mask-lora", "scale-lora", "lora-prune", "lora"])
+def test_the_merged_graph_computes_what_the_adapters_did(adapter: str) -> None:
+    damaged = sparse(perceptron())
+    options = RecoverOptions(parameters="low-rank", adapter=adapter, rank=4, keep_zeros=adapter != "lora")
+    graph, weights = trained(damaged, options)
+    with torch.no_grad():
+        for leaf in weights.leaves.values():
+            leaf.add_(0.1 * torch.randn_like(leaf))
+    x = torch.from_numpy(samples()["x"])
+    called = torch.func.functional_call(graph, weights.effective(deployed=True), ({"x": x},))["y"]
+    merged = TorchGraph(write_weights(damaged.ir, weights.merged()))({"x": x})["y"].detach()
+    assert float((called - merged).detach().abs().max()) <= 1e-5
+    with torch.no_grad():
+        training = torch.func.functional_call(graph, weights.effective(), ({"x": x},))["y"]
+    # lora-prune trains another network than it deploys; that is the price that the options name.
+    assert (float((training - merged).abs().max()) <= 1e-5) is (adapter != "lora-prune")
+
+
+@pytest.mark.parametrize("adapter", ["mask-lora", "scale-lora"])
+def test_before_the_first_step_nothing_has_changed(adapter: str) -> None:
+    damaged = sparse(perceptron())
+    _, weights = trained(damaged, RecoverOptions(parameters="low-rank", adapter=adapter))
+    for name, tensor in weights.merged().items():
+        assert np.array_equal(tensor.numpy(), array(damaged, name))
+
+
+def test_the_number_of_trained_parameters_is_that_of_the_formula() -> None:
+    damaged, rank, width = sparse(perceptron()), 3, 24
+    biases = 2 * width + 4
+    _, low_rank = trained(damaged, RecoverOptions(parameters="low-rank", rank=rank))
+    factors = rank * (width + 16) + rank * (width + width) + rank * (4 + width)
+    assert sum(leaf.numel() for leaf in low_rank.leaves.values()) == factors + biases
+    _, plain = trained(damaged, RecoverOptions(parameters="biases-and-norms"))
+    assert sum(leaf.numel() for leaf in plain.leaves.values()) == biases
+    found = find_weights(damaged.graph, find_structure(damaged.ir), RecoverOptions(), None, Notes())
+    kept = sum(int((array(damaged, name) != 0).sum()) for name in ("w1", "w2", "w3"))
+    assert trained_count(damaged.graph, found) == kept + biases
+
+
+def test_an_encoder_trains_what_the_structure_names(tiny_bert: Model) -> None:
+    found = find_weights(tiny_bert.graph, find_structure(tiny_bert.ir), RecoverOptions(), None, Notes())
+    shapes = {each.name: tiny_bert.graph.initializers[each.name].const_value.shape.numpy() for each in found}
+    # Three tables and their norm; per block 4 projections, 2 MLP products, 2 norms; pooler and classifier.
+    block = 4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32
+    total = (100 + 64 + 2) * 32 + 2 * 32 + 2 * block + 32 * 32 + 32 + 3 * 32 + 3
+    frozen = sum(0 if each.frozen is None else int(each.frozen.sum()) for each in found)
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == total
+    assert trained_count(tiny_bert.graph, found) == total - frozen
+    assert len({each.name for each in found}) == len(found)
+
+
+@settings(max_examples=8, deadline=None)
+@given(axis=st.integers(0, 1), data=st.data())
+def test_protected_channels_are_bit_identical_after_a_hundred_steps_with_decay(axis: int, data: st.DataObject) -> None:
+    source = perceptron()
+    damaged = sparse(source, 0.3)
+    places = data.draw(st.sets(st.integers(0, 15), min_size=1, max_size=8).map(sorted))
+    length = array(damaged, "w1").shape[axis]
+    kept = ProtectedAxis(length=length, kept=tuple(places))
+    protection = Protection(weights={"w1": {axis: kept}})
+    options = RecoverOptions(weight_decay=0.5)
+    graph = TorchGraph(damaged.ir)
+    weights = TrainedWeights(
+        graph, find_weights(damaged.graph, find_structure(damaged.ir), options, protection, Notes()), None
+    )
+    x = torch.from_numpy(samples()["x"])
+    optimizer = torch.optim.AdamW(list(weights.leaves.values()), lr=1e-2, weight_decay=0.5)
+    for _ in range(100):
+        graph({"x": x})["y"].square().mean().backward()
+        optimizer.step()
+        weights.keep_frozen()
+        optimizer.zero_grad()
+    result = damaged.with_ir(write_weights(damaged.ir, weights.merged()))
+    before, after = (np.moveaxis(array(each, "w1"), axis, 0) for each in (damaged, result))
+    assert before[places].tobytes() == after[places].tobytes()
+    others = [place for place in range(length) if place not in places]
+    assert before[others].tobytes() != after[others].tobytes()
+
+
+def test_a_protection_file_is_obeyed_and_one_of_another_model_refused(tmp_path: Path) -> None:
+    source = perceptron()
+    damaged = sparse(source)
+    for length, places in ((24, (0, 5)), (30, (0, 29))):
+        kept = ProtectedAxis(length=length, kept=places)
+        Protection(weights={"b1": {0: kept}, "w1": {0: kept}}).save(tmp_path / f"{length}.json")
+    context = context_for(source, samples(), protect=tmp_path / "24.json", **QUICK)
+    result = recover(damaged, context)
+    for name in ("w1", "b1"):
+        assert array(result, name)[[0, 5]].tobytes() == array(damaged, name)[[0, 5]].tobytes()
+    context = replace(context, options=RecoverOptions(protect=tmp_path / "30.json"))
+    verdict = Recover().check(damaged, context)
+    assert verdict.status == "refuse" and "30 places" in verdict.reason
+
+
+def test_nodes_that_are_not_selected_keep_their_weights() -> None:
+    source = perceptron()
+    damaged = sparse(source)
+    context = context_for(source, samples(), skip=("node_m2",), **QUICK)
+    result = recover(damaged, context)
+    same = {name for name, data in weights_of(damaged).items() if weights_of(result)[name] == data}
+    assert same == {"w2", "b2"} and "node_m2" in context.notes.skipped
+
+
+def test_a_tied_table_stays_one_tensor(tiny_gpt2: Model) -> None:
+    damaged = sparse(tiny_gpt2)
+    context = context_for(tiny_gpt2, tokens(tiny_gpt2, 8), steps=6, batch_size=4, learning_rate=1e-3)
+    result = recover(damaged, context)
+    (head,) = find_structure(damaged.ir).heads
+    assert head.tied
+    assert list(result.graph.initializers) == list(damaged.graph.initializers)
+    table = next(e.table for e in find_structure(result.ir).embeddings if e.kind == "token")
+    assert find_structure(result.ir).heads[0].tied and not np.array_equal(array(result, table), array(damaged, table))
+
+
+def test_initializers_that_share_a_tensor_share_the_new_one() -> None:
+    source = perceptron(width=16)
+    shared = source.graph.initializers["w1"].const_value
+    source.graph.initializers["w2"].const_value = shared
+    damaged = sparse(source)
+    assert damaged.graph.initializers["w1"].const_value is damaged.graph.initializers["w2"].const_value
+    result = recover(damaged, context_for(source, samples(), **QUICK))
+    assert result.graph.initializers["w1"].const_value is result.graph.initializers["w2"].const_value
+    assert not np.array_equal(array(result, "w1"), array(damaged, "w1"))
+
+
+def test_half_precision_weights_learn_in_float_and_keep_their_type() -> None:
+    source = perceptron(dtype=np.float16)
+    damaged = sparse(source)
+    result = recover(damaged, context_for(source, samples(dtype=np.float16), **QUICK))
+    for name in ("w1", "w2", "w3"):
+        assert array(result, name).dtype == np.float16
+        assert ((array(result, name) == 0) >= (array(damaged, name) == 0)).all()
+    data = samples(dtype=np.float16)
+    assert output_gap(result, source, data) < output_gap(damaged, source, data)
+
+
+def test_the_input_is_not_edited_and_the_seed_decides_everything() -> None:
+    source = perceptron()
+    damaged = sparse(source)
+    digests = damaged.digest(), source.digest()
+    first, second = (recover(damaged, context_for(source, samples(), **QUICK)) for _ in range(2))
+    assert (damaged.digest(), source.digest()) == digests
+    assert weights_of(first) == weights_of(second)
+    other = recover(damaged, replace(context_for(source, samples(), **QUICK), seed=1))
+    assert weights_of(first) != weights_of(other)
+
+
+def test_a_rate_that_ruins_everything_leaves_the_model_as_it_was() -> None:
+    source = perceptron()
+    damaged = sparse(source, 0.05)
+    context = context_for(source, samples(), epochs=2, learning_rate=50.0, warm_up=0.0, clip=1e9)
+    result = recover(damaged, context)
+    assert weights_of(result) == weights_of(damaged)
+    assert "so all stay as they were" in context.notes.remarks[-1]
+
+
+def test_training_stops_early_where_nothing_improves() -> None:
+    source = perceptron()
+    context = context_for(
+        source, samples(), steps=400, learning_rate=20.0, warm_up=0.0, decay="none", evaluations=100, patience=3
+    )
+    recover(sparse(source, 0.05), context)
+    # A score every 4 steps, and three in a row are enough.
+    assert "for 12 steps" in context.notes.remarks[-1]
+
+
+def test_labels_alone_teach_where_there_is_no_source() -> None:
+    model, data = perceptron(), samples(96)
+    labels = (data["x"][:, 0] > 0).astype(np.int64)
+    context = context_for(None, data, labels=labels, **QUICK)
+    result = recover(model, context)
+    fresh = samples(200, seed=5)
+    wanted = fresh["x"][:, 0] > 0
+
+    def hits(each: Model) -> int:
+        return int((ReferenceSession(each.ir).run(fresh)["y"].argmax(1) == wanted).sum())
+
+    assert hits(result) > hits(model) + 20
+
+
+def test_padded_positions_neither_count_nor_run(tiny_bert: Model) -> None:
+    damaged, data = sparse(tiny_bert), tokens(tiny_bert, 12)
+    noisy = {name: values.copy() for name, values in data.items()}
+    hidden = data["attention_mask"] == 0
+    noisy["input_ids"][hidden] = 99
+    options = {"steps": 4, "batch_size": 4, "blocks": "all", "learning_rate": 1e-3}
+    first = recover(damaged, context_for(tiny_bert, data, **options))
+    second = recover(damaged, context_for(tiny_bert, noisy, **options))
+    for name, value in first.graph.initializers.items():
+        if value.const_value.dtype == ir.DataType.FLOAT:
+            # What stands at padded places reaches nothing but sums that a mask sets to zero before adding.
+            np.testing.assert_allclose(value.const_value.numpy(), array(second, name), atol=2e-6)
+
+
+class Clock:
+    """A second passes each time somebody looks."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+class Numbers:
+    """Batches are numbers; half of them decide."""
+
+    count = 5
+
+    def order(self, epoch: int) -> list[int]:
+        return [int(i) for i in np.random.default_rng(epoch).permutation(5)]
+
+    def load(self, key: int) -> torch.Tensor:
+        return torch.from_numpy(samples(8, seed=key)["x"])
+
+    def held_out(self):
+        yield torch.from_numpy(samples(8, seed=100)["x"])
+
+
+def make_trainer(directory: Path | None, regime: Regime, clock: Clock | None = None) -> tuple[Trainer, TrainedWeights]:
+    graph, weights = trained(sparse(perceptron()), RecoverOptions())
+    teacher = TorchGraph(perceptron().ir)
+
+    def objective(batch: torch.Tensor, *, deployed: bool = False) -> torch.Tensor:
+        found = torch.func.functional_call(graph, weights.effective(deployed=deployed), ({"x": batch},))["y"]
+        return (found - teacher({"x": batch})["y"].detach()).square().mean()
+
+    keeping = {"clock": clock} if clock else {}
+    return Trainer(weights, objective, Numbers(), regime, checkpoint=Checkpoint(directory), **keeping), weights
+
+
+class Killed(SilentProgress):
+    """Ends the process, as far as the training can tell, after so many hundredths."""
+
+    def __init__(self, after: int) -> None:
+        self._after = after
+
+    def track(self, items, description, total=None):
+        for item in items:
+            yield item
+            if item >= self._after:
+                raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [3, 37, 80])
+def test_a_resumed_training_ends_with_the_same_bytes(tmp_path: Path, after: int) -> None:
+    regime = Regime(steps=30, seconds=None, learning_rate=1e-2, weight_decay=0.1, evaluations=7, checkpoint_steps=4)
+    whole, expected = make_trainer(None, regime)
+    advance = whole.run(SilentProgress(), "")
+    trainer, _ = make_trainer(tmp_path / "state", regime)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(Killed(after), "")
+    again, found = make_trainer(tmp_path / "state", regime)
+    resumed = again.run(SilentProgress(), "")
+    assert {name: leaf.numpy().tobytes() for name, leaf in found.merged().items()} == {
+        name: leaf.numpy().tobytes() for name, leaf in expected.merged().items()
+    }
+    assert replace(resumed, seconds=0) == replace(advance, seconds=0)
+
+
+def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path) -> None:
+    regime = Regime(steps=10, seconds=None, learning_rate=1e-2, checkpoint_steps=2)
+    make_trainer(tmp_path / "state", regime)[0].run(SilentProgress(), "")
+    (file,) = (tmp_path / "state").iterdir()
+    file.write_bytes(file.read_bytes()[:-50])
+    assert Checkpoint(tmp_path / "state").load() is None
+    assert make_trainer(tmp_path / "state", regime)[0].run(SilentProgress(), "").step == 10
+
+
+def test_time_ends_a_training_and_the_rate_falls_to_its_end() -> None:
+    regime = Regime(steps=1000, seconds=20.0, learning_rate=1e-2, evaluations=4)
+    trainer, _ = make_trainer(None, regime, Clock())
+    rates = []
+    trainer._optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+    advance = trainer.run(SilentProgress(), "")
+    # A second per update and one per score: three scores on the way leave seventeen updates, and the fourth ends it.
+    assert advance.step == len(rates) == 17 and advance.seconds == 21
+    assert rates[-1] < 0.1 * max(rates) and max(rates) > 0.8e-2
+
+
+def test_the_result_is_never_worse_than_the_start_on_what_decides() -> None:
+    for rate in (1e-3, 1e-1, 10.0):
+        trainer, _ = make_trainer(None, Regime(steps=12, seconds=None, learning_rate=rate))
+        advance = trainer.run(SilentProgress(), "")
+        assert advance.best_loss <= advance.start_loss
+        assert trainer._score() == advance.best_loss
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"source": None}, "refuse", "source model of the run is not known"),
+        ({"calibration": None}, "refuse", "--data"),
+        ({"options": RecoverOptions(only=("nothing",))}, "refuse", "no node matches"),
+        ({"options": RecoverOptions(only=("node_r1",))}, "skip", "no weight can be trained"),
+        ({"options": RecoverOptions(how="blocks")}, "refuse", "set how to distill"),
+        ({"options": RecoverOptions(how="blocks", select="paser")}, "refuse", "set select to all"),
+        ({"options": RecoverOptions(protect=Path("/nowhere.json"))}, "refuse", "cannot be read"),
+    ],
+)
+def test_check_says_what_is_missing(change: dict, status: str, words: str) -> None:
+    source = perceptron()
+    verdict = Recover().check(sparse(source), replace(context_for(source, samples()), **change))
+    assert verdict.status == status and words in verdict.reason
+
+
+def test_the_source_itself_needs_no_recovery() -> None:
+    verdict = Recover().check(perceptron(), context_for(perceptron(), samples()))
+    assert verdict.status == "skip" and "nothing to recover" in verdict.reason
+    other = perceptron(width=8)
+    other.graph.outputs[0].name = "z"
+    verdict = Recover().check(other, context_for(perceptron(), samples()))
+    assert verdict.status == "refuse" and "cannot be compared" in verdict.reason
