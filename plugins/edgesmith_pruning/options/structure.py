@@ -9,7 +9,7 @@ from edgesmith.host.records import Needs
 from edgesmith.host.selection import Selection
 
 Kind = Literal["heads", "query-heads", "value-channels", "channels", "convolution-channels"]
-Score = Literal["random", "magnitude"]
+Score = Literal["elimination", "second-moment", "magnitude", "wanda", "fluctuation", "random"]
 
 
 class PruneStructureOptions(Selection):
@@ -31,7 +31,27 @@ class PruneStructureOptions(Selection):
     ratios: Mapping[Kind, float] = Field(
         default_factory=dict, description="Another share for some kinds, such as {heads: 0.25}; 0 keeps all."
     )
-    score: Score = Field(default="magnitude", description="What an atom is worth.")
+    score: Score = Field(
+        default="elimination",
+        description="What an atom is worth. elimination: by how much the error rises after the others made up for it, "
+        "weighed anew after each removal. second-moment, wanda, fluctuation (FLAP): weights times inputs. "
+        "magnitude, random: without data.",
+        json_schema_extra={"searchable": ["elimination", "second-moment", "fluctuation"]},
+    )
+    refit: Literal["least-squares", "bias", "none"] = Field(
+        default="least-squares",
+        description="How layers make up for what they no longer read. least-squares: weights anew on what stays. bias: "
+        "what was removed held on average goes into the bias. Taken for a layer only where its error falls.",
+    )
+    ridge: float = Field(
+        default=1e-3, gt=0, description="How strongly a refit is pulled to the weights that were there."
+    )
+    sequential: bool = Field(
+        default=True,
+        description="Measure each layer in the network as pruned so far, so that it makes up for what was lost before.",
+    )
+    add_biases: bool = Field(default=True, description="Give layers without a bias one where that helps.")
+    batch_size: int = Field(default=1, ge=1, description="Samples per calibration run; a fixed batch stays.")
     protect: str | None = Field(default=None, description="File with places of weights that must stay.")
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
 
@@ -48,5 +68,10 @@ class PruneStructureOptions(Selection):
 
     @property
     def needs(self) -> Needs:
-        """What these options need."""
-        return Needs(data=False)
+        """What these options need: scores of activations and refits look at data."""
+        return Needs(data=self.reads_data)
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether anything is measured on calibration data."""
+        return self.refit != "none" or self.score not in ("magnitude", "random")

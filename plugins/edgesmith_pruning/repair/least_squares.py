@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesmith_pruning.statistics.moments import Moments
+from edgesmith_calibration.moments import Moments
 
 Float64 = NDArray[np.float64]
 
@@ -26,21 +26,23 @@ def pulled(moments: Moments, prior: Float64, ridge: float) -> Moments:
     return Moments(gram, cross, energy, moments.rows)
 
 
-def refit(moments: Moments, kept: NDArray[np.bool_], *, bias: bool) -> Float64:
+def refit(moments: Moments, matrix: Float64, kept: NDArray[np.bool_], *, bias: bool) -> Float64:
     """Return the layer of least squared error that reads only what is kept: W = G_kk^-1 C_k, and 0 elsewhere.
 
     Args:
         moments: Sums that may be inverted (see `pulled`).
+        matrix: The layer as it is, [inputs + 1, outputs]; the last row is the bias.
         kept: For each input, whether it stays, [inputs].
         bias: Whether the bias may change too.
-
-    Returns:
-        [inputs + 1, outputs]; the last row is the bias, or 0 where it may not change.
     """
     rows = np.flatnonzero(np.append(kept, bias))
-    matrix = np.zeros_like(moments.cross)
-    matrix[rows] = np.linalg.solve(moments.gram[np.ix_(rows, rows)], moments.cross[rows])
-    return matrix
+    result = np.zeros_like(matrix)
+    result[-1] = matrix[-1]
+    cross = moments.cross[rows]
+    if not bias:
+        cross = cross - np.outer(moments.gram[rows, -1], matrix[-1])
+    result[rows] = np.linalg.solve(moments.gram[np.ix_(rows, rows)], cross)
+    return result
 
 
 def dropped(matrix: Float64, kept: NDArray[np.bool_]) -> Float64:
