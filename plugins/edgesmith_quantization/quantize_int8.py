@@ -154,6 +154,8 @@ def _store(
 
 def _form_problem(options: QuantizeInt8Options, dialect: Dialect) -> str:
     """Return why the dialect has no form for these options, or an empty string."""
+    if not dialect.operators:
+        return dialect.refusals.get("int8") or f"{dialect.name} executes no operator in integers"
     if options.mode == "dynamic" and not dialect.dynamic:
         return f"{dialect.name} has no fast form for ranges computed at run time; set mode to static"
     if dialect.weight.dtype != "int8" or not dialect.weight.symmetric:

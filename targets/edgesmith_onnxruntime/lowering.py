@@ -1,6 +1,6 @@
 """The sequence of rewrites that makes a graph fast in ONNX Runtime on a CPU, and the proof that outputs stay equal."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +35,7 @@ from edgesmith_onnxruntime.residual_sum import write_residual_sums
 from edgesmith_onnxruntime.softmax_guard import move_softmax_guards
 from edgesmith_onnxruntime.static_shapes import write_static_dimensions
 from edgesmith_onnxruntime.weight_sums import lower_weight_sums
+from edgesmith_onnxruntime.whole_selections import write_whole_selections
 
 FLOAT_TOLERANCE = 1e-4
 """Largest relative error of a float graph: reassociation only."""
@@ -71,19 +72,48 @@ def lower(model: ir.Model, context: Context[None]) -> ir.Model:
     outputs keep `LEAST_ROUNDED_SQNR_DB`; a remark says by how much they move.
     """
     inputs = list(_proof_inputs(model, context))
-    return _with_rounded_inputs(_with_equal_rewrites(model, inputs, context), inputs, context)
+    lowered = _with_equal_rewrites(model, inputs, _kernel_rewrites(context.notes), context)
+    return _with_rounded_inputs(lowered, inputs, context)
 
 
-def _with_equal_rewrites(model: ir.Model, inputs: list[Inputs], context: Context[None]) -> ir.Model:
+def lower_to_standard(model: ir.Model, context: Context[None], further: Sequence[Rewrite] = ()) -> ir.Model:
+    """Return the graph cleaned for runtimes that know ONNX's own operators only; `model` is not changed.
+
+    Args:
+        model: The graph.
+        context: Calibration data and threads for the proof, and notes.
+        further: Rewrites that come behind the common ones.
+    """
+    rewrites = (*_standard_rewrites(context.notes), *further)
+    return _with_equal_rewrites(model.clone(), list(_proof_inputs(model, context)), rewrites, context)
+
+
+def as_rewrite(change: Callable[[ir.Graph], int], words: str) -> Rewrite:
+    """Return an edit of a graph as a rewrite. `change` returns how many it made, which `words` says for the report."""
+
+    def rewrite(model: ir.Model) -> tuple[ir.Model, str]:
+        copy = model.clone()
+        count = change(copy.graph)
+        if count == 0:
+            return model, ""
+        common_passes.RemoveUnusedNodesPass()(copy)
+        return copy, words.format(count)
+
+    return rewrite
+
+
+def _with_equal_rewrites(
+    model: ir.Model, inputs: list[Inputs], rewrites: Sequence[Rewrite], context: Context[None]
+) -> ir.Model:
     proof = _Proof(model, inputs, context.threads)
     candidate, remarks = model, []
-    for rewrite in _rewrites(context.notes):
+    for rewrite in rewrites:
         candidate, remark = rewrite(candidate)
         remarks.append(remark)
     if candidate is model:
         return model
     if proof.fault(candidate):
-        candidate, remarks = _one_by_one(model, proof, context.notes)
+        candidate, remarks = _one_by_one(model, proof, rewrites)
     for remark in filter(None, remarks):
         context.notes.remark(remark)
     return candidate
@@ -143,9 +173,9 @@ def _input_ranges(
     return found
 
 
-def _one_by_one(model: ir.Model, proof: "_Proof", notes: Notes) -> tuple[ir.Model, list[str]]:
+def _one_by_one(model: ir.Model, proof: "_Proof", rewrites: Sequence[Rewrite]) -> tuple[ir.Model, list[str]]:
     remarks = []
-    for rewrite in _rewrites(notes):
+    for rewrite in rewrites:
         candidate, remark = rewrite(model)
         fault = proof.fault(candidate) if remark else ""
         if fault:
@@ -156,36 +186,35 @@ def _one_by_one(model: ir.Model, proof: "_Proof", notes: Notes) -> tuple[ir.Mode
     return model, remarks
 
 
-def _rewrites(notes: Notes) -> tuple[Rewrite, ...]:
-    def edit(change: Callable[[ir.Graph], int], words: str) -> Rewrite:
-        def rewrite(model: ir.Model) -> tuple[ir.Model, str]:
-            copy = model.clone()
-            count = change(copy.graph)
-            if count == 0:
-                return model, ""
-            common_passes.RemoveUnusedNodesPass()(copy)
-            return copy, words.format(count)
+def _standard_rewrites(notes: Notes) -> tuple[Rewrite, ...]:
+    guards = "Moved {} NaN guards from attention into its mask."
+    return (
+        as_rewrite(write_static_dimensions, "Wrote out {} fixed dimensions; what follows from them is computed once."),
+        as_rewrite(lambda graph: move_softmax_guards(graph, notes), guards),
+        as_rewrite(write_whole_selections, "Wrote {} selections of every element as Reshape."),
+    )
 
-        return rewrite
+
+def _kernel_rewrites(notes: Notes) -> tuple[Rewrite, ...]:
+    """Return what ONNX Runtime's own kernels on a CPU are fastest with."""
 
     def attention(model: ir.Model) -> tuple[ir.Model, str]:
         fused, count = fuse_attention(model)
         return fused, f"Fused {count} attentions into MultiHeadAttention." if count else ""
 
     return (
-        edit(write_static_dimensions, "Wrote out {} fixed dimensions; what follows from them is computed once."),
-        edit(lambda graph: move_softmax_guards(graph, notes), "Moved {} NaN guards from attention into its mask."),
-        edit(join_integer_products, "Joined scale and bias of {} integer products."),
-        edit(fold_output_scales, "Folded factors per channel into the scales of {} integer products."),
-        edit(join_integer_convolutions, "Joined {} integer convolutions with their pairs and bounds."),
-        edit(join_integer_operators, "Joined {} operators between integer ones with their pairs."),
-        edit(pad_channels, "Padded the input of {} integer convolutions to a multiple of four channels."),
-        edit(keep_channels_last, "Kept images at {} integer operators with channels last."),
-        edit(lower_embeddings, "Let {} embeddings dequantize the rows they select."),
-        edit(lower_weight_sums, "Joined the parts of {} split weights, which are added up while loading."),
-        edit(lower_float_products, "Packed or expanded the weights of {} products of few bits."),
+        *_standard_rewrites(notes),
+        as_rewrite(join_integer_products, "Joined scale and bias of {} integer products."),
+        as_rewrite(fold_output_scales, "Folded factors per channel into the scales of {} integer products."),
+        as_rewrite(join_integer_convolutions, "Joined {} integer convolutions with their pairs and bounds."),
+        as_rewrite(join_integer_operators, "Joined {} operators between integer ones with their pairs."),
+        as_rewrite(pad_channels, "Padded the input of {} integer convolutions to a multiple of four channels."),
+        as_rewrite(keep_channels_last, "Kept images at {} integer operators with channels last."),
+        as_rewrite(lower_embeddings, "Let {} embeddings dequantize the rows they select."),
+        as_rewrite(lower_weight_sums, "Joined the parts of {} split weights, which are added up while loading."),
+        as_rewrite(lower_float_products, "Packed or expanded the weights of {} products of few bits."),
         attention,
-        edit(write_residual_sums, "Kept {} residual additions apart from LayerNormalization, which is faster."),
+        as_rewrite(write_residual_sums, "Kept {} residual additions apart from LayerNormalization, which is faster."),
     )
 
 

@@ -50,7 +50,6 @@ def test_a_users_profile_changes_facts_and_identity(registry, tmp_path):
     ("text", "words"),
     [
         ('name = "my-board"\n', "extends nothing"),
-        ('extends = "onnx-cpu"\nname = "my-board"\n', "extends onnx-cpu"),
         ('extends = "jetson-orin-nano"\nname = "My Board"\n', "name"),
         ('extends = "jetson-orin-nano"\n[device]\nmemory_bytes = -1\n', "device.memory_bytes"),
         ('extends = "jetson-orin-nano"\n[device]\ncolour = "red"\n', "device.colour"),

@@ -10,6 +10,7 @@ from edgesmith.artifact import MANIFEST_FILE, Artifact, read_entry, read_use, wr
 from edgesmith.data import RandomInputs, RunData, choose_data, first_batch, fixed_batch_size
 from edgesmith.errors import ModelError, RecipeError
 from edgesmith.files import require_replaceable, require_writable
+from edgesmith.fixed_sizes import fix_sizes
 from edgesmith.graph.structure import find_structure, label_values
 from edgesmith.host.loader import load_registry
 from edgesmith.host.needs import check_needs
@@ -92,6 +93,7 @@ def compile(
     threads = settings.threads or usable_cores()
     workshop = Workshop(registry, store, settings.progress, threads, settings.isolation)
     model = choice.equip(load_source(source, workshop, example_inputs=example_inputs))
+    model = fix_sizes(model, plan, choice, batch_size=settings.batch_size, store=store)
     opened = choice.open(model)
     for step in plan.steps:
         labelled = opened.calibration is not None and opened.calibration.has_labels

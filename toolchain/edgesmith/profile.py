@@ -37,7 +37,11 @@ class Device(_Sourced):
     """The hardware."""
 
     processor: str = Field(description="Name of the chip or family.")
-    memory_bytes: int = Field(gt=0, description="Memory that the accelerator can use.")
+    memory_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="Memory that the accelerator can use; None where devices differ.",
+    )
     unified_memory: bool = Field(default=False, description="Whether the processor shares this memory.")
     compute_capability: str | None = Field(
         default=None, pattern=r"^\d+\.\d$", description="Of an NVIDIA GPU, such as 8.7."
@@ -90,6 +94,21 @@ class DeepLearningAccelerator(_Sourced):
     )
 
 
+class HexagonArchitecture(_Facts):
+    """One generation of Qualcomm's tensor processor. A context binary is for one of them."""
+
+    name: str = Field(pattern=r"^v\d+$", description="Such as v75.")
+    soc_model: int = Field(ge=1, description="Qualcomm's number of a chip of this generation, to compile for.")
+    chips: tuple[str, ...] = Field(default=(), description="Chips that have it, such as SM8650.")
+    float16: bool = Field(default=True, description="Whether it computes in float16 too.")
+
+
+class Hexagon(_Sourced):
+    """Qualcomm's Hexagon Tensor Processor (HTP)."""
+
+    architectures: tuple[HexagonArchitecture, ...] = Field(min_length=1)
+
+
 class PowerMode(_Facts):
     """One setting of `nvpmodel`."""
 
@@ -114,6 +133,7 @@ class Profile(_Facts):
     runtimes: tuple[Runtime, ...] = Field(min_length=1)
     alignment: Alignment | None = None
     dla: DeepLearningAccelerator | None = None
+    hexagon: Hexagon | None = None
     power: PowerModes | None = None
 
     @property

@@ -2,7 +2,7 @@
 
 import difflib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgesmith.errors import RecipeError
 
 _LARGEST_BYTES = 1_000_000
+_LONGEST_SIZE = 9
+"""Digits of the largest size of a dimension."""
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -62,6 +64,10 @@ class Recipe(BaseModel):
         "what the budget names (time, size, or either).",
     )
     metric: str | None = Field(default=None, description="Metric name; by default chosen by task and labels.")
+    shapes: Mapping[str, int] = Field(
+        default_factory=dict,
+        description="Open dimension of the inputs to the size that it gets before the first step, such as batch: 1.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32)
     required_plugins: tuple[str, ...] = Field(
         default=(), description="Distributions with version ranges that must be installed."
@@ -107,6 +113,26 @@ def load_recipe(source: "str | Path | Mapping[str, object] | Recipe") -> Recipe:
             fix="Correct the file; `edgesmith schema` prints the schema for your editor.",
         ) from error
     return _parse(data, f"recipe {path}")
+
+
+def with_shapes(recipe: Recipe, words: Sequence[str]) -> Recipe:
+    """Return `recipe` with sizes for open dimensions, each given as NAME=SIZE, beside or instead of its own.
+
+    Raises:
+        RecipeError: A word has another form.
+    """
+    shapes = dict(recipe.shapes)
+    for word in words:
+        name, _, size = word.rpartition("=")
+        if not name or not size.isdecimal() or len(size) > _LONGEST_SIZE:
+            raise RecipeError(
+                f"--shape {word} is no size.",
+                expected="NAME=SIZE, such as --shape batch=1",
+                why="An open dimension of the inputs gets that size before the first step.",
+                fix="Correct it; `edgesmith inspect` lists the dimensions.",
+            )
+        shapes[name] = int(size)
+    return recipe.model_copy(update={"shapes": shapes})
 
 
 def _require_bounded(path: Path) -> None:

@@ -40,6 +40,10 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
             help="Samples (.csv, .tsv, .txt, .jsonl, .npz or a folder of images), or a YAML data description.",
         ),
     ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", metavar="NAME=SIZE", help="Fix an open dimension of the inputs. Repeatable."),
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: the cores at hand.")] = None,
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Run each step in a process of its own, within limits.")
@@ -61,9 +65,9 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
     Finished steps are kept in $EDGESMITH_STORE, or in the user's cache directory, so an interrupted run resumes.
     """
     # Checked before heavy imports, so that a mistyped name answers at once.
-    from edgesmith.recipe import load_recipe
+    from edgesmith.recipe import load_recipe, with_shapes
 
-    chosen = load_recipe(recipe)
+    chosen = with_shapes(load_recipe(recipe), shape or ())
     isolation = isolation_of(isolate, time_limit_seconds, memory_limit_mib)
     registry = registry_of(context)
     from edgesmith.api import Settings, compile

@@ -60,11 +60,16 @@ class Dialect:
     """Formats of weights that are stored small and dequantized before a product in float."""
     float8: Literal["none", "simulated", "hardware"] = "none"
     """Whether float8 Q/DQ pairs load (simulated: rounded, then computed in float) or run on float8 hardware."""
+    fixed_shapes: bool = False
+    """Whether the runtime takes no graph with open dimensions, so that a run fixes them before its first step."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Format name, such as "int2", to the reason the runtime takes none of it and what would work instead."""
 
     alignment: Mapping[str, int] = field(default_factory=dict)
     """Precision, such as "float16", to the multiple that channels must be of for the fast kernels."""
+
+    sparse_weights: str = ""
+    """Pattern N:M of zeros that the runtime has kernels for; empty where zeros cost what other numbers cost."""
 
     def weight_format(self, dtype: str) -> WeightFormat | None:
         """Return the weight-only format of that type, or None where the runtime has none."""

@@ -41,7 +41,7 @@ class LintResult:
 def run_lints(registry: "Registry", target: TargetRecord, model: "Model", dialect: Dialect) -> Iterator[LintResult]:
     """Yield what each installed rule for `target` finds. A rule that crashes gives one result that says so."""
     for record in registry.lints():
-        if record.targets and target.name not in record.targets:
+        if record.targets and not {target.name, target.extends} & set(record.targets):
             continue
         try:
             findings: tuple[object, ...] = tuple(registry.load(record)(model, dialect))

@@ -103,6 +103,8 @@ class TargetRecord:
     packages: tuple[str, ...] = ()
     profile: str = ""
     """Facts of the device as "package:resource.toml" (see `edgesmith.profile`); empty for a target without any."""
+    extends: str = ""
+    """Name of the installed target that a user's profile extends, whose rules hold for this one too."""
 
 
 @dataclass(frozen=True, slots=True)

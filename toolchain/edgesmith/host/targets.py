@@ -60,5 +60,6 @@ def _extended(registry: "Registry", path: Path) -> "tuple[TargetRecord, Target]"
         # Part of every cache key: other facts are another target.
         version=f"{base.version}+{facts[:12]}",
         profile=str(path),
+        extends=base.name,
     )
     return registry.derive(record, base), registry.load(base)(profile)

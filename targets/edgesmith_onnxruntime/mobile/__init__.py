@@ -1,0 +1,1 @@
+"""What ships to phones beside `model.onnx`: ORT format, operators of a reduced build, usability, code that loads it."""

@@ -1,0 +1,1 @@
+"""Qualcomm's tensor processor through the QNN provider of ONNX Runtime."""

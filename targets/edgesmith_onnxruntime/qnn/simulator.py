@@ -1,0 +1,142 @@
+"""Runs a graph in Qualcomm's simulator of the tensor processor, where onnxruntime-qnn is installed.
+
+The runtime gets a child process, since native code may end its process. What it computes has the tier `simulated`:
+the arithmetic of the tensor processor on this machine, nothing about time, power or a chip that was really asked.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgesmith.errors import ModelError
+from edgesmith.execution.handover import obstacle_to_running
+from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.runnable import runnable_inputs
+from edgesmith.host.context import Context
+from edgesmith.model import Model
+from edgesmith.profile import Hexagon
+from edgesmith_onnxruntime.qnn import context as context_script
+
+PACKAGE = "onnxruntime_qnn"
+PREFERRED = "v75"
+"""Architecture that samples run on, where the profile has it: of the middle of those that ship."""
+
+_TIMEOUT_SECONDS = 600
+_INSTALL = "install the extra edgesmith[qnn] for Qualcomm's simulator and context binaries"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the simulator said."""
+
+    status: str
+    """simulated, rejected, or missing where it could not be asked."""
+    message: str = ""
+    architecture: str = ""
+    version: str = ""
+    parts: int = 0
+    """Parts of the graph on the tensor processor; values cross to the processor between them."""
+    outside: dict[str, int] = field(default_factory=dict)
+    """Operators that stay on the processor, with how many."""
+    error: float = 0.0
+    """Largest relative error (L2) of an output against ONNX Runtime on this processor."""
+
+    def remark(self) -> str:
+        """Return one sentence for the report."""
+        if self.status != "simulated":
+            return f"No simulator was asked ({self.message}); only documented rules were checked."
+        outside = ", ".join(f"{count} {operator}" for operator, count in sorted(self.outside.items()))
+        where = f"{self.parts} part{'s' if self.parts != 1 else ''} on the tensor processor"
+        where += f", on the processor {outside}" if outside else ", nothing on the processor"
+        return (
+            f"Qualcomm's simulator (onnxruntime-qnn {self.version}, {self.architecture}, tier simulated): {where}; "
+            f"outputs of one sample differ from ONNX Runtime on this machine by {self.error:.1e} (relative L2)."
+        )
+
+
+def run(folder: Path, model: Model, hexagon: Hexagon, context: Context[None]) -> Answer:
+    """Return what the simulator says of the graph and recipe in `folder`, on one sample.
+
+    Args:
+        folder: Holds `build.json` and what it names; samples and outputs are written there too.
+        model: The graph.
+        hexagon: The architectures of the device.
+        context: Calibration data, of which the first sample runs; random inputs otherwise.
+    """
+    recipe = json.loads((folder / "build.json").read_text(encoding="utf-8"))
+    names = [each["name"] for each in recipe["architectures"]]
+    if not names:
+        listed = ", ".join(each.name for each in hexagon.architectures)
+        return Answer("rejected", "the graph is in float, which needs float16 arithmetic", listed)
+    obstacle = "" if importlib.util.find_spec(PACKAGE) else _INSTALL
+    obstacle = obstacle or obstacle_to_running(model.ir)
+    inputs = None if obstacle else _sample(model, context)
+    if inputs is None:
+        return Answer("missing", obstacle or "the graph runs on no made-up inputs")
+    architecture = PREFERRED if PREFERRED in names else names[0]
+    samples, outputs = folder / "samples.npz", folder / "outputs.npz"
+    with samples.open("wb") as stream:
+        np.savez(stream, **inputs)  # type: ignore[arg-type]
+    facts = _ask(
+        folder, "--check", "--architecture", architecture, "--samples", str(samples), "--outputs", str(outputs)
+    )
+    versions = facts.get("versions", {})
+    if facts["status"] != "simulated":
+        return Answer(facts["status"], facts.get("message", ""), architecture, versions.get(PACKAGE, ""))
+    expected = ReferenceSession(model.ir, threads=context.threads).run(inputs)
+    with np.load(outputs) as found:
+        error = max(_distance(expected[name], found[name]) for name in expected)
+    return Answer(
+        "simulated",
+        architecture=architecture,
+        version=versions.get(PACKAGE, ""),
+        parts=facts["parts"],
+        outside=facts["outside"],
+        error=error,
+    )
+
+
+def build_contexts(folder: Path) -> object:
+    """Write a context binary for each architecture of `build.json` in `folder`; return facts, or why there are none."""
+    if not importlib.util.find_spec(PACKAGE):
+        return _INSTALL
+    facts = _ask(folder)
+    return facts.get("contexts") or facts.get("message", facts["status"])
+
+
+def _ask(folder: Path, *words: str) -> dict[str, Any]:
+    command = [sys.executable, context_script.__file__, "--recipe", str(folder / "build.json"), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return {"status": "missing", "message": f"it did not answer within {_TIMEOUT_SECONDS} s"}
+    try:
+        facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        ending = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        return {"status": "missing", "message": f"it ended without an answer: {ending[0]}"}
+    return facts
+
+
+def _sample(model: Model, context: Context[None]) -> dict[str, np.ndarray] | None:
+    names = [str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers]
+    if context.calibration is not None and len(context.calibration):
+        batch = next(iter(context.calibration.batches(1)))
+        if all(name in batch.inputs for name in names):
+            return {name: batch.inputs[name] for name in names}
+    try:
+        return runnable_inputs(model.ir)
+    except ModelError:
+        return None
+
+
+def _distance(expected: np.ndarray, actual: np.ndarray) -> float:
+    wide = expected.astype(np.float64)
+    error = float(np.linalg.norm(actual.astype(np.float64) - wide)) / max(float(np.linalg.norm(wide)), 1e-30)
+    return error if np.isfinite(error) else float("inf")

@@ -1,0 +1,129 @@
+"""The target `android-qnn`: fixed shapes, pairs around every quantized operator, context binaries for each chip."""
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from edgesmith.errors import TargetError
+from edgesmith.frontends.fixed_dimensions import open_dimensions
+from edgesmith.host.context import Context
+from edgesmith.host.interfaces import Build, Target
+from edgesmith.host.verdict import Verdict
+from edgesmith.model import Model
+from edgesmith.profile import Profile, load_profile
+from edgesmith.serialization import write_onnx
+from edgesmith_onnxruntime.lowering import lower_to_standard
+from edgesmith_onnxruntime.qnn import simulator
+from edgesmith_onnxruntime.qnn.dialect import dialect_of
+from edgesmith_onnxruntime.qnn.operators import DYNAMIC, INTEGER
+
+FILE_NAME, RECIPE_FILE, SCRIPT_FILE = "model.onnx", "build.json", "build_context.py"
+PROFILE = "edgesmith_onnxruntime:profiles/android-qnn.toml"
+
+LARGEST_BYTES_AT_ONCE = 64 * 2**20
+"""Models up to this size are compiled for every architecture at once; each binary is about as large as the model."""
+
+_CODES = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT32}
+
+
+class AndroidQnn(Target):
+    """The Hexagon Tensor Processor of Qualcomm's phones, through ONNX Runtime and its QNN provider."""
+
+    def __init__(self, profile: Profile | None = None) -> None:
+        super().__init__(profile)
+        self.device = profile or load_profile(PROFILE)
+        if self.device.hexagon is None:
+            raise TargetError(
+                f"Profile {self.device.name} has no architectures of the tensor processor",
+                expected="a table [hexagon] with architectures",
+                why="a context binary is for one architecture",
+                fix='write extends = "android-qnn" into it, which brings the table',
+            )
+        self.hexagon = self.device.hexagon
+        self.dialect = dialect_of(self.device)
+
+    def check(self, model: Model) -> Verdict:
+        """Return whether the QNN provider takes the graph, as far as its documentation says."""
+        opset = model.graph.opset_imports.get("", 0)
+        if opset > self.dialect.opset:
+            return Verdict.refuse(f"the graph uses opset {opset}; {self.device.name} reads up to {self.dialect.opset}")
+        open_names = ", ".join(open_dimensions(model.ir))
+        if open_names:
+            reason = f"the dimensions {open_names} of its inputs are open, and QNN plans for fixed sizes; add --shape"
+            return Verdict.refuse(f"{reason} NAME=SIZE for each")
+        for node in model.graph.all_nodes():
+            obstacle = _obstacle(node)
+            if obstacle:
+                return Verdict.refuse(obstacle, nodes=(node.name or node.op_type,))
+        return Verdict.ok()
+
+    def lower(self, model: Model, context: Context[None]) -> Model:
+        """Return the graph cleaned, in ONNX's own operators; where Qualcomm's simulator is installed, it runs there.
+
+        Raises:
+            TargetError: The compiler for the tensor processor rejects the graph.
+        """
+        lowered = model.with_ir(lower_to_standard(model.ir, context))
+        if self.check(lowered).status == "refuse":
+            return lowered  # the host asks again and says why
+        folder = context.scratch / "simulator"
+        folder.mkdir()
+        self.build(lowered, folder)
+        with context.progress.stage("running Qualcomm's simulator"):
+            answer = simulator.run(folder, lowered, self.hexagon, context)
+        if answer.status == "rejected":
+            raise TargetError(
+                f"QNN rejects the graph for {answer.architecture}: {answer.message}",
+                expected="a graph that Qualcomm's compiler builds",
+                why="The phone could not load it either.",
+                fix="Leave the operators of `edgesmith lint` out of the step that wrote them, or use android-cpu.",
+            )
+        context.notes.remark(answer.remark())
+        return lowered
+
+    def build(self, model: Model, directory: Path) -> Build:
+        """Write `model.onnx` and how to compile it for each architecture."""
+        plain = model.ir.clone()
+        common_passes.ClearMetadataAndDocStringPass()(plain)
+        write_onnx(plain, directory / FILE_NAME)
+        pairs = any(node.op_type == "QuantizeLinear" for node in plain.graph)
+        fitting = [each for each in self.hexagon.architectures if pairs or each.float16]
+        recipe = {
+            "model": FILE_NAME,
+            "target": self.device.name,
+            "runtimes": [f"{each.name} {each.versions} {each.platform}".strip() for each in self.device.runtimes],
+            "architectures": [
+                {"name": each.name, "soc_model": each.soc_model, "chips": list(each.chips)} for each in fitting
+            ],
+        }
+        (directory / RECIPE_FILE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+        script = resources.files(__package__) / "context.py"
+        (directory / SCRIPT_FILE).write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+        return Build(FILE_NAME, recipe)
+
+    def finish(self, directory: Path) -> Mapping[str, object]:
+        """Add a context binary for each architecture, where onnxruntime-qnn is installed and the model is not large."""
+        size = sum(path.stat().st_size for path in directory.glob(f"{FILE_NAME}*"))
+        if size > LARGEST_BYTES_AT_ONCE:
+            return {"contexts": f"not built at once, as the model has {size >> 20} MiB; run {SCRIPT_FILE}"}
+        return {"contexts": simulator.build_contexts(directory)}
+
+
+def _obstacle(node: ir.Node) -> str:
+    """Return why QNN does not take a node, or an empty string."""
+    if node.op_type in DYNAMIC:
+        return f"{node.op_type} computes ranges as it runs; quantize with mode: static and calibration data"
+    if node.op_type in INTEGER:
+        return f"{node.op_type} is an operator on codes; QNN takes QuantizeLinear pairs around {node.op_type[7:]}"
+    if node.domain == "com.microsoft":
+        return f"{node.op_type} of ONNX Runtime's own kernels is unknown to QNN; compile the source, not an artifact"
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        place = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
+        dtype = place.dtype if place is not None else None
+        if dtype is not None and dtype not in _CODES:
+            return f"codes of {dtype.name.lower()} are unknown to QNN; use quantize-int8"
+    return ""
