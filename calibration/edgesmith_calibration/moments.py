@@ -9,7 +9,7 @@ from edgesmith_calibration.errors import DataError
 
 Float64 = NDArray[np.float64]
 
-_ROWS_PER_BLOCK = 4096
+_ROWS_PER_BLOCK = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,15 @@ class Moments:
 
 
 class MomentsObserver:
-    """Adds up `Moments`, batch by batch, in float64."""
+    """Adds up `Moments` in float64. Rows wait until there are enough for a fast product.
+
+    Args:
+        name: What the rows belong to, used in errors.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._waiting: list[tuple[NDArray[np.floating], NDArray[np.floating]]] = []
         self._gram = self._cross = np.zeros((0, 0))
         self._energy = 0.0
         self._rows = 0
@@ -72,18 +77,25 @@ class MomentsObserver:
         Raises:
             DataError: A number is NaN or infinite.
         """
-        if not self._rows:
-            width = inputs.shape[1] + 1
-            self._gram, self._cross = np.zeros((width, width)), np.zeros((width, outputs.shape[1]))
         for start in range(0, len(inputs), _ROWS_PER_BLOCK):
-            part = inputs[start : start + _ROWS_PER_BLOCK]
-            x = np.ones((len(part), part.shape[1] + 1))
-            x[:, :-1] = part
-            y = outputs[start : start + _ROWS_PER_BLOCK].astype(np.float64)
-            self._gram += x.T @ x
-            self._cross += x.T @ y
-            self._energy += float(np.vdot(y, y))
-        self._rows += len(inputs)
+            self._waiting.append((inputs[start : start + _ROWS_PER_BLOCK], outputs[start : start + _ROWS_PER_BLOCK]))
+            if sum(len(part) for part, _ in self._waiting) >= _ROWS_PER_BLOCK:
+                self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        if not self._waiting:
+            return
+        rows = sum(len(part) for part, _ in self._waiting)
+        x = np.ones((rows, self._waiting[0][0].shape[1] + 1))
+        np.concatenate([part for part, _ in self._waiting], out=x[:, :-1])
+        y = np.concatenate([part for _, part in self._waiting]).astype(np.float64)
+        self._waiting = []
+        if not self._rows:
+            self._gram, self._cross = np.zeros((x.shape[1], x.shape[1])), np.zeros((x.shape[1], y.shape[1]))
+        self._gram += x.T @ x
+        self._cross += x.T @ y
+        self._energy += float(np.vdot(y, y))
+        self._rows += rows
         if not np.isfinite(self._energy) or not np.isfinite(self._gram[-1]).all():
             raise DataError(
                 f"{self._name} reads or gives numbers that are not finite",
@@ -94,5 +106,17 @@ class MomentsObserver:
 
     @property
     def moments(self) -> Moments:
-        """The sums so far."""
+        """The sums so far.
+
+        Raises:
+            DataError: A number was NaN or infinite, or there was no row.
+        """
+        self._add_waiting()
+        if not self._rows:
+            raise DataError(
+                f"{self._name} was never run",
+                expected="at least one row of inputs",
+                why="what a channel is worth is measured on them",
+                fix="check that the calibration data holds samples that reach this layer",
+            )
         return Moments(self._gram, self._cross, self._energy, self._rows)

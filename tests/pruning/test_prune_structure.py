@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_graphs import SIGNED
 
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.sample import sample_inputs
@@ -12,6 +11,7 @@ from edgesmith.host.context import Context
 from edgesmith_calibration.sources import ArraySource
 from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.prune_structure import PruneStructure
+from small_graphs import SIGNED
 
 FAMILIES = ("tiny_bert", "tiny_gpt2", "tiny_llama", "tiny_dinov2")
 
@@ -29,8 +29,8 @@ def prune(model, folder: Path, data=None, **options):
 
 
 def distance(first, second, inputs) -> float:
-    pairs = zip(ReferenceSession(first.ir).run(inputs).values(), ReferenceSession(second.ir).run(inputs).values())
-    return sum(float(np.square(a - b).sum()) for a, b in pairs)
+    results = [list(ReferenceSession(each.ir).run(inputs).values()) for each in (first, second)]
+    return sum(float(np.square(a - b).sum()) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
