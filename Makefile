@@ -52,5 +52,11 @@ build/bench/austen:
 build/demo/data.yaml: $(STAMP)
 	$(BIN)/python examples/demo/prepare.py --out build/demo
 
+# The site of docs/ in build/site, with option tables and the command line taken from the code.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

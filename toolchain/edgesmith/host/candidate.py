@@ -71,6 +71,9 @@ class Candidate:
         try:
             self._check_core_range()
             stage = "import"
+            if trace is not None:
+                # Said before: a module may end the process.
+                trace(f"{self.distribution}:{self.entry_point} is imported")
             module = self._import_module()
             stage = "api"
             module = _check_api(module)

@@ -1,0 +1,116 @@
+"""Writes what the pages say from the code itself: options of methods, and the command line. Run `make docs`.
+
+A page of a method is written by hand; only what stands between the two marks is replaced.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from edgesmith.cli import app
+from edgesmith.host.loader import load_registry
+from edgesmith.host.options import describe_range, option_schemas
+from edgesmith.host.records import MethodRecord
+from edgesmith.host.registry import Registry
+
+DOCS = Path(__file__).parent
+BEGIN = "<!-- options: written by docs/generate.py -->"
+END = "<!-- end of options -->"
+
+
+def pages() -> dict[Path, str]:
+    """Return each page that holds generated text, as it should be. Pages that are missing are left out."""
+    registry = load_registry(plugins=False)
+    found = {page_of(record): record for record in registry.methods()}
+    made = {page: with_options(page.read_text(), registry, record) for page, record in found.items() if page.exists()}
+    return {**made, DOCS / "cli.md": command_line()}
+
+
+def page_of(record: MethodRecord) -> Path:
+    """Return the page of a method."""
+    return DOCS / "methods" / f"{record.name}.md"
+
+
+def with_options(page: str, registry: Registry, record: MethodRecord) -> str:
+    """Return a page with the table of the method's options, at its end where it had none."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if not rest:
+        before, after = f"{page.rstrip()}\n\n## Options\n\n", "\n"
+    return f"{before}{BEGIN}\n{option_table(registry, record)}\n{END}{after}"
+
+
+def option_table(registry: Registry, record: MethodRecord) -> str:
+    """Return the options of a method as a table."""
+    rows = [
+        (f"`{name}`", describe_range(schema), _default(schema), str(schema.get("description", "")))
+        for name, schema in option_schemas(registry.options(record)).items()
+    ]
+    return _table(("option", "takes", "default", "what it sets"), rows) if rows else "There are none."
+
+
+def command_line() -> str:
+    """Return the page of the command line."""
+    group: Any = typer.main.get_command(app)
+    lines = [
+        "# Command line",
+        "",
+        "Written by `docs/generate.py` from the commands themselves. Exit codes: 0 done, 2 a refusal that says what",
+        "to do, 130 after Ctrl-C, 1 a fault of Edgesmith or of a plugin.",
+        "",
+        "Before the command:",
+        "",
+        _parameters(group),
+    ]
+    for name, command in _commands(group, "edgesmith"):
+        example = str(command.epilog or "").removeprefix("Example: ")
+        lines += ["", f"## {name}", "", " ".join(str(command.help).split()), ""]
+        lines += [f"    {example}", ""] if example else []
+        lines.append(_parameters(command))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _commands(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
+
+
+def _parameters(command: Any) -> str:
+    rows = []
+    for one in command.params:
+        if one.name in ("help", "install_completion", "show_completion"):
+            continue
+        is_option = one.opts[0].startswith("-")
+        names = f"`{one.opts[0]}`" if is_option else f"`{one.name.upper()}`"
+        rows.append((f"{names} {one.metavar}" if is_option and one.metavar else names, str(one.help or "")))
+    return _table(("argument", "what it does"), rows)
+
+
+def _default(schema: Mapping[str, Any]) -> str:
+    return f"`{json.dumps(schema['default'])}`" if "default" in schema else "required"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def main() -> None:
+    """Bring every page up to date."""
+    for path, text in pages().items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
