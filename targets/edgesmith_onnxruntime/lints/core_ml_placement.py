@@ -1,4 +1,4 @@
-"""Nodes that ONNX Runtime does not hand to Core ML. Each change between the two copies tensors."""
+"""Nodes that ONNX Runtime does not hand to Core ML. Between it and the processor tensors are copied."""
 
 from collections.abc import Iterator
 
@@ -9,22 +9,21 @@ from edgesmith_onnxruntime.mobile.placement import find_placement
 
 
 def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
-    """Yield what stays on the processor, operator by operator, and what open shapes keep there."""
+    """Yield what stays on the processor: operators that Core ML lacks, and what open shapes or high ranks keep there."""
     placement = find_placement(model.ir, "Core ML program")
-    share = f"Core ML takes {placement.supported} of {placement.nodes} nodes in {placement.partitions} parts"
-    for operator, names in placement.unsupported.items():
-        yield Finding(
-            f"{share}; {operator} is not among its operators, so {len(names)} nodes run on the processor.",
-            "Little work there costs little; else compile for android-cpu, which needs no Core ML.",
-            names,
-        )
-    if placement.open_shapes:
-        yield Finding(
-            f"{share}; {placement.open_shapes} nodes are out because sizes before them are open.",
-            "Fix the inputs with --shape NAME=SIZE.",
-        )
+    if placement.supported == placement.nodes:
+        return
+    absent = [f"{operator} ({len(names)})" for operator, names in placement.unsupported.items()]
+    reasons = [f"it has no {', '.join(absent)}"] if absent else []
+    fix = "Little work on the processor costs little; else android-cpu needs no Core ML."
     if placement.high_rank:
-        yield Finding(
-            f"{share}; {placement.high_rank} nodes have more than 5 dimensions, or an input that has.",
-            "Export the model with fewer dimensions, or let these nodes run on the processor.",
-        )
+        reasons.append(f"{placement.high_rank} have more than 5 dimensions")
+    if placement.open_shapes:
+        reasons.append(f"{placement.open_shapes} stand behind open sizes")
+        fix = "Fix the inputs with --shape NAME=SIZE."
+    parts = f"{placement.partitions} part{'' if placement.partitions == 1 else 's'}"
+    yield Finding(
+        f"Core ML takes {placement.supported} of {placement.nodes} nodes in {parts}: {'; '.join(reasons)}.",
+        fix,
+        tuple(name for names in placement.unsupported.values() for name in names),
+    )

@@ -52,7 +52,7 @@ def _operators(model: ir.Model) -> Iterator[Finding]:
             fix = "Quantize with mode: static and calibration data."
         elif operator in INTEGER:
             fix = "Write it as QuantizeLinear pairs around the float operator."
-        hazard = f"{operator} is not among the operators of QNN, so {len(nodes)} nodes stay on the processor."
+        hazard = f"{operator} ({len(nodes)}) is not among the operators of QNN and stays on the processor."
         yield Finding(hazard, fix, tuple(nodes))
 
 

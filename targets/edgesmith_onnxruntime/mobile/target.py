@@ -78,6 +78,8 @@ class IosCoreMl(AndroidCpu):
             quantize_outputs=frozenset(),
             carried=frozenset(),
             weight_only=(),
+            # Behind open sizes Core ML takes next to nothing.
+            fixed_shapes=True,
         )
 
     def lower(self, model: Model, context: Context[None]) -> Model:
