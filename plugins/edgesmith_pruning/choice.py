@@ -1,6 +1,7 @@
-"""Which atoms of a unit go: scores of all layers that read them, or elimination over these layers."""
+"""Which atoms of a unit go: by elimination over the layers that read them, or by a score for each."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,6 @@ from edgesmith_calibration.moments import Moments
 from edgesmith_pruning.finding.layers import Layer
 from edgesmith_pruning.finding.records import Unit
 from edgesmith_pruning.options.structure import PruneStructureOptions
-from edgesmith_pruning.removal import Decision, lowest
 from edgesmith_pruning.repair.least_squares import pulled
 from edgesmith_pruning.scores.activations import fluctuation, over_atoms, second_moment, wanda
 from edgesmith_pruning.scores.elimination import Problem, eliminate
@@ -18,17 +18,40 @@ from edgesmith_pruning.scores.magnitude import random_scores
 Float64 = NDArray[np.float64]
 
 Measured = Sequence[tuple[Layer, Moments | None]]
+"""The layers that read a unit, with moments of their inputs where a score needs them."""
+
+_STEP = 1 / 64
+"""Share of the atoms that elimination takes at once, before it weighs the others anew."""
 
 
-def choose(
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Atoms in the order in which they go, and what each costs."""
+
+    atoms: tuple[int, ...]
+    costs: Float64
+    """Rise of the squared error with elimination, a score otherwise."""
+
+    def by_level(self, unit: Unit) -> Float64:
+        """Return the costs of the first atom of every group together, of the second, and so on."""
+        levels = np.zeros(unit.group_size)
+        seen = [0] * unit.groups
+        for atom, cost in zip(self.atoms, self.costs, strict=True):
+            group = atom // unit.group_size
+            levels[seen[group]] += cost
+            seen[group] += 1
+        return levels[: min(seen)]
+
+
+def rank(
     unit: Unit, measured: Measured, count: int, kept: Sequence[int], options: PruneStructureOptions, seed: int
-) -> Decision:
-    """Return what goes of a unit.
+) -> Ranking:
+    """Return what goes first of a unit.
 
     Args:
         unit: What to choose from.
-        measured: The layers that read it, with moments of their inputs where the score needs them.
-        count: How many atoms go in each group.
+        measured: The layers that read it.
+        count: How many atoms go in each group; fewer go where more are kept.
         kept: Atoms that stay.
         options: Score and ridge.
         seed: Seed of random scores.
@@ -40,23 +63,29 @@ def choose(
             if moments is not None
         ]
         groups = np.arange(unit.size) // unit.group_size
-        order, _ = eliminate(problems, groups, [count] * unit.groups, kept=kept, step=STEP)
-        return Decision(unit, tuple(sorted(order)))
-    scores = np.zeros(unit.size)
-    for layer, moments in measured:
-        scores += over_atoms(_row_scores(layer, moments, options.score), layer.rows[unit.key])
-    if options.score == "random":
-        scores = random_scores(unit.size, seed)
-    return lowest(unit, scores, count, kept)
+        order, rises = eliminate(problems, groups, [count] * unit.groups, kept=kept, step=_STEP)
+        return Ranking(tuple(order), rises)
+    scores = random_scores(unit.size, seed) if options.score == "random" else np.zeros(unit.size)
+    if options.score != "random":
+        for layer, moments in measured:
+            scores += over_atoms(_row_scores(layer, moments, options.score), layer.rows[unit.key])
+    return _by_score(unit, scores, count, kept)
 
 
-STEP = 1 / 64
-"""Share of atoms that elimination takes at once."""
+def _by_score(unit: Unit, scores: Float64, count: int, kept: Sequence[int]) -> Ranking:
+    free = np.ones(unit.size, np.bool_)
+    free[list(kept)] = False
+    order: list[int] = []
+    for group in range(unit.groups):
+        atoms = np.arange(group * unit.group_size, (group + 1) * unit.group_size)
+        atoms = atoms[free[atoms]]
+        order += atoms[np.argsort(scores[atoms], kind="stable")[:count]].tolist()
+    return Ranking(tuple(order), scores[order])
 
 
 def _row_scores(layer: Layer, moments: Moments | None, score: str) -> Float64:
     matrix = layer.matrix[:-1]
-    if moments is None or score in ("magnitude", "random"):
+    if moments is None or score == "magnitude":
         return np.asarray(np.square(matrix).sum(axis=1))
     if score == "wanda":
         return wanda(matrix, moments.second_moment)

@@ -48,7 +48,9 @@ class Sweep:
     refit: str
     ridge: float
 
-    def measure(self, dense: ir.Model, working: ir.Model, layers: Sequence[Layer]) -> Iterator[tuple[Layer, Moments]]:
+    def measure(
+        self, dense: ir.Model, working: ir.Model, layers: Sequence[Layer], activity: str
+    ) -> Iterator[tuple[Layer, Moments]]:
         """Yield each layer with its moments; `working` may change between two layers, `dense` stays."""
         targets = [[layer.tail.total or layer.tail.end] for layer in layers]
         sources = [[layer.consumer.source, *filter(None, [layer.tail.other])] for layer in layers]
@@ -56,7 +58,7 @@ class Sweep:
         wanted = SegmentedRun(dense, targets, self.data, **settings)  # type: ignore[arg-type]
         present = SegmentedRun(working, sources, self.data, **settings)  # type: ignore[arg-type]
         nodes = {node.outputs[0].name: node for node in dense.graph}
-        for layer, target in self.progress.track(list(zip(layers, targets, strict=True)), "pruning", len(layers)):
+        for layer, target in self.progress.track(list(zip(layers, targets, strict=True)), activity, len(layers)):
             node = nodes[layer.consumer.reader]
             observer = MomentsObserver(layer.consumer.reader)
             for there, here in zip(wanted.advance(), present.advance(), strict=True):

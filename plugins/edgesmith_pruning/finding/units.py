@@ -36,7 +36,12 @@ def find_units(model: ir.Model, notes: Notes | None = None) -> tuple[Unit, ...]:
             if notes is not None and coupling.size > 1:
                 notes.skip(_node_name(readers, coupling.slots[0]), reason)
             continue
-        units.extend(finder.units_of(coupling))
+        for unit in finder.units_of(coupling):
+            shared = _shared_elsewhere(unit, graph)
+            if not shared:
+                units.append(unit)
+            elif notes is not None:
+                notes.skip(unit.name, f"other layers read {shared} too; cutting it would store it twice")
     return tuple(sorted(units, key=lambda unit: min(order[each.reader] for each in unit.consumers)))
 
 
@@ -49,6 +54,15 @@ def _obstacle(coupling: Coupling, readers: dict[str | None, ir.Node]) -> str:
     if any("QuantizeLinear" in readers[slot.reader].op_type for slot in coupling.slots if slot.reader):
         return "is quantized already; prune before quantizing"
     return ""
+
+
+def _shared_elsewhere(unit: Unit, graph: ir.Graph) -> str:
+    """Return which weight of a unit layers outside it read too, or an empty string."""
+    own: dict[str, int] = {}
+    for place in (*unit.producers, *unit.consumers):
+        if place.operator in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
+            own[place.weight] = own.get(place.weight, 0) + 1
+    return next((name for name, count in own.items() if len(tuple(graph.initializers[name].uses())) > count), "")
 
 
 def _node_name(readers: dict[str | None, ir.Node], slot: Slot) -> str:

@@ -22,6 +22,25 @@ class PruneStructureOptions(Selection):
         description="Share to remove of what `budget` counts.",
         json_schema_extra={"searchable": [0.1, 0.2, 0.3, 0.5]},
     )
+    budget: Literal["atoms", "macs", "parameters", "latency"] = Field(
+        default="atoms",
+        description="What `ratio` is a share of: heads and channels, MACs, parameters, or measured latency.",
+    )
+    allocation: Literal["uniform", "global"] = Field(
+        default="uniform",
+        description="uniform: the same share of each unit. global: more where it costs less error for what it saves.",
+        json_schema_extra={"searchable": ["uniform", "global"]},
+    )
+    largest_share: float = Field(
+        default=0.8, gt=0, lt=1, description="Most that may go of one unit where the budget decides."
+    )
+    alignment: int | None = Field(
+        default=None,
+        ge=1,
+        description="Multiple that widths of channels are rounded to. None: what the target's fast kernels like.",
+    )
+    keep_first_blocks: int = Field(default=0, ge=0, description="Blocks at the start that stay whole.")
+    keep_last_blocks: int = Field(default=0, ge=0, description="Blocks at the end that stay whole.")
     kinds: tuple[Kind, ...] = Field(
         default=("heads", "channels", "convolution-channels"),
         min_length=1,

@@ -1,0 +1,188 @@
+"""One pruning of one model: finds units, allocates, sweeps, cuts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgesmith.errors import DataError, StepError
+from edgesmith.execution.unpadded import without_padding
+from edgesmith.graph.structure import find_structure
+from edgesmith.host.context import Context, Notes
+from edgesmith.model import Model
+from edgesmith.protection import Protection
+from edgesmith_calibration.moments import Moments
+from edgesmith_calibration.sources import DataSource
+from edgesmith_pruning.allocation.allocate import Allocation, most_removable, tile_of
+from edgesmith_pruning.choice import Ranking, rank
+from edgesmith_pruning.finding.biases import add_biases
+from edgesmith_pruning.finding.layers import Layer, find_layers
+from edgesmith_pruning.finding.records import Unit
+from edgesmith_pruning.finding.selection import protected_atoms, selected_units
+from edgesmith_pruning.options.structure import PruneStructureOptions
+from edgesmith_pruning.removal import Decision
+from edgesmith_pruning.sweep import Outcome, Sweep
+
+StructureContext = Context[PruneStructureOptions]
+
+
+class Pruning:
+    """What is found and decided about one model.
+
+    Args:
+        model: The model; it is not changed.
+        context: Options, data and the rest.
+
+    Raises:
+        RecipeError: The protection was made for another model.
+        StepError: There is nothing to remove.
+    """
+
+    def __init__(self, model: Model, context: StructureContext) -> None:
+        self._options, self._context = context.options, context
+        dense = model.ir.clone()
+        units = selected_units(dense, self._options, context.notes)
+        self.added = _with_biases(dense, units, self._options)
+        if self.added:
+            units = selected_units(dense, self._options, Notes())
+        if not units:
+            raise _nothing()
+        self.units, self._model = units, model.with_ir(dense)
+        self._layers = find_layers(dense, units)
+        protection = Protection() if self._options.protect is None else Protection.load(self._options.protect)
+        self._kept = protected_atoms(units, protection)
+        self._rankings: dict[str, tuple[Ranking, float]] = {}
+        self._data: DataSource | None = None
+        self.working = dense.clone()
+        self.outcomes: list[Outcome] = []
+
+    def run(self) -> tuple[Decision, ...]:
+        """Return what goes; `working` is refitted for it and not cut yet.
+
+        Raises:
+            DataError: There is no calibration data, or it makes an activation infinite or NaN.
+            StepError: So little is to go that nothing does.
+        """
+        counts = self._allocate()
+        if not any(counts.values()):
+            raise _nothing()
+        apart = [unit for unit in self.units if len(unit.consumers) > 1 or not self._options.reads_data]
+        self._rank({unit.key: counts[unit.key] for unit in apart if unit.key not in self._rankings})
+        decided = {unit.key: _first(unit, self._rankings[unit.key][0], counts[unit.key]) for unit in apart}
+        if self._options.reads_data:
+            present = self.working if self._options.sequential else self._model.ir
+            sweep = self._sweep()
+            for layer, moments in sweep.measure(self._model.ir, present, self._layers, "pruning"):
+                self._treat(layer, moments, counts, decided, sweep)
+        return tuple(decided[unit.key] for unit in self.units)
+
+    def _allocate(self) -> Mapping[str, int]:
+        options, tile = self._options, tile_of(self._context)
+        most = {}
+        for unit in self.units:
+            share = options.share(unit.kind)
+            largest = share if options.budget == "atoms" and options.allocation == "uniform" else options.largest_share
+            most[unit.key] = most_removable(unit, self._kept[unit.key], largest, tile)
+        return Allocation(self._model, self.units, most, self._context, self._rank).counts()
+
+    def _rank(self, counts: Mapping[str, int]) -> Mapping[str, tuple[Ranking, float]]:
+        """Rank units on the dense network, and return all rankings so far with the energy behind each."""
+        units = [unit for unit in self.units if counts.get(unit.key)]
+        layers = [layer for layer in self._layers if any(unit.key in layer.rows for unit in units)]
+        waiting: dict[str, list[tuple[Layer, Moments | None]]] = {unit.key: [] for unit in units}
+        for layer, moments in self._measured(layers):
+            for unit in units:
+                if unit.key not in layer.rows:
+                    continue
+                waiting[unit.key].append((layer, moments))
+                if len(waiting[unit.key]) == len(unit.consumers):
+                    found = waiting.pop(unit.key)
+                    energy = sum(each.energy for _, each in found if each is not None)
+                    kept, count = self._kept[unit.key], counts[unit.key]
+                    ranking = rank(unit, found, count, kept, self._options, self._context.seed)
+                    self._rankings[unit.key] = ranking, energy
+        for unit in self.units:
+            self._rankings.setdefault(unit.key, (Ranking((), np.zeros(0)), 0.0))
+        return self._rankings
+
+    def _measured(self, layers: Sequence[Layer]) -> Iterator[tuple[Layer, Moments | None]]:
+        """Yield layers with moments in the dense network, or without where scores need none."""
+        if layers and self._options.reads_data:
+            yield from self._sweep().measure(self._model.ir, self._model.ir, layers, "ranking")
+        else:
+            yield from ((layer, None) for layer in layers)
+
+    def _treat(
+        self, layer: Layer, moments: Moments, counts: Mapping[str, int], decided: dict[str, Decision], sweep: Sweep
+    ) -> None:
+        """Decide what nobody decided before, and refit the layer."""
+        gone = np.zeros(layer.inputs, np.bool_)
+        for unit in self.units:
+            if unit.key not in layer.rows:
+                continue
+            if unit.key not in decided:
+                kept, count = self._kept[unit.key], counts[unit.key]
+                ranking = rank(unit, [(layer, moments)], count, kept, self._options, self._context.seed)
+                decided[unit.key] = _first(unit, ranking, count)
+            for atom in decided[unit.key].removed:
+                gone[list(layer.rows[unit.key][atom])] = True
+        if gone.any() or self._options.sequential:
+            self.outcomes.append(sweep.repair(self.working, layer, moments, ~gone, layer.tail.bias))
+
+    def _sweep(self) -> Sweep:
+        context = self._context
+        if self._data is None:
+            self._data = _calibration(self._model.ir, context)
+        return Sweep(
+            data=self._data,
+            scratch=context.scratch,
+            threads=context.threads,
+            batch_size=self._options.batch_size,
+            progress=context.progress,
+            refit=self._options.refit,
+            ridge=self._options.ridge,
+        )
+
+
+def _first(unit: Unit, ranking: Ranking, count: int) -> Decision:
+    """Return the decision to remove the first atoms of each group of a ranking."""
+    left = [count] * unit.groups
+    removed = []
+    for atom in ranking.atoms:
+        group = atom // unit.group_size
+        if left[group]:
+            left[group] -= 1
+            removed.append(atom)
+    return Decision(unit, tuple(sorted(removed)))
+
+
+def _with_biases(model: ir.Model, units: Sequence[Unit], options: PruneStructureOptions) -> Mapping[str, str]:
+    """Give layers that have none a bias, and return its name by layer."""
+    if not options.add_biases or options.refit == "none":
+        return {}
+    layers = [layer for layer in find_layers(model, units) if layer.tail.bias is None and not layer.obstacle]
+    return add_biases(model, [(layer.consumer.reader, layer.matrix.shape[1]) for layer in layers])
+
+
+def _calibration(model: ir.Model, context: StructureContext) -> DataSource:
+    data = context.calibration
+    if data is None or len(data) == 0:
+        raise DataError(
+            "there is no calibration data to prune with",
+            expected="a data source with at least one sample",
+            why="scores and refits look at what layers read",
+            fix="pass data with --data, or set score to magnitude and refit to none",
+        )
+    data, remark = without_padding(model, find_structure(model).attentions, data.take(context.options.samples))
+    if remark:
+        context.notes.remark(remark)
+    return data
+
+
+def _nothing() -> StepError:
+    return StepError(
+        "prune-structure found nothing to remove",
+        expected="heads or channels between two layers of the graph, and a ratio that is worth at least one of them",
+        why="the step would change nothing",
+        fix="remove the step from the recipe, or widen the options ratio, kinds, only and skip",
+    )
