@@ -1,15 +1,67 @@
-"""The public names: complete, importable, documented, and light until they are used."""
+"""The public names: complete, importable, documented, typed, kept, and light until they are used.
 
+`python tests/test_public_api.py` writes public_api.json anew, after a change that is meant.
+"""
+
+import ast
+import dataclasses
+import enum
 import importlib
+import inspect
+import json
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 import edgesmith
 
+ROOT = Path(__file__).parents[1]
+KEPT = Path(__file__).with_name("public_api.json")
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "transformers", "numpy")
+WHEEL = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+REFERENCE = (ROOT / "docs/plugins/reference.md").read_text()
+PUBLIC_MODULES = re.findall(r"^\| `(edgesmith[\w.]*)` \|", REFERENCE, re.MULTILINE)
+
+
+def public_members(kind: type) -> dict[str, object]:
+    """Return what a user may call on a public class, as far as Edgesmith wrote it."""
+    return {
+        name: member
+        for name, member in vars(kind).items()
+        if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property | classmethod))
+    }
+
+
+def parameters(function: object) -> dict[str, bool]:
+    """Return each parameter of a public callable, and whether it has a default."""
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    return {one.name: one.default is not one.empty for one in found if one.kind not in (one.VAR_KEYWORD,)}
+
+
+def describe(name: str) -> dict[str, object]:
+    """Return what a plugin may rely on of one public name."""
+    value = getattr(edgesmith, name)
+    if not isinstance(value, type):
+        return {"parameters": parameters(value)}
+    fields = [one.name for one in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    fields += list(getattr(value, "model_fields", {}))
+    fields += [member.name for member in value] if issubclass(value, enum.Enum) else []
+    methods = {
+        member: parameters(getattr(value, member))
+        for member in public_members(value)
+        if not isinstance(vars(value)[member], property)
+    }
+    own = {} if issubclass(value, enum.Enum) or inspect.isabstract(value) else parameters(value)
+    properties = [member for member, one in public_members(value).items() if isinstance(one, property)]
+    return {"parameters": own, "fields": sorted(fields), "properties": sorted(properties), "methods": methods}
 
 
 @pytest.mark.parametrize("name", edgesmith.__all__)
@@ -18,10 +70,52 @@ def test_each_public_name_exists_and_is_documented(name: str) -> None:
     assert isinstance(value, str) or (value.__doc__ or "").strip()
 
 
+@pytest.mark.parametrize("name", [one for one in edgesmith.__all__ if isinstance(getattr(edgesmith, one), type)])
+def test_each_member_of_a_public_class_is_documented_and_typed(name: str) -> None:
+    for member, found in public_members(getattr(edgesmith, name)).items():
+        function = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
+        assert (function.__doc__ or "").strip(), f"{name}.{member} has no docstring"
+        signature = inspect.signature(function)
+        untyped = [one for one in list(signature.parameters.values())[1:] if one.annotation is one.empty]
+        assert not untyped and signature.return_annotation is not signature.empty, f"{name}.{member} is not typed"
+
+
+def test_the_list_agrees_with_the_homes_of_the_names() -> None:
+    assert set(edgesmith.__all__) == {*edgesmith._HOME, "__version__", "hookimpl"}
+
+
 def test_nothing_else_is_public() -> None:
     assert set(dir(edgesmith)) == set(edgesmith.__all__)
     with pytest.raises(AttributeError, match="no attribute 'missing'"):
         _ = edgesmith.missing
+
+
+def test_what_was_public_still_is_and_takes_what_it_took() -> None:
+    kept, lost = json.loads(KEPT.read_text()), []
+    for name, before in kept.items():
+        if name not in edgesmith.__all__:
+            lost.append(f"{name} is gone")
+            continue
+        now = describe(name)
+        lost += [f"{name}.{one} is gone" for one in before.get("fields", []) if one not in now.get("fields", [])]
+        members = {*now.get("properties", []), *now.get("fields", [])}
+        lost += [f"{name}.{one} is gone" for one in before.get("properties", []) if one not in members]
+        calls = [(name, before["parameters"], now["parameters"])]
+        for method, taken in before.get("methods", {}).items():
+            if method not in now["methods"]:
+                lost.append(f"{name}.{method} is gone")
+                continue
+            calls.append((f"{name}.{method}", taken, now["methods"][method]))
+        for call, old, new in calls:
+            lost += [f"{call} no longer takes {one}" for one in old if one not in new]
+            lost += [f"{call} now asks for {one}" for one, optional in new.items() if one not in old and not optional]
+            lost += [f"{call} now insists on {one}" for one in old if old[one] and not new.get(one, True)]
+    assert lost == [], "raise the version and note it in CHANGELOG.md, then run: python tests/test_public_api.py"
+
+
+def test_new_public_names_are_noted() -> None:
+    new = set(edgesmith.__all__) - set(json.loads(KEPT.read_text()))
+    assert new == set(), "run: python tests/test_public_api.py"
 
 
 def test_importing_the_host_imports_nothing_heavy() -> None:
@@ -31,13 +125,34 @@ def test_importing_the_host_imports_nothing_heavy() -> None:
     assert printed.strip() == "[]"
 
 
-def test_every_module_has_a_docstring() -> None:
+@pytest.mark.parametrize("folder", WHEEL)
+def test_each_package_says_that_it_is_typed(folder: str) -> None:
+    assert (ROOT / folder / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("folder", WHEEL)
+def test_every_module_has_a_docstring(folder: str) -> None:
+    package = Path(folder).name
     bare = []
-    for package in ("edgesmith", "edgesmith_calibration", "edgesmith_quantization", "edgesmith_onnxruntime"):
-        root = importlib.import_module(package)
-        for info in pkgutil.walk_packages(root.__path__, f"{package}."):
-            if info.name.endswith("__main__"):
-                continue
-            if not (importlib.import_module(info.name).__doc__ or "").strip():
-                bare.append(info.name)
+    for info in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+        if info.name.endswith("__main__"):
+            continue
+        if not (importlib.import_module(info.name).__doc__ or "").strip():
+            bare.append(info.name)
     assert bare == []
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/plugins/*/**/*.py")), ids=lambda path: path.name)
+def test_examples_use_nothing_that_is_not_public(path: Path) -> None:
+    allowed = {"edgesmith", *PUBLIC_MODULES}
+    assert len(allowed) > 5
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not re.match(r"edgesmith(_calibration)?(\.|$)", node.module or ""):
+            continue
+        assert node.module in allowed, f"{path.name} imports {node.module}"
+        if node.module == "edgesmith":
+            assert {one.name for one in node.names} <= set(edgesmith.__all__)
+
+
+if __name__ == "__main__":
+    KEPT.write_text(json.dumps({name: describe(name) for name in sorted(edgesmith.__all__)}, indent=1) + "\n")

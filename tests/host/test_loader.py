@@ -117,6 +117,51 @@ def test_this_plugin_contract_and_the_one_before_are_taken(install, monkeypatch,
     assert load_registry().tombstones == ()
 
 
+OF_CONTRACT_1 = """
+EDGESMITH_API = 1
+
+import edgesmith
+
+@edgesmith.hookimpl
+def register_rules():
+    return [edgesmith.LintRecord(name="old-rule", version="1", summary="A rule.", entry="absent:rule")]
+"""
+
+
+def rename_the_hook(module) -> None:
+    """Let a plugin of contract 1 pass for one of contract 2, in which this hook has another name."""
+    if hasattr(module, "register_rules"):
+        module.register_lints = module.register_rules
+        del module.register_rules
+
+
+def test_a_shim_carries_a_plugin_of_the_contract_before_over(install, monkeypatch):
+    install("edge-rules", source=OF_CONTRACT_1)
+    (tombstone,) = load_registry().tombstones
+    assert "register_rules" in tombstone.error
+    sys.modules.pop("edge_rules")
+    monkeypatch.setattr("edgesmith.host.hookspecs.API_VERSION", 2)
+    monkeypatch.setattr("edgesmith.host.hookspecs.SHIMS", {1: rename_the_hook})
+    registry = load_registry()
+    assert registry.tombstones == ()
+    assert registry.distribution_of(registry.lint("old-rule")) == "edge-rules 0.3"
+    assert [one.name for one in registry.targets()]
+
+
+def test_a_shim_leaves_plugins_of_the_present_contract_alone_and_its_faults_are_contained(install, monkeypatch):
+    def broken(module) -> None:
+        raise RuntimeError("the shim")
+
+    monkeypatch.setattr("edgesmith.host.hookspecs.SHIMS", {1: broken})
+    install("edge-prune")
+    assert "halve" in names(load_registry())
+    sys.modules.pop("edge_prune")
+    monkeypatch.setattr("edgesmith.host.hookspecs.API_VERSION", 2)
+    install("edge-old", source="EDGESMITH_API = 1")
+    buried = {one.distribution: (one.stage, one.error) for one in load_registry().tombstones}
+    assert buried["edge-old"] == ("api", "RuntimeError: the shim")
+
+
 @pytest.mark.parametrize("declared", ["3", "0", "'1'"])
 def test_any_other_plugin_contract_is_buried(install, monkeypatch, declared):
     monkeypatch.setattr("edgesmith.host.hookspecs.API_VERSION", 2)

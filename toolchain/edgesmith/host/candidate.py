@@ -168,6 +168,7 @@ def _requirements(requires: Iterable[str], distribution: str) -> Iterator[Requir
 
 
 def _check_api(module: object) -> ModuleType:
+    """Return a module that fulfils the present contract, by a shim if it was written for the one before."""
     if not isinstance(module, ModuleType):
         raise PluginError(
             f"the entry point names an object of type {type(module).__name__}",
@@ -185,6 +186,8 @@ def _check_api(module: object) -> ModuleType:
             why="The host supports its own contract and the one before it.",
             fix="Update the plugin, or install the edgesmith that it was written for.",
         )
+    if declared != newest and declared in hookspecs.SHIMS:
+        hookspecs.SHIMS[declared](module)
     return module
 
 

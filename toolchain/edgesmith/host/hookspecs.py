@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from types import ModuleType
 
     from edgesmith.errors import EdgesmithError
     from edgesmith.host.records import (
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 PROJECT_NAME = "edgesmith"
 API_VERSION = 1
 """The plugin contract. A plugin may set `EDGESMITH_API`; the host takes this number and the one before it."""
+
+SHIMS: "Mapping[int, Callable[[ModuleType], None]]" = {}
+"""An older contract to a function that edits a plugin module of it so that it fulfils the next one.
+
+There is none while the present contract is the first. One stays for as long as its contract is accepted.
+"""
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
