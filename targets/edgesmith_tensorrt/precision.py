@@ -22,6 +22,7 @@ from edgesmith.graph.edit import GraphEditor, constant_value
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Context
 from edgesmith_tensorrt.half_precision import LARGEST, fits_half, write_half
+from edgesmith_tensorrt.layer_norms import join_layer_norms
 
 TOLERANCE = 1e-2
 """Largest relative error (L2) of the outputs of a float graph. Float16 rounds to 5e-4, and errors of layers add up."""
@@ -49,12 +50,14 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
     """
     samples = list(_samples(model, context))
     typed = _with_types(model)
+    joined = frozenset(str(node.name) for node in join_layer_norms(typed))
     before = _outputs(_without_rounding(model), samples, context.threads)
     overflowing = overflowing_values(typed, samples, context.threads)
     error = float("inf")
     for sensitive in (False, True):
         candidate = typed.clone()
         kept = full_precision_nodes(candidate, overflowing, sensitive=sensitive)
+        kept |= {node: "normalization that was written out" for node in candidate.graph if node.name in joined}
         count = write_half(candidate, kept.keys())
         if count == 0:
             break

@@ -138,8 +138,9 @@ def test_squares_of_a_written_out_normalization_do_not_overflow():
     assert not relative_error(expected, naive) < 0.1  # the hazard is real: squares of 1000 overflow
     (found,) = ReferenceEvaluator(ir.to_proto(result.ir)).run(None, data)
     assert relative_error(expected, found) < 2e-3
-    assert types(result)["node_s"] == "FLOAT"
-    assert types(result)["node_y"] in ("FLOAT16", "FLOAT")
+    (norm,) = [each for each in result.graph if each.op_type == "LayerNormalization"]
+    assert norm.outputs[0].dtype == ir.DataType.FLOAT
+    assert types(result)["node_y"] == "FLOAT16"
     assert any("normalization" in remark for remark in used.notes.remarks)
 
 
@@ -229,3 +230,101 @@ def test_control_flow_reads_float32():
     write_half(model, ())
     inputs = {"x": np.float32([-1, 2]), "c": np.array(False)}
     np.testing.assert_array_equal(ReferenceSession(model).run(inputs)["y"], [0, 2])
+
+
+WIDTH, TOKENS, HEADS, CLASSES = 32, 10, 2, 12
+
+
+def spelled_out_norm(source, name):
+    """Return the nodes of a layer normalization as exporters before opset 17 wrote it."""
+    nodes = [node("ReduceMean", [source, "axes"], f"{name}_m"), node("Sub", [source, f"{name}_m"], f"{name}_c")]
+    nodes += [node("Pow", [f"{name}_c", "two"], f"{name}_s"), node("ReduceMean", [f"{name}_s", "axes"], f"{name}_v")]
+    nodes += [node("Add", [f"{name}_v", "eps"], f"{name}_e"), node("Sqrt", [f"{name}_e"], f"{name}_r")]
+    nodes += [node("Div", [f"{name}_c", f"{name}_r"], f"{name}_n"), node("Mul", [f"{name}_n", "gamma"], f"{name}_g")]
+    return [*nodes, node("Add", [f"{name}_g", "beta"], name)]
+
+
+def overflowing_transformer():
+    """Return a block of a vision transformer whose residual stream is in the hundreds, as in trained ones.
+
+    The squares in its normalizations and the scores of its attention, scaled after their product, overflow float16.
+    """
+    heads = {"split": np.array([0, TOKENS, HEADS, WIDTH // HEADS]), "merged": np.array([0, TOKENS, WIDTH])}
+    weights = heads | {"axes": np.array([-1]), "two": np.float32(2), "eps": np.float32(1e-6)}
+    weights |= {"gamma": np.full(WIDTH, 1, np.float32), "beta": normal(WIDTH, scale=0.1), "d": np.float32(1e-4)}
+    for index, name in enumerate(("q", "k", "v", "o", "up")):
+        scale = 40.0 if name in "qk" else 0.3
+        weights[f"w{name}"] = normal(WIDTH, WIDTH, seed=index, scale=scale)
+    weights["head"] = normal(WIDTH, CLASSES, seed=9)
+    nodes = spelled_out_norm("x", "n1")
+    for name in "qkv":
+        nodes += [node("MatMul", ["n1", f"w{name}"], name), node("Reshape", [name, "split"], f"{name}4")]
+        order = [0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]
+        nodes.append(node("Transpose", [f"{name}4"], f"{name}t", perm=order))
+    nodes += [node("MatMul", ["qt", "kt"], "scores"), node("Mul", ["scores", "d"], "scaled")]
+    nodes += [node("Softmax", ["scaled"], "attention", axis=-1), node("MatMul", ["attention", "vt"], "mixed")]
+    nodes += [node("Transpose", ["mixed"], "back", perm=[0, 2, 1, 3]), node("Reshape", ["back", "merged"], "joined")]
+    nodes += [node("MatMul", ["joined", "wo"], "out"), node("Add", ["x", "out"], "stream")]
+    nodes += spelled_out_norm("stream", "n2")
+    nodes += [node("MatMul", ["n2", "wup"], "up"), node("Gelu", ["up"], "act"), node("MatMul", ["act", "head"], "y")]
+    return graph(nodes, weights, {"x": ["n", TOKENS, WIDTH]})
+
+
+def rounded(model, data):
+    """Run a graph so that every value is rounded to its type, as a GPU does and ONNX Runtime's CPU does not."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return ReferenceEvaluator(ir.to_proto(model.ir)).run(None, data)[0]
+
+
+def test_a_vision_transformer_that_overflows_in_float16_keeps_its_classes():
+    model = overflowing_transformer()
+    data = {"x": normal(8, TOKENS, WIDTH, seed=5, scale=400.0)}
+    expected = run(model, data)["y"]
+    naive = rounded(half(model), data)
+    classes = expected.argmax(-1)
+    # The hazard is real: converted as it is, it loses most of its classes.
+    assert (np.nan_to_num(naive, nan=-1e9).argmax(-1) == classes).mean() < 0.5
+    used = context(None, data, SIGNED)
+    result = model.with_ir(lower_to_half(model.ir, used))
+    found = rounded(result, data)
+    assert np.isfinite(found).all()
+    assert relative_error(expected, found) < 1e-2
+    # Classes may change only where the two best are closer than twice the largest error.
+    best = np.sort(expected, -1)
+    clear = best[..., -1] - best[..., -2] > 2 * np.abs(found - expected).max()
+    assert clear.mean() > 0.8
+    np.testing.assert_array_equal(found.argmax(-1)[clear], classes[clear])
+    kinds = types(result)
+    assert kinds["node_scores"] == "FLOAT"
+    assert kinds["node_up"] == kinds["node_out"] == "FLOAT16"
+    assert any("beyond the range" in remark for remark in used.notes.remarks)
+    assert any("normalization that was written out" in remark for remark in used.notes.remarks)
+
+
+def test_what_is_joined_computes_the_same_and_what_cannot_be_joined_stays():
+    from edgesmith_tensorrt.layer_norms import join_layer_norms
+
+    model = overflowing_transformer()
+    data = {"x": normal(2, TOKENS, WIDTH, seed=6)}
+    expected = run(model, data)["y"]
+    joined = model.clone()
+    assert len(join_layer_norms(joined.ir)) == 2
+    assert not any(each.op_type in ("Pow", "Sqrt", "ReduceMean") for each in joined.graph)
+    assert relative_error(expected, run(joined, data)["y"]) < 1e-5
+    assert len(join_layer_norms(joined.ir)) == 0
+    old = model.clone()
+    old.graph.opset_imports[""] = 16
+    assert join_layer_norms(old.ir) == []
+
+
+def test_a_normalization_that_is_an_output_keeps_its_name():
+    from edgesmith_tensorrt.layer_norms import join_layer_norms
+
+    weights = {"axes": np.array([-1]), "two": np.float32(2), "eps": np.float32(1e-6)}
+    weights |= {"gamma": normal(16), "beta": normal(16, seed=1)}
+    model = graph(spelled_out_norm("x", "y"), weights, {"x": ["n", 16]})
+    data = {"x": normal(4, 16)}
+    joined = model.clone()
+    (norm,) = join_layer_norms(joined.ir)
+    assert norm.outputs[0].name == "y"
+    assert relative_error(run(model, data)["y"], run(joined, data)["y"]) < 1e-5
