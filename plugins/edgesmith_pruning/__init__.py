@@ -22,6 +22,18 @@ METHODS = (
         tags=("structured", "heads", "channels"),
         source="Output approximation, arXiv 2407.19126, sections 3 and 4; FLAP, arXiv 2312.11983",
     ),
+    MethodRecord(
+        name="prune-weights",
+        version="0.1.0",
+        summary="Sets single weights to zero, anywhere or in groups such as 2:4; the others make up for them.",
+        entry="edgesmith_pruning.prune_weights:PruneWeights",
+        kind=Kind.PRUNE,
+        options="edgesmith_pruning.options.weights:PruneWeightsOptions",
+        guarantee=Guarantee.LOSSY,
+        order=_ORDER,
+        tags=("unstructured", "2:4", "sparse"),
+        source="Adaptive knowledge retention, arXiv 2310.13191, section 4; SparseGPT, arXiv 2301.00774",
+    ),
 )
 
 
