@@ -14,14 +14,19 @@ from edgesmith_pruning.repair.least_squares import pulled
 from edgesmith_pruning.scores.activations import fluctuation, over_atoms, second_moment, wanda
 from edgesmith_pruning.scores.elimination import Problem, eliminate
 from edgesmith_pruning.scores.magnitude import random_scores
+from edgesmith_pruning.statistics.folds import Folds, local
 
 Float64 = NDArray[np.float64]
 
-Measured = Sequence[tuple[Layer, Moments | None]]
+Measured = Sequence[tuple[Layer, Folds | None]]
 """The layers that read a unit, with moments of their inputs where a score needs them."""
 
 _STEP = 1 / 64
 """Share of the atoms that elimination takes at once, before it weighs the others anew."""
+
+
+_RANKING_RIDGE = 0.3
+"""Where ridges are chosen by cross-validation: share of the mean second moment of an input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +63,29 @@ def rank(
     """
     if options.score == "elimination":
         problems = [
-            Problem(pulled(moments, layer.matrix, options.ridge), layer.rows[unit.key])
-            for layer, moments in measured
-            if moments is not None
+            Problem(_invertible(folds.total, layer, options.ridge), layer.rows[unit.key])
+            for layer, folds in measured
+            if folds is not None
         ]
         groups = np.arange(unit.size) // unit.group_size
         order, rises = eliminate(problems, groups, [count] * unit.groups, kept=kept, step=_STEP)
         return Ranking(tuple(order), rises)
     scores = random_scores(unit.size, seed) if options.score == "random" else np.zeros(unit.size)
     if options.score != "random":
-        for layer, moments in measured:
+        for layer, folds in measured:
+            moments = None if folds is None else folds.total
             scores += over_atoms(_row_scores(layer, moments, options.score), layer.rows[unit.key])
     return _by_score(unit, scores, count, kept)
+
+
+def _invertible(moments: Moments, layer: Layer, ridge: float | None) -> Moments:
+    """Return what elimination looks at. Without a fixed ridge it asks what the layer itself would lose.
+
+    Aimed at errors of earlier layers, the choice would follow the calibration samples; so would a small ridge.
+    """
+    if ridge is not None:
+        return pulled(moments, layer.matrix, ridge)
+    return pulled(local(moments, layer.matrix), layer.matrix, _RANKING_RIDGE)
 
 
 def _by_score(unit: Unit, scores: Float64, count: int, kept: Sequence[int]) -> Ranking:

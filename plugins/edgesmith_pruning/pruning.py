@@ -11,7 +11,6 @@ from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Context, Notes
 from edgesmith.model import Model
 from edgesmith.protection import Protection
-from edgesmith_calibration.moments import Moments
 from edgesmith_calibration.sources import DataSource
 from edgesmith_pruning.allocation.allocate import Allocation, most_removable, tile_of
 from edgesmith_pruning.choice import Ranking, rank
@@ -21,6 +20,7 @@ from edgesmith_pruning.finding.records import Unit
 from edgesmith_pruning.finding.selection import protected_atoms, selected_units
 from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.removal import Decision
+from edgesmith_pruning.statistics.folds import Folds
 from edgesmith_pruning.sweep import Outcome, Sweep
 
 StructureContext = Context[PruneStructureOptions]
@@ -89,7 +89,7 @@ class Pruning:
         """Rank units on the dense network, and return all rankings so far with the energy behind each."""
         units = [unit for unit in self.units if counts.get(unit.key)]
         layers = [layer for layer in self._layers if any(unit.key in layer.rows for unit in units)]
-        waiting: dict[str, list[tuple[Layer, Moments | None]]] = {unit.key: [] for unit in units}
+        waiting: dict[str, list[tuple[Layer, Folds | None]]] = {unit.key: [] for unit in units}
         for layer, moments in self._measured(layers):
             for unit in units:
                 if unit.key not in layer.rows:
@@ -97,7 +97,7 @@ class Pruning:
                 waiting[unit.key].append((layer, moments))
                 if len(waiting[unit.key]) == len(unit.consumers):
                     found = waiting.pop(unit.key)
-                    energy = sum(each.energy for _, each in found if each is not None)
+                    energy = sum(each.total.energy for _, each in found if each is not None)
                     kept, count = self._kept[unit.key], counts[unit.key]
                     ranking = rank(unit, found, count, kept, self._options, self._context.seed)
                     self._rankings[unit.key] = ranking, energy
@@ -105,7 +105,7 @@ class Pruning:
             self._rankings.setdefault(unit.key, (Ranking((), np.zeros(0)), 0.0))
         return self._rankings
 
-    def _measured(self, layers: Sequence[Layer]) -> Iterator[tuple[Layer, Moments | None]]:
+    def _measured(self, layers: Sequence[Layer]) -> Iterator[tuple[Layer, Folds | None]]:
         """Yield layers with moments in the dense network, or without where scores need none."""
         if layers and self._options.reads_data:
             yield from self._sweep().measure(self._model.ir, self._model.ir, layers, "ranking")
@@ -113,7 +113,7 @@ class Pruning:
             yield from ((layer, None) for layer in layers)
 
     def _treat(
-        self, layer: Layer, moments: Moments, counts: Mapping[str, int], decided: dict[str, Decision], sweep: Sweep
+        self, layer: Layer, moments: Folds, counts: Mapping[str, int], decided: dict[str, Decision], sweep: Sweep
     ) -> None:
         """Decide what nobody decided before, and refit the layer."""
         gone = np.zeros(layer.inputs, np.bool_)

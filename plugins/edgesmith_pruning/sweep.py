@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from edgesmith.execution.segments import SegmentedRun
 from edgesmith.progress import Progress
-from edgesmith_calibration.moments import Moments, MomentsObserver
+from edgesmith_calibration.moments import Moments
 from edgesmith_calibration.sources import DataSource
 from edgesmith_pruning.finding.layers import Layer, write_layer
+from edgesmith_pruning.repair.crossed import crossed_refit
 from edgesmith_pruning.repair.least_squares import dropped, pulled, refit
+from edgesmith_pruning.statistics.folds import PARTS, Folds, FoldsObserver
 from edgesmith_pruning.statistics.rows import input_rows, output_rows
 
 Float64 = NDArray[np.float64]
@@ -46,11 +48,12 @@ class Sweep:
     batch_size: int
     progress: Progress
     refit: str
-    ridge: float
+    ridge: float | None
+    """None: chosen for each layer by cross-validation."""
 
     def measure(
         self, dense: ir.Model, working: ir.Model, layers: Sequence[Layer], activity: str
-    ) -> Iterator[tuple[Layer, Moments]]:
+    ) -> Iterator[tuple[Layer, Folds]]:
         """Yield each layer with its moments; `working` may change between two layers, `dense` stays."""
         targets = [[layer.tail.total or layer.tail.end] for layer in layers]
         sources = [[layer.consumer.source, *filter(None, [layer.tail.other])] for layer in layers]
@@ -60,28 +63,49 @@ class Sweep:
         nodes = {node.outputs[0].name: node for node in dense.graph}
         for layer, target in self.progress.track(list(zip(layers, targets, strict=True)), activity, len(layers)):
             node = nodes[layer.consumer.reader]
-            observer = MomentsObserver(layer.consumer.reader)
+            observer = FoldsObserver(layer.consumer.reader, 1 if self.ridge is not None else PARTS)
             for there, here in zip(wanted.advance(), present.advance(), strict=True):
                 aim = there[target[0]]
                 if layer.tail.other is not None:
                     aim = aim - here[layer.tail.other]
                 observer.update(input_rows(node, here[layer.consumer.source]), output_rows(node, aim))
-            yield layer, observer.moments
+            yield layer, observer.folds
 
-    def repair(self, working: ir.Model, layer: Layer, moments: Moments, kept: Mask, bias: str | None) -> Outcome:
+    def repair(self, working: ir.Model, layer: Layer, folds: Folds, kept: Mask, bias: str | None) -> Outcome:
         """Write the layer with the least error on what is kept into `working`, and say what that brought."""
+        moments = folds.total
         plain = dropped(layer.matrix, kept)
-        candidates = {"none": plain}
+        repairs, errors = {"none": plain}, {"none": moments.error(plain)}
         if bias is not None and self.refit != "none":
-            shifted = plain.copy()
-            shifted[-1] += (moments.cross[-1] - moments.gram[-1] @ plain) / moments.rows
-            candidates["bias"] = shifted
+            repairs["bias"] = _shifted(plain, moments)
+            errors["bias"] = moments.error(repairs["bias"])
         if self.refit == "least-squares" and not layer.obstacle:
-            pull = pulled(moments, layer.matrix, self.ridge)
-            candidates["least-squares"] = refit(pull, layer.matrix, kept, bias=bias is not None)
-        errors = {name: moments.error(matrix) for name, matrix in candidates.items()}
+            name = "least-squares"
+            repairs[name], errors[name] = self._refit(layer, folds, kept, bias is not None)
         best = min(errors, key=errors.__getitem__)
+        if moments.error(repairs[best]) > errors["none"]:
+            best = "none"
         if not layer.obstacle:
-            write_layer(working.graph, layer, candidates[best], bias)
+            write_layer(working.graph, layer, repairs[best], bias)
         energy = moments.energy or 1.0
-        return Outcome(layer.consumer.reader, errors["none"] / energy, errors[best] / energy, best)
+        return Outcome(layer.consumer.reader, errors["none"] / energy, moments.error(repairs[best]) / energy, best)
+
+    def _refit(self, layer: Layer, folds: Folds, kept: Mask, bias: bool) -> tuple[Float64, float]:
+        """Return the refitted layer and its error, on samples left out where there are any."""
+        if self.ridge is None and folds.splits:
+            crossed = crossed_refit(folds, layer.matrix, kept, bias=bias)
+            return crossed.matrix, crossed.error
+        pull = pulled(folds.total, layer.matrix, self.ridge or FEW_SAMPLES_RIDGE)
+        matrix = refit(pull, layer.matrix, kept, bias=bias)
+        return matrix, folds.total.error(matrix)
+
+
+FEW_SAMPLES_RIDGE = 0.1
+"""Where there is one batch only and nothing to choose a ridge by."""
+
+
+def _shifted(matrix: Float64, moments: Moments) -> Float64:
+    """Return the layer with the bias of least error."""
+    result = matrix.copy()
+    result[-1] += (moments.cross[-1] - moments.gram[-1] @ matrix) / moments.rows
+    return result

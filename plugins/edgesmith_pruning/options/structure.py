@@ -62,8 +62,11 @@ class PruneStructureOptions(Selection):
         description="How layers make up for what they no longer read. least-squares: weights anew on what stays. bias: "
         "what was removed held on average goes into the bias. Taken for a layer only where its error falls.",
     )
-    ridge: float = Field(
-        default=1e-3, gt=0, description="How strongly a refit is pulled to the weights that were there."
+    ridge: float | None = Field(
+        default=None,
+        gt=0,
+        description="How strongly a refit is pulled to the weights that were there. None: chosen for each layer by "
+        "cross-validation over samples, with another ridge for what makes up for layers before.",
     )
     sequential: bool = Field(
         default=True,
