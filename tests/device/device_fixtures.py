@@ -1,6 +1,9 @@
 """An SSH server in this process, and answers of devices that were made up for tests."""
 
 import asyncio
+import contextlib
+import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +74,7 @@ class LoopbackSshServer:
     def __init__(self, authorized_key: asyncssh.SSHKey) -> None:
         self.host_key = asyncssh.generate_private_key("ssh-ed25519")
         self.commands: list[str] = []
+        self._children: list[asyncio.subprocess.Process] = []
         self.on_command: Callable[[str, asyncssh.SSHServerProcess], bool] = lambda line, process: False
         self._authorized = asyncssh.import_authorized_keys(authorized_key.export_public_key().decode())
         self._loop = asyncio.new_event_loop()
@@ -96,8 +100,9 @@ class LoopbackSshServer:
             return
         child = await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", line, stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
+        self._children.append(child)
         out, err = await child.communicate()
         process.stdout.write(out.decode(errors="replace"))
         process.stderr.write(err.decode(errors="replace"))
@@ -110,6 +115,27 @@ class LoopbackSshServer:
         return f"[127.0.0.1]:{self.port} {self.host_key.export_public_key().decode().strip()}\n"
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._acceptor.close)
+        """End everything that still runs, so that nothing is collected after the loop is closed."""
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(20)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._acceptor.close()
+        for child in self._children:
+            # With all that it started: who keeps its pipes open is waited for.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+        await asyncio.gather(*(child.wait() for child in self._children))
+        for _ in range(100):
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            if not rest:
+                break
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+            # What the tasks closed tells the loop so in its next turn.
+            await asyncio.sleep(0.01)

@@ -5,11 +5,25 @@ about the real ones.
 """
 
 import ctypes
+import json
 from types import SimpleNamespace
 
 import numpy as np
 
-SUCCESS, OUT_OF_MEMORY = 0, 2
+SUCCESS, OUT_OF_MEMORY, NOT_PERMITTED = 0, 2, 800
+FUNCTIONS = (
+    "cudaMalloc",
+    "cudaFree",
+    "cudaMemcpy",
+    "cudaStreamCreate",
+    "cudaStreamSynchronize",
+    "cudaStreamBeginCapture",
+    "cudaStreamEndCapture",
+    "cudaGraphInstantiateWithFlags",
+    "cudaGraphLaunch",
+    "cudaGraphDestroy",
+    "cudaGraphExecDestroy",
+)
 
 
 class FakeCudaLibrary:
@@ -18,7 +32,11 @@ class FakeCudaLibrary:
     def __init__(self, most_bytes: int = 1 << 20) -> None:
         self.blocks: dict[int, ctypes.Array] = {}
         self.most_bytes = most_bytes
-        for name in ("cudaMalloc", "cudaFree", "cudaMemcpy", "cudaStreamCreate", "cudaStreamSynchronize"):
+        self.capturing: list | None = None
+        self.graphs: dict[int, list] = {}
+        self.launches = 0
+        self.takes_graphs = True
+        for name in FUNCTIONS:
             # A function object, since the worker sets `restype` on it.
             setattr(self, name, self._function(getattr(self, "_" + name)))
 
@@ -54,8 +72,43 @@ class FakeCudaLibrary:
         ctypes.memmove(destination, source, size.value)
         return SUCCESS
 
+    def _cudaStreamBeginCapture(self, stream, mode) -> int:
+        assert self.capturing is None
+        self.capturing = []
+        FakeContext.recorder = self.capturing
+        return SUCCESS
+
+    def _cudaStreamEndCapture(self, stream, graph) -> int:
+        FakeContext.recorder = None
+        work, self.capturing = self.capturing, None
+        if not self.takes_graphs:
+            return NOT_PERMITTED
+        graph._obj.value = 1000 + len(self.graphs)
+        self.graphs[graph._obj.value] = work
+        return SUCCESS
+
+    def _cudaGraphInstantiateWithFlags(self, launchable, graph, flags) -> int:
+        launchable._obj.value = graph.value + 1_000_000
+        self.graphs[launchable._obj.value] = self.graphs[graph.value]
+        return SUCCESS
+
+    def _cudaGraphLaunch(self, launchable, stream) -> int:
+        self.launches += 1
+        for work in self.graphs[launchable.value]:
+            work()
+        return SUCCESS
+
+    def _cudaGraphDestroy(self, graph) -> int:
+        del self.graphs[graph.value]
+        return SUCCESS
+
+    _cudaGraphExecDestroy = _cudaGraphDestroy
+
 
 class FakeContext:
+    recorder: list | None = None
+    profiler = None
+
     def __init__(self, engine) -> None:
         self._engine, self.addresses, self.shape = engine, {}, None
 
@@ -72,13 +125,21 @@ class FakeContext:
 
     def execute_async_v3(self, stream) -> bool:
         assert stream == 77
+        if FakeContext.recorder is not None:
+            FakeContext.recorder.append(self._compute)
+            return True
+        self._compute()
+        if self.profiler is not None:
+            self.profiler.report_layer_time("made-up layer", 0.5)
+        return True
+
+    def _compute(self) -> None:
         count = int(np.prod(self.shape))
         x, y = (
             np.ctypeslib.as_array(ctypes.cast(self.addresses[name], ctypes.POINTER(ctypes.c_float)), (count,))
             for name in ("x", "y")
         )
         y[:] = 2 * x + 1
-        return True
 
 
 class FakeEngine:
@@ -98,6 +159,10 @@ class FakeEngine:
     def create_execution_context(self):
         return FakeContext(self)
 
+    def create_engine_inspector(self):
+        layers = {"Layers": [{"Name": "made-up layer", "LayerType": "made up", "Inputs": [], "Outputs": []}]}
+        return SimpleNamespace(get_engine_information=lambda form: json.dumps(layers))
+
 
 class FakeTensorRT:
     """The module. `Runtime` loads only what says that it is a fake engine."""
@@ -105,6 +170,10 @@ class FakeTensorRT:
     __version__ = "0.0-fake"
     TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
     engine: type[FakeEngine] = FakeEngine
+    LayerInformationFormat = SimpleNamespace(JSON="json")
+
+    class IProfiler:
+        pass
 
     class Logger:
         ERROR = 1

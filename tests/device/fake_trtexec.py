@@ -4,12 +4,18 @@ Times are made up. It proves that words, files and formats fit together, and not
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
 MADE_UP_TIMES_MS = [3.0, 1.0, 2.0]
+HALF = [{"Name": "x", "Format/Datatype": "Row major linear FP16 format"}]
+MADE_UP_LAYERS = [
+    {"Name": "made-up product", "LayerType": "gemm", "Inputs": HALF, "Outputs": HALF},
+    {"Name": "made-up pair", "LayerType": "Reformat", "Inputs": HALF, "Outputs": HALF, "Origin": "QDQ"},
+]
 
 
 def main() -> int:
@@ -21,6 +27,12 @@ def main() -> int:
     if not Path(words["loadEngine"]).read_bytes().startswith(b"fake engine of "):
         sys.stderr.write("[01/01/2001] [E] made-up error: this is no fake engine\n")
         return 1
+    if "useCudaGraph" in words and os.environ.get("FAKE_TRTEXEC_NO_GRAPH"):
+        sys.stdout.write("[01/01/2001] [W] made up: the flag has been ignored\n")
+    if "exportLayerInfo" in words:
+        Path(words["exportLayerInfo"]).write_text(json.dumps({"Layers": MADE_UP_LAYERS, "Bindings": []}))
+        times = [{"name": layer["Name"], "averageMs": 1.0} for layer in MADE_UP_LAYERS]
+        Path(words["exportProfile"]).write_text(json.dumps([{"count": 1}, *times]))
     if "exportTimes" in words:
         times = [{"h2dMs": 9.0, "computeMs": time, "d2hMs": 9.0, "latencyMs": 18.0 + time} for time in MADE_UP_TIMES_MS]
         Path(words["exportTimes"]).write_text(json.dumps(times))

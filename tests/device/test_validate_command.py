@@ -1,5 +1,6 @@
 """`edgesmith validate` from the command line to the record: on this machine, and over SSH on loopback."""
 
+import importlib.util
 import json
 import math
 import signal
@@ -199,8 +200,27 @@ def test_a_device_with_trtexec_alone_builds_times_and_answers(capsys, jetson_art
     # Six digits leave a relative error of at most 5e-6, which is 106 dB.
     assert run["gaps"]["logits"]["sqnr_db"] > 106
     assert any("trtexec" in remark and "built" in remark for remark in run["remarks"])
+    assert conditions["cuda_graph"] == "used"
+    assert [layer["name"] for layer in run["engine"]["layers"]] == ["made-up product", "made-up pair"]
+    assert "engine-unfused-pairs" in [finding["rule"] for finding in run["engine"]["findings"]]
+    assert "layers in float16" in (jetson_artifact / "report.html").read_text()
     # This machine is not the device of the profile, whatever runs on it.
     assert run["tier"] == "reference"
+
+
+def test_an_engine_that_takes_no_graph_in_trtexec_says_so(capsys, jetson_artifact, fake_trtexec, monkeypatch):
+    monkeypatch.setenv("FAKE_TRTEXEC_NO_GRAPH", "1")
+    code, run = validate(capsys, jetson_artifact, "local")
+    assert code == 0
+    assert run["row"]["latency_ms"]["conditions"]["cuda_graph"] == "not used"
+    assert any("without a CUDA graph" in remark for remark in run["remarks"])
+
+
+def test_graphs_can_be_switched_off_and_such_runs_are_not_compared(capsys, jetson_artifact, fake_trtexec):
+    validate(capsys, jetson_artifact, "local")
+    code, run = validate(capsys, jetson_artifact, "local", "--set", "cuda_graphs=false")
+    assert code == 0
+    assert run["against_last_run"]["ratio"] is None
 
 
 def test_what_trtexec_says_of_an_error_arrives(capsys, jetson_artifact, fake_trtexec):
@@ -233,7 +253,7 @@ def test_after_a_lost_connection_nothing_runs_on_and_nothing_is_left(capsys, art
 
     server.on_command = break_off
     more = ("--set", "seconds=600", "--set", "most_runs=100000000", "--set", f"directory={device_folder}")
-    code, error = validate(capsys, artifact, on, *more)
+    code, error = validate(capsys, artifact, on, *more, "--set", "reconnects=0")
     assert code == 2
     assert "was lost" in error
     assert started[0].wait(30) in (-9, 137)
@@ -253,6 +273,173 @@ def test_control_c_leaves_the_device_clean(artifact, on, server, device_folder):
     assert process.returncode == 130
     assert any(line.startswith("kill") for line in server.commands)
     assert list(device_folder.iterdir()) == []
+
+
+def break_once(word):
+    """Return what breaks the connection the first time that a command with `word` in it is sent."""
+    broken = []
+
+    def break_off(line, process):
+        if word not in line or broken:
+            return False
+        broken.append(line)
+        process.channel.get_connection().abort()
+        return True
+
+    return break_off
+
+
+@pytest.mark.parametrize("word", [" probe ", "df -P", " run ", "mkdir"])
+def test_a_connection_that_is_lost_once_is_made_again_and_the_work_goes_on(
+    capsys, artifact, on, server, device_folder, monkeypatch, word
+):
+    monkeypatch.setattr("edgesmith.device.validation._WAITS_SECONDS", (0.0,))
+    breaking = break_once(word)
+    lost = break_once(" run ") if word == "mkdir" else breaking
+    server.on_command = lambda line, process: lost(line, process) or breaking(line, process)
+    code, run = validate(capsys, artifact, on, "--set", f"directory={device_folder}")
+    assert code == 0
+    assert run["gaps"]["logits"]["cosine"] == 1
+    assert any("was lost and made again" in remark for remark in run["remarks"])
+    assert list(device_folder.iterdir()) == []
+
+
+def test_what_is_there_already_is_not_sent_again(capsys, artifact, on, server, monkeypatch):
+    monkeypatch.setattr("edgesmith.device.validation._WAITS_SECONDS", (0.0,))
+    server.on_command = break_once(" run ")
+    code, _ = validate(capsys, artifact, on)
+    assert code == 0
+    after = server.commands[next(i for i, line in enumerate(server.commands) if line.startswith("mkdir")) :]
+    # Each file of the first try is found by its hash, and room is asked for the request alone, which never arrived.
+    assert sum(line.startswith("sha256sum") for line in after) >= 3
+    assert sum(line.startswith("df") for line in after) <= 1
+
+
+def test_results_that_are_there_are_fetched_and_nothing_runs_twice(capsys, artifact, on, server, monkeypatch):
+    monkeypatch.setattr("edgesmith.device.validation._WAITS_SECONDS", (0.0,))
+    done = []
+
+    def run_then_break(line, process):
+        if " run " not in line or done:
+            return False
+        done.append(subprocess.run(["/bin/sh", "-c", line], check=True))
+        process.channel.get_connection().abort()
+        return True
+
+    server.on_command = run_then_break
+    code, run = validate(capsys, artifact, on)
+    assert code == 0
+    assert run["gaps"]["logits"]["cosine"] == 1
+    assert sum(" run " in line for line in server.commands) == 1
+
+
+def test_a_device_that_stays_away_can_be_taken_up_later(capsys, artifact, on, server, device_folder, monkeypatch):
+    monkeypatch.setattr("edgesmith.device.validation._WAITS_SECONDS", (0.0,))
+    away = []
+
+    def go_away(line, process):
+        away.append(line) if " run " in line else None
+        if away:
+            process.channel.get_connection().abort()
+        return bool(away)
+
+    server.on_command = go_away
+    code, error = validate(capsys, artifact, on, "--set", f"directory={device_folder}")
+    assert code == 2
+    (left,) = device_folder.iterdir()
+    assert f"--set resume={left}" in " ".join(error.split()).replace("- ", "-")
+    away.clear()
+    server.on_command = lambda line, process: False
+    server.commands.clear()
+    code, run = validate(capsys, artifact, on, "--set", f"resume={left}")
+    assert code == 0
+    assert run["gaps"]["logits"]["cosine"] == 1
+    assert not any(line.startswith("mktemp") for line in server.commands)
+    assert list(device_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("directory", ["/etc", "relative/edgesmith-abcdefghij", "/tmp/edgesmith-..", "/"])
+def test_only_a_directory_of_ours_is_taken_up_since_it_is_removed_in_the_end(capsys, artifact, on, server, directory):
+    code, error = validate(capsys, artifact, on, "--set", f"resume={directory}")
+    assert code == 2
+    assert "not the directory of an earlier try" in error
+    assert not any(line.startswith("rm") for line in server.commands)
+
+
+def test_a_directory_that_is_gone_is_not_taken_up(capsys, artifact, on):
+    code, error = validate(capsys, artifact, on, "--set", "resume=/tmp/edgesmith-abcdefghij")
+    assert code == 2
+    assert "not there any more" in error
+
+
+def test_the_gap_inside_the_graph_is_measured_and_shown(capsys, artifact, on, server, tmp_path):
+    original = (artifact / "model.onnx").read_bytes()
+
+    def exchange(line, process):
+        # The device computes the first layer 1 % too large, in the graph with the values read out as in the other.
+        if " run " in line:
+            folder = Path(line.split()[-1].rpartition("/")[0])
+            for name in ("model.onnx", "tapped.onnx"):
+                model = onnx.load(folder / name)
+                weight = next(each for each in model.graph.initializer if each.name.startswith("weight_0"))
+                weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+                onnx.save(model, folder / name)
+        return False
+
+    server.on_command = exchange
+    code, run = validate(capsys, artifact, on, "--set", "taps=4", "--set", "samples=8")
+    assert code == 0
+    assert (artifact / "model.onnx").read_bytes() == original
+    (layer,) = run["row"]["layers"]
+    # The noise is 0.01 of the signal, which is 40 dB.
+    assert layer["sqnr_db"] == pytest.approx(40, abs=0.01)
+    assert "gap inside" in (artifact / "report.html").read_text()
+
+
+def test_a_full_disk_while_it_runs_is_explained(capsys, artifact, on, server):
+    def fill(line, process):
+        if " run " not in line:
+            return False
+        folder = Path(line.split()[-1].rpartition("/")[0])
+        reason = "OSError: [Errno 28] No space left on device"
+        (folder / "answer.json").write_text(json.dumps({"status": "failed", "reason": reason}))
+        process.exit(1)
+        return True
+
+    server.on_command = fill
+    code, error = validate(capsys, artifact, on)
+    assert code == 2
+    assert "--set directory=PATH" in error
+
+
+needs_loadgen = pytest.mark.skipif(
+    importlib.util.find_spec("mlperf_loadgen") is None,
+    reason="MLPerf's load generator is not installed: pip install 'edgesmith[loadgen]'",
+)
+
+
+@needs_loadgen
+@pytest.mark.parametrize("scenario", ["SingleStream", "Offline"])
+def test_a_scenario_of_the_load_generator_is_run_on_the_device(capsys, artifact, on, scenario):
+    code, run = validate(capsys, artifact, on, "--loadgen", scenario, "--set", "samples=4")
+    assert code == 0
+    assert run["loadgen"]["scenario"] == scenario
+    wanted = "percentile latency (ns)" if scenario == "SingleStream" else "Samples per second"
+    assert any(wanted in name and number > 0 for name, number in run["loadgen"]["figures"].items())
+    assert "LoadGen" in (artifact / "report.html").read_text()
+
+
+def test_without_the_load_generator_there_the_user_learns_how_to_get_it(capsys, artifact, on, tmp_path):
+    python = python_without(tmp_path, "mlperf_loadgen")
+    code, error = validate(capsys, artifact, on, "--loadgen", "Offline", "--set", f"python={python}")
+    assert code == 2
+    assert "mlcommons-loadgen" in error
+
+
+def test_trtexec_takes_no_load_generator(capsys, jetson_artifact, fake_trtexec):
+    code, error = validate(capsys, jetson_artifact, "local", "--loadgen", "Offline")
+    assert code == 2
+    assert "--loadgen" in error
 
 
 @pytest.mark.parametrize("setting", ["nonsense=1", "samples=0", "threads=many", "runtime=torch", "seconds"])

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +15,10 @@ from measure_models import dense_model
 
 from edgesmith.device import worker
 from edgesmith.device.facts import Probe, Reply
+from edgesmith.device.remote import WORKER, pack_worker
+from edgesmith.device.worker import machine
+from edgesmith.device.worker.archive import ArrayArchive, read_batch
+from edgesmith.device.worker.tensor_rt import Cuda, TensorRTModel
 
 REQUEST = {
     "model": "model.onnx",
@@ -28,36 +31,48 @@ REQUEST = {
     "fewest_runs": 4,
     "most_runs": 4,
     "cool_below_celsius": 0.0,
+    "cuda_graphs": True,
+    "lock_clocks": False,
+    "tapped_model": "",
+    "tapped_batches": 0,
+    "loadgen": "",
+    "target_qps": 0.0,
     "deadline_seconds": 60,
 }
 
 
 def run_alone(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a copy of the file where nothing of Edgesmith can be imported."""
-    shutil.copyfile(worker.__file__, folder / "worker.py")
-    command = [sys.executable, "-I", str(folder / "worker.py"), *arguments]
+    """Run the one file that travels, where nothing of Edgesmith can be imported."""
+    pack_worker(folder)
+    command = [sys.executable, "-I", str(folder / WORKER), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment or None)
 
 
 def prepare(folder: Path, **changes: object) -> np.ndarray:
     dense_model(folder / "model.onnx")
     x = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
-    with worker.ArrayArchive(folder / "inputs.npz") as archive:
+    with ArrayArchive(folder / "inputs.npz") as archive:
         for index in range(2):
             archive.add(index, {"x": x[index]})
     (folder / "request.json").write_text(json.dumps(REQUEST | changes))
     return x
 
 
-def test_the_file_imports_nothing_but_the_standard_library_at_its_top():
-    with Path(worker.__file__).open("rb") as file:
-        tokens = [token for token in tokenize.tokenize(file.readline) if token.type == tokenize.NAME]
+@pytest.mark.parametrize("file", sorted(Path(worker.__file__).parent.glob("*.py")), ids=lambda file: file.name)
+def test_its_files_import_nothing_but_the_standard_library_and_each_other_at_their_top(file):
+    with file.open("rb") as stream:
+        tokens = [token for token in tokenize.tokenize(stream.readline) if token.type in (tokenize.NAME, tokenize.OP)]
     top = [
         following.string
         for token, following in itertools.pairwise(tokens)
         if token.string in ("import", "from") and token.start[1] == 0
     ]
-    assert set(top) <= sys.stdlib_module_names
+    assert set(top) <= sys.stdlib_module_names | {"."}
+
+
+def test_the_same_code_gives_the_same_file(tmp_path):
+    (tmp_path / "again").mkdir()
+    assert pack_worker(tmp_path).read_bytes() == pack_worker(tmp_path / "again").read_bytes()
 
 
 def test_the_probe_tells_what_the_machine_is(tmp_path):
@@ -93,7 +108,7 @@ def test_it_times_and_runs_every_batch(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     with np.load(tmp_path / "outputs.npz") as outputs:
         for index in range(2):
-            found = worker.read_batch(outputs, index, reply.outputs)["logits"]
+            found = read_batch(outputs, index, reply.outputs)["logits"]
             np.testing.assert_allclose(found, session.run(None, {"x": x[index]})[0], rtol=1e-5, atol=1e-6)
 
 
@@ -131,14 +146,14 @@ def test_it_ends_itself_at_its_deadline(tmp_path):
 
 def test_waiting_for_a_cool_device_ends_when_it_is_cool_or_never_will_be(monkeypatch):
     temperatures = iter([80.0, 60.0, 40.0])
-    monkeypatch.setattr(worker, "_temperatures", lambda: {"made up": next(temperatures)})
-    monkeypatch.setattr(worker.time, "sleep", lambda seconds: None)
-    worker.cool_down(50.0)
+    monkeypatch.setattr(machine, "_temperatures", lambda: {"made up": next(temperatures)})
+    monkeypatch.setattr(machine.time, "sleep", lambda seconds: None)
+    machine.cool_down(50.0)
     assert next(temperatures, None) is None
-    monkeypatch.setattr(worker, "_temperatures", lambda: {"made up": 80.0})
-    monkeypatch.setattr(worker, "SECONDS_TO_COOL", 0)
+    monkeypatch.setattr(machine, "_temperatures", lambda: {"made up": 80.0})
+    monkeypatch.setattr(machine, "SECONDS_TO_COOL", 0)
     with pytest.raises(RuntimeError, match="did not cool below"):
-        worker.cool_down(50.0)
+        machine.cool_down(50.0)
 
 
 @pytest.fixture
@@ -149,7 +164,7 @@ def fake_engine(tmp_path):
 
 def test_fake_tensorrt_gets_inputs_and_gives_outputs_back(fake_engine):
     library = FakeCudaLibrary()
-    model = worker.TensorRTModel(fake_engine, FakeTensorRT, worker.Cuda(library))
+    model = TensorRTModel(fake_engine, FakeTensorRT, Cuda(library))
     assert model.names == ["y"]
     for shape in ((2, 3), (8, 5), (1, 1)):
         x = np.random.default_rng(0).normal(size=shape)
@@ -161,13 +176,13 @@ def test_fake_tensorrt_gets_inputs_and_gives_outputs_back(fake_engine):
 
 
 def test_fake_tensorrt_runs_are_timed_without_copies(fake_engine):
-    model = worker.TensorRTModel(fake_engine, FakeTensorRT, worker.Cuda(FakeCudaLibrary()))
+    model = TensorRTModel(fake_engine, FakeTensorRT, Cuda(FakeCudaLibrary()))
     model.set_inputs({"x": np.zeros((2, 3))})
-    assert len(worker.measure(model, REQUEST)) == 4
+    assert len(model.times(REQUEST)) == 4
 
 
 def test_fake_tensorrt_refusals_are_told(fake_engine, monkeypatch):
-    model = worker.TensorRTModel(fake_engine, FakeTensorRT, worker.Cuda(FakeCudaLibrary(most_bytes=64)))
+    model = TensorRTModel(fake_engine, FakeTensorRT, Cuda(FakeCudaLibrary(most_bytes=64)))
     with pytest.raises(RuntimeError, match="takes no x of shape"):
         model.set_inputs({"x": np.zeros((9, 1))})
     with pytest.raises(RuntimeError, match=r"cudaMalloc .* error 2"):
@@ -177,4 +192,101 @@ def test_fake_tensorrt_refusals_are_told(fake_engine, monkeypatch):
         model.set_inputs({"x": np.zeros((1, 1))})
     fake_engine.write_bytes(b"an engine of another GPU")
     with pytest.raises(RuntimeError, match="another GPU or version"):
-        worker.TensorRTModel(fake_engine, FakeTensorRT, worker.Cuda(FakeCudaLibrary()))
+        TensorRTModel(fake_engine, FakeTensorRT, Cuda(FakeCudaLibrary()))
+
+
+def test_a_cuda_graph_runs_what_was_recorded_on_the_present_inputs(fake_engine):
+    library = FakeCudaLibrary()
+    model = TensorRTModel(fake_engine, FakeTensorRT, Cuda(library))
+    for size in (2, 3):
+        x = np.full((size, 3), size, np.float32)
+        model.set_inputs({"x": x})
+        assert len(model.times(REQUEST)) == 4
+        assert model.facts["cuda_graph"] == "used"
+        np.testing.assert_array_equal(model.outputs()["y"], 2 * x + 1)
+        # One trial of the graph, the four timed runs and the one for the outputs.
+        assert library.launches == 6 * (size - 1)
+        assert len(library.graphs) == 1  # that of the buffers before was given back
+
+
+def test_an_engine_that_takes_no_graph_is_timed_without_and_says_so(fake_engine):
+    library = FakeCudaLibrary()
+    library.takes_graphs = False
+    model = TensorRTModel(fake_engine, FakeTensorRT, Cuda(library))
+    model.set_inputs({"x": np.zeros((2, 3))})
+    assert len(model.times(REQUEST)) == 4
+    assert "error 800" in model.facts["cuda_graph"]
+    np.testing.assert_array_equal(model.outputs()["y"], 1)
+
+
+def test_a_library_without_graphs_is_told(fake_engine):
+    library = FakeCudaLibrary()
+    del library.cudaStreamBeginCapture
+    model = TensorRTModel(fake_engine, FakeTensorRT, Cuda(library))
+    model.set_inputs({"x": np.zeros((2, 3))})
+    model.times(REQUEST)
+    assert "no cudaStreamBeginCapture" in model.facts["cuda_graph"]
+
+
+def test_layers_and_their_times_are_told_after_the_timing(fake_engine):
+    model = TensorRTModel(fake_engine, FakeTensorRT, Cuda(FakeCudaLibrary()))
+    model.set_inputs({"x": np.zeros((2, 3))})
+    layers, times = model.describe()
+    assert json.loads(layers)["Layers"][0]["Name"] == "made-up layer"
+    assert json.loads(times)[1] == {"name": "made-up layer", "averageMs": 0.5}
+
+
+def test_values_inside_the_graph_are_kept(tmp_path):
+    from edgesmith.device.taps import write_tapped
+
+    prepare(tmp_path, tapped_model="tapped.onnx", tapped_batches=2)
+    write_tapped(tmp_path / "model.onnx", ["hidden_0"], tmp_path)
+    done = run_alone(tmp_path, "run", str(tmp_path / "request.json"))
+    assert done.returncode == 0, done.stderr + (tmp_path / "answer.json").read_text()
+    reply = Reply.model_validate_json((tmp_path / "answer.json").read_bytes())
+    assert set(reply.taps) == {"logits", "hidden_0"}
+    with np.load(tmp_path / "taps.npz") as taps:
+        assert read_batch(taps, 1, reply.taps)["hidden_0"].shape[0] == 3
+
+
+def fake_clocks(folder, fails=False):
+    """Put a fake jetson_clocks into `folder` that writes what it is asked to do."""
+    script = folder / "jetson_clocks"
+    script.write_text(
+        f'#!/bin/sh\necho "$*" >> {folder}/asked\n'
+        + ("echo 'made-up refusal' >&2; exit 1\n" if fails else '[ "$1" = --store ] && echo old > "$2"\nexit 0\n')
+    )
+    script.chmod(0o755)
+    sudo = folder / "sudo"
+    sudo.write_text('#!/bin/sh\nshift\nexec "$@"\n')
+    sudo.chmod(0o755)
+
+
+def test_clocks_are_locked_while_it_is_timed_and_put_back(tmp_path):
+    fake_clocks(tmp_path)
+    prepare(tmp_path, lock_clocks=True)
+    done = run_alone(tmp_path, "run", str(tmp_path / "request.json"), PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert done.returncode == 0, done.stderr
+    store = tmp_path / "clocks.store"
+    assert (tmp_path / "asked").read_text().splitlines() == [f"--store {store}", "", f"--restore {store}"]
+    assert not store.exists()
+
+
+def test_clocks_that_a_killed_run_left_locked_are_put_back_by_a_word(tmp_path):
+    fake_clocks(tmp_path)
+    prepare(tmp_path, lock_clocks=True, seconds=100.0, most_runs=10**9, deadline_seconds=2)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    assert run_alone(tmp_path, "run", str(tmp_path / "request.json"), PATH=path).returncode == -14
+    assert (tmp_path / "clocks.store").exists()
+    assert run_alone(tmp_path, "restore", str(tmp_path), PATH=path).returncode == 0
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == f"--restore {tmp_path / 'clocks.store'}"
+    assert run_alone(tmp_path, "restore", str(tmp_path), PATH=path).returncode == 0  # there is nothing left to do
+
+
+def test_clocks_that_cannot_be_locked_are_a_remark(tmp_path):
+    fake_clocks(tmp_path, fails=True)
+    prepare(tmp_path, lock_clocks=True)
+    done = run_alone(tmp_path, "run", str(tmp_path / "request.json"), PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert done.returncode == 0, done.stderr
+    reply = Reply.model_validate_json((tmp_path / "answer.json").read_bytes())
+    assert reply.clock_problem == "made-up refusal"

@@ -76,6 +76,10 @@ class DeviceError(MeasurementError):
     """A device could not be reached, lacks something, or did not finish what it was asked to do."""
 
 
+class ConnectionLostError(DeviceError):
+    """The way to a device broke; what was asked for may be asked again once it is back."""
+
+
 class OutputError(EdgesmithError):
     """A result could not be written. Whatever stood at the destination before is still there."""
 

@@ -29,6 +29,15 @@ def command(
             "--set", metavar="NAME=VALUE", help="samples, seconds, threads, python and others; see docs/targets."
         ),
     ] = None,
+    loadgen: Annotated[
+        str,
+        typer.Option(
+            "--loadgen",
+            metavar="SCENARIO",
+            help="Run MLPerf LoadGen too: SingleStream, MultiStream, Offline or Server.",
+            show_default=False,
+        ),
+    ] = "",
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything on the device.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -43,7 +52,7 @@ def command(
     from edgesmith.report import render_report
 
     # Checked before anything is loaded or connected, so that a mistyped word answers at once.
-    plan, address = parse_plan(settings or (), keep=keep), parse_address(on)
+    plan, address = parse_plan(settings or (), keep=keep, loadgen=loadgen), parse_address(on)
     registry = registry_of(context)
     record = load_record(directory)
     with (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgesmith.device.worker import read_batch
+from edgesmith.device.worker.archive import read_batch
 from edgesmith.errors import MeasurementError
 from edgesmith.ledger import OutputError
 from edgesmith.measure.divergence import Divergence

@@ -121,6 +121,17 @@ class Reply(_Answer):
     runtime: str
     provider: str
     optimization: str
+    cuda_graph: str = ""
+    """Used, or why not; empty where the runtime has none."""
+    clock_problem: str = ""
+    """Why clocks were not locked though it was asked for."""
+    engine_layers: str = ""
+    engine_times: str = ""
+    """The runtime's own description of an engine and of the times in it."""
+    taps: tuple[str, ...] = ()
+    """Names of all outputs of the tapped graph."""
+    loadgen: str = ""
+    """Summary that MLPerf's load generator wrote."""
 
 
 def read_power_mode(text: str) -> str:

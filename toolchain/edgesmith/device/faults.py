@@ -1,7 +1,8 @@
 """What goes wrong with devices, each with what to do next."""
 
-from edgesmith.errors import DeviceError
+from edgesmith.errors import ConnectionLostError, DeviceError
 
+_NO_ROOM = ("No space left on device", "Errno 28", "Disk quota exceeded")
 _WHY_NUMBERS = "Numbers of a device come from that device or from nowhere."
 
 
@@ -35,9 +36,9 @@ def unreachable(address: str, reason: str) -> DeviceError:
     )
 
 
-def lost_connection(address: str, reason: str) -> DeviceError:
+def lost_connection(address: str, reason: str) -> ConnectionLostError:
     """Return the error for a connection that broke."""
-    return DeviceError(
+    return ConnectionLostError(
         f"The connection to {address} was lost: {reason}.",
         expected="a connection that lasts until the results are here",
         why="Results that did not arrive are not reported, and nothing was recorded.",
@@ -111,7 +112,8 @@ def left_behind(error: DeviceError, address: str, directory: str) -> DeviceError
         error.what,
         expected=error.expected,
         why=error.why,
-        fix=f"{error.fix} Then remove {directory} from {address}; it could not be reached to do so.",
+        fix=f"{error.fix} With --set resume={directory} what is there is used; otherwise remove it from {address}, "
+        "which could not be reached to do so.",
     )
 
 
@@ -148,9 +150,13 @@ def wrong_architecture(address: str, reason: str, wanted: str) -> DeviceError:
 
 def failed(address: str, what: str, reason: str) -> DeviceError:
     """Return the error for a program that ended with an error on the device."""
+    if any(sign in reason for sign in _NO_ROOM):
+        fix = "Free space there, or name another directory on the device with --set directory=PATH."
+    else:
+        fix = "Look at the message; --keep leaves everything on the device, to repeat the command there."
     return DeviceError(
         f"{what} on {address} failed: {reason}",
         expected="a run without errors, as in the simulation",
         why="The product would fail in the same way.",
-        fix="Look at the message; --keep leaves everything on the device, to repeat the command there.",
+        fix=fix,
     )

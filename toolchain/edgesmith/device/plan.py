@@ -38,16 +38,29 @@ class ValidationPlan(BaseModel):
     timeout: float = Field(
         default=1800.0, ge=1, le=_LARGEST_SECONDS, description="Seconds for each long step on the device."
     )
+    cuda_graphs: bool = Field(default=True, description="Time a run as one launch of a CUDA graph where that works.")
+    lock_clocks: bool = Field(default=False, description="Lock the clocks with jetson_clocks while it is timed.")
+    taps: int = Field(default=0, ge=0, le=256, description="Values inside the graph to compare; ONNX Runtime only.")
+    loadgen: Literal["", "SingleStream", "MultiStream", "Offline", "Server"] = Field(
+        default="", description="Scenario of MLPerf's load generator to run too; the same as --loadgen."
+    )
+    target_qps: float = Field(
+        default=0.0, ge=0, description="Rate of queries for the scenario Server; 0 takes what single runs allow."
+    )
+    reconnects: int = Field(default=3, ge=0, le=20, description="How often a lost connection is made again.")
+    resume: str = Field(default="", description="Directory on the device of a try that broke, to go on in.")
     keep: bool = Field(default=False, description="Leave the working directory on the device.")
 
 
-def parse_plan(settings: Sequence[str], *, keep: bool = False) -> ValidationPlan:
+def parse_plan(settings: Sequence[str], *, keep: bool = False, loadgen: str = "") -> ValidationPlan:
     """Return the plan that texts such as "seconds=10" describe.
 
     Raises:
         RecipeError: One is unknown, or its value is not valid.
     """
     values: dict[str, object] = dict(setting.partition("=")[::2] for setting in settings)
+    if loadgen:
+        values["loadgen"] = loadgen
     try:
         return ValidationPlan.model_validate({"keep": keep, **values})
     except ValidationError as error:

@@ -6,6 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgesmith.device.facts import State
+from edgesmith.device.loadgen import LoadGenResult
+from edgesmith.engine import EngineReport
 from edgesmith.errors import MeasurementError
 from edgesmith.files import write_atomically
 from edgesmith.host.records import Tier
@@ -41,6 +43,10 @@ class DeviceRun(_Record):
     samples_per_second: float
     energy_mj: Measurement | None = None
     """Energy of the whole module for one run, where the board measures its power."""
+    engine: EngineReport | None = None
+    """What the runtime built, where it tells."""
+    loadgen: LoadGenResult | None = None
+    """One scenario of MLPerf's load generator, if it was asked for."""
     machine: Mapping[str, str | int] = Field(default_factory=dict)
     before: State
     after: State

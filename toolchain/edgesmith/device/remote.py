@@ -1,6 +1,7 @@
 """What is asked of a device: what it is, to build an engine, and to run the model. All of it through one worker."""
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -10,18 +11,30 @@ from pydantic import BaseModel, ValidationError
 from edgesmith.device import faults
 from edgesmith.device.facts import Probe, Reply
 from edgesmith.device.runtimes import TENSORRT_RTX, TRTEXEC
-from edgesmith.device.shipment import BUILD_SCRIPT, SHELL_SCRIPT
+from edgesmith.device.shipment import BUILD_SCRIPT, ENGINE, SHELL_SCRIPT
 from edgesmith.device.transport import Finished, Workspace
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
-WORKER = "worker.py"
+WORKER = "worker.pyz"
+_PACKAGE, _STARTER = "edgesmith_worker", "import sys; from edgesmith_worker.main import main; sys.exit(main())"
+REQUEST, ANSWER, OUTPUTS, TAPS = "request.json", "answer.json", "outputs.npz", "taps.npz"
 _PROBE_SECONDS = 600.0
 _GRACE_SECONDS = 30.0
 """The worker ends itself at its deadline; a device that does not even do that is given up after this time."""
 _LARGEST_ANSWER_BYTES = 64_000_000
 _CANNOT_EXECUTE, _NOT_FOUND = 126, 127
 _NO_PYTHON = "Install Python 3.10 or newer with numpy there, or name its interpreter with --set python=PATH."
+
+
+def pack_worker(folder: Path) -> Path:
+    """Write the worker as one file that an interpreter runs, and return it. The same code gives the same bytes."""
+    path = folder / WORKER
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted((Path(__file__).parent / "worker").glob("*.py")):
+            archive.writestr(zipfile.ZipInfo(f"{_PACKAGE}/{file.name}"), file.read_bytes())
+        archive.writestr(zipfile.ZipInfo("__main__.py"), _STARTER)
+    return path
 
 
 def probe_device(place: Workspace, folder: Path) -> Probe:
@@ -35,7 +48,7 @@ def probe_device(place: Workspace, folder: Path) -> Probe:
         DeviceError: It has no Python, or Python fails.
     """
     address, python = place.transport.address, place.transport.python
-    place.push(Path(__file__).with_name(WORKER), WORKER)
+    place.push(pack_worker(folder), WORKER)
     words = [python, place.path(WORKER), "probe", place.path("probe.json")]
     done = place.transport.run(words, timeout_seconds=_PROBE_SECONDS)
     if done.code == _NOT_FOUND:
@@ -44,6 +57,11 @@ def probe_device(place: Workspace, folder: Path) -> Probe:
         raise faults.wrong_architecture(address, done.last_line, f"an interpreter {python} for its processor")
     _require_done(address, "the probe", done)
     return _answer(place, "probe.json", folder, Probe)
+
+
+def restore_on_leave(place: Workspace) -> None:
+    """Have the clocks put back when the device is left, also where the run that locked them was killed."""
+    place.on_leave[:] = [[place.transport.python, place.path(WORKER), "restore", place.directory]]
 
 
 def build_engine(place: Workspace, runtime: str, probe: Probe, timeout_seconds: float) -> str:
@@ -60,6 +78,8 @@ def build_engine(place: Workspace, runtime: str, probe: Probe, timeout_seconds: 
     """
     address = place.transport.address
     if runtime == TRTEXEC:
+        if place.is_resumed and place.has(ENGINE):
+            return "Engine of the try before."
         words = ["env", f"TRTEXEC={probe.trtexec}", "sh", place.path(SHELL_SCRIPT)]
         done = place.transport.run(words, timeout_seconds=timeout_seconds)
         _require_done(address, "building the engine", done)
@@ -83,27 +103,34 @@ def build_engine(place: Workspace, runtime: str, probe: Probe, timeout_seconds: 
 def run_worker(
     place: Workspace, request: Mapping[str, object], folder: Path, timeout_seconds: float
 ) -> tuple[Reply, Path]:
-    """Run the model on the device; return what it saw, and the archive with its outputs.
+    """Run the model on the device; return what it saw, and the directory with the archives of its outputs.
 
     Raises:
         DeviceError: The model did not run, was killed, or took too long.
     """
-    address = place.transport.address
-    request_file = folder / "request.json"
+    request_file = folder / REQUEST
     request_file.write_text(json.dumps({**request, "deadline_seconds": int(timeout_seconds)}), encoding="utf-8")
-    place.push(request_file, request_file.name)
-    words = [place.transport.python, place.path(WORKER), "run", place.path(request_file.name)]
+    if not (place.is_resumed and place.holds(request_file, REQUEST) and place.has(ANSWER)):
+        _start_worker(place, request_file, folder, timeout_seconds)
+    reply = _answer(place, ANSWER, folder, Reply)
+    for name in (OUTPUTS, TAPS) if reply.taps else (OUTPUTS,):
+        place.transport.pull(place.path(name), folder / name)
+    return reply, folder
+
+
+def _start_worker(place: Workspace, request_file: Path, folder: Path, timeout_seconds: float) -> None:
+    address = place.transport.address
+    place.remove(ANSWER)
+    place.push(request_file, REQUEST)
+    words = [place.transport.python, place.path(WORKER), "run", place.path(REQUEST)]
     done = place.transport.run(words, timeout_seconds=timeout_seconds + _GRACE_SECONDS)
     if done.signal_name == "SIGALRM":
         raise faults.took_too_long(address, "the model", timeout_seconds)
     _require_not_killed(address, "the model", done)
     if done.code == 1:
-        place.transport.pull(place.path("answer.json"), folder / "answer.json")
-        raise faults.failed(address, "the model", _reason(folder / "answer.json") or done.last_line)
+        place.transport.pull(place.path(ANSWER), folder / ANSWER)
+        raise faults.failed(address, "the model", _reason(folder / ANSWER) or done.last_line)
     _require_done(address, "the worker", done)
-    reply = _answer(place, "answer.json", folder, Reply)
-    place.transport.pull(place.path("outputs.npz"), folder / "outputs.npz")
-    return reply, folder / "outputs.npz"
 
 
 def _answer(place: Workspace, name: str, folder: Path, kind: type[AnswerT]) -> AnswerT:

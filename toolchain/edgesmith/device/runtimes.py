@@ -10,12 +10,16 @@ ONNX_RUNTIME, TENSORRT, TENSORRT_RTX = "onnxruntime", "tensorrt", "tensorrt_rtx"
 TRTEXEC = "trtexec"
 """NVIDIA's program around TensorRT, which needs no Python module."""
 
+LOADGEN = "mlperf_loadgen"
+"""Python module of MLPerf's load generator."""
+
 _BY_PROFILE = {"TensorRT": TENSORRT, "TensorRT-RTX": TENSORRT_RTX}
 _OTHER_ARCHITECTURE = ("wrong ELF class", "invalid ELF header", "Exec format error", "incompatible architecture")
 _INSTALL = {
     "numpy": "Install numpy there (apt-get install python3-numpy), or name another interpreter (--set python=PATH).",
     ONNX_RUNTIME: "Run `python3 -m pip install onnxruntime` there, or name another interpreter (--set python=PATH).",
     TENSORRT: "Install TensorRT with its Python module there (on a Jetson: apt-get install nvidia-jetpack).",
+    LOADGEN: "Run `python3 -m pip install mlcommons-loadgen` there, or leave --loadgen out.",
     TENSORRT_RTX: "Run `python3 -m pip install tensorrt-rtx` there, with the driver of the card.",
 }
 _INSTEAD = " With --set runtime=onnxruntime the graph runs there in ONNX Runtime, and its numbers stay reference."
@@ -58,6 +62,20 @@ def require_runtime(address: str, probe: Probe, runtime: str) -> None:
         raise faults.missing_runtime(address, "CUDA", reason, fix)
 
 
+def require_loadgen(address: str, probe: Probe, runtime: str) -> None:
+    """Check that a scenario of MLPerf's load generator can run.
+
+    Raises:
+        DeviceError: Its module is missing, or the runtime is a program that runs by itself.
+    """
+    module = probe.modules.get(LOADGEN)
+    if module is None or not module.version:
+        raise faults.missing_runtime(address, LOADGEN, module.reason if module else "unknown", _INSTALL[LOADGEN])
+    if runtime == TRTEXEC:
+        fix = "Install TensorRT's Python module there, or leave --loadgen out."
+        raise faults.missing_runtime(address, "Python runtime for --loadgen", "trtexec times itself", fix)
+
+
 def require_architecture(address: str, probe: Probe, profile: Profile | None) -> None:
     """Check that the processor is of a kind that the target's device has.
 
@@ -73,10 +91,11 @@ def require_architecture(address: str, probe: Probe, profile: Profile | None) ->
 def tier_of(profile: Profile | None, probe: Probe, runtime: str, *, is_local: bool) -> tuple[Tier, str]:
     """Return what numbers from this machine are worth, and why.
 
-    `device` is only for the machine that the target's profile names, with the target's own runtime. A target without
-    a profile is for any processor: there a machine that the user reaches as a device is the device.
+    `device` is only for the machine that the target's profile names, with the target's own runtime. A target whose
+    profile names none, or that has no profile, is for any processor: there a machine that the user reaches as a device
+    is the device.
     """
-    if profile is None:
+    if profile is None or not profile.device.machines:
         if is_local:
             return Tier.REFERENCE, "the machine that compiles, with no device named"
         return Tier.DEVICE, f"{probe.machine}, with the target's runtime"

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from edgesmith.device.comparison import SIMULATION, OutputComparison
 from edgesmith.device.facts import Probe, Reply, read_power, total_power
+from edgesmith.device.loadgen import read_summary
 from edgesmith.device.record import DeviceRun
 from edgesmith.device.runtimes import TRTEXEC
+from edgesmith.engine import EngineReport
 from edgesmith.host.records import Tier
-from edgesmith.ledger import LedgerRow, Measurement
+from edgesmith.ledger import LayerError, LedgerRow, Measurement
 from edgesmith.measure.reference import OPTIMIZATION
 from edgesmith.measure.runner import quartiles, summarize
 
@@ -36,6 +38,10 @@ class Seen:
     """Description of the samples."""
     unit: str
     """Unit of the metric; empty without one."""
+    layers: tuple[LayerError, ...] = ()
+    """Distance from the simulation inside the graph."""
+    engine: EngineReport | None = None
+    """What the runtime built."""
 
 
 def conditions_of(
@@ -57,6 +63,7 @@ def conditions_of(
         "provider": reply.provider,
         "optimization": reply.optimization,
         **({} if threads is None else {"threads": threads}),
+        **({"cuda_graph": "used" if reply.cuda_graph == "used" else "not used"} if reply.cuda_graph else {}),
         "batch": batch,
         "shapes": ", ".join(shapes),
         "processor": seen.probe.machine,
@@ -84,6 +91,7 @@ def summarize_run(
         metric=_metric(seen, comparison.metric, seen.tier),
         latency_ms=latency,
         errors=(comparison.worst,),
+        layers=seen.layers,
         remarks=(f"The error is against the {SIMULATION} of the same graph, on {comparison.samples} samples.",),
     )
     return DeviceRun(
@@ -98,6 +106,8 @@ def summarize_run(
         percentiles_ms=percentiles(reply.times_ms),
         samples_per_second=float(conditions["batch"]) * 1e3 / latency.value,
         energy_mj=_energy(reply, latency),
+        engine=seen.engine,
+        loadgen=read_summary(reply.loadgen) if reply.loadgen else None,
         machine=seen.probe.facts(),
         before=reply.before,
         after=reply.after,
@@ -142,6 +152,10 @@ def _state_remarks(reply: Reply) -> tuple[str, ...]:
         remarks.append(f"Waited {reply.cooling_seconds:.0f} s for the device to cool down.")
     if reply.runtime.startswith(TRTEXEC):
         remarks.append("trtexec writes outputs with six digits, so gaps below a millionth cannot be seen.")
+    if reply.clock_problem:
+        remarks.append(f"Clocks could not be locked: {reply.clock_problem}.")
+    if reply.cuda_graph not in ("", "used"):
+        remarks.append(f"Timed without a CUDA graph, which {reply.cuda_graph}.")
     if reply.before.clocks_locked is False:
         remarks.append("Clocks were not locked, so times depend on load and heat; on a Jetson run jetson_clocks first.")
     return tuple(remarks)

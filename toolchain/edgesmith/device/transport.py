@@ -1,5 +1,6 @@
 """What a way to a device must offer: run a command, copy files, and leave nothing behind."""
 
+import hashlib
 import re
 import shlex
 import signal
@@ -14,6 +15,9 @@ from edgesmith.errors import DeviceError
 
 COMMAND_SECONDS = 60.0
 """Time for small commands such as making a directory."""
+
+_HASH_SECONDS = 600.0
+"""Time to read a model of many gigabytes on a slow card."""
 
 PROCESS_FILE = "worker.pid"
 """Where a program that works in the directory writes its number, so that it can be stopped."""
@@ -118,31 +122,67 @@ class Workspace:
     transport: Transport
     directory: str
     remarks: list[str] = field(default_factory=list)
+    is_resumed: bool = False
+    """Whether files of an earlier try may be there."""
+    on_leave: list[list[str]] = field(default_factory=list)
+    """Commands that put the device back as it was, run before the directory is removed."""
 
     def path(self, name: str) -> str:
         """Return the path of a file in it."""
         return f"{self.directory}/{name}"
 
     def push(self, local: Path, name: str) -> None:
-        """Copy a file into it, after checking that there is room."""
+        """Copy a file into it, after checking that there is room. One that is there already is not copied again."""
+        if self.is_resumed and self.holds(local, name):
+            return
         size, free = local.stat().st_size, self.transport.free_bytes(self.directory)
         if free is not None and free < size:
             raise faults.full_disk(self.transport.address, self.directory, size, free)
         self.transport.push(local, self.path(name))
 
+    def holds(self, local: Path, name: str) -> bool:
+        """Return whether the file of that name is there with the content of `local`."""
+        done = self.transport.run(["sha256sum", self.path(name)], timeout_seconds=_HASH_SECONDS)
+        return done.code == 0 and done.stdout.split()[:1] == [_hash(local)]
+
+    def has(self, name: str) -> bool:
+        """Return whether a file of that name is there and not empty."""
+        return self.transport.run(["test", "-s", self.path(name)]).code == 0
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        self.transport.run(["rm", "-f", "--", self.path(name)])
+
+    def recover(self) -> None:
+        """Connect again, stop what still works there, and go on with the files that are there.
+
+        Raises:
+            DeviceError: The device cannot be reached, or the directory cannot be made again.
+        """
+        self.transport.reconnect()
+        _stop_worker(self)
+        # A board that restarted has emptied /tmp.
+        done = self.transport.run(["mkdir", "-p", self.directory])
+        if done.code != 0:
+            raise faults.no_directory(self.transport.address, self.transport.base, done.last_line)
+        self.is_resumed = True
+
 
 @contextmanager
-def workspace(transport: Transport, *, keep: bool = False) -> Iterator[Workspace]:
+def workspace(transport: Transport, *, keep: bool = False, resume: str = "") -> Iterator[Workspace]:
     """Make one directory on the device and remove it in the end, also after a failure.
 
     Args:
         transport: The way to the device.
         keep: Leave the directory, for a look at what is in it.
+        resume: Directory of an earlier try to go on in; empty makes a new one.
 
     Raises:
-        DeviceError: It cannot be made; or the block failed and the directory could not be removed, with its name.
+        DeviceError: It cannot be made, or is not there; or the block failed and the directory could not be removed,
+            with its name.
     """
-    place = Workspace(transport, _make_directory(transport))
+    directory = _known_directory(transport, resume) if resume else _make_directory(transport)
+    place = Workspace(transport, directory, is_resumed=bool(resume))
     try:
         yield place
     except DeviceError as error:
@@ -170,6 +210,21 @@ def _make_directory(transport: Transport) -> str:
     raise faults.no_directory(transport.address, transport.base, done.last_line or f"exit code {done.code}")
 
 
+def _known_directory(transport: Transport, directory: str) -> str:
+    """Return a directory of an earlier try. It is removed in the end, so only one of ours is taken."""
+    name = directory.rpartition("/")[2]
+    if not directory.startswith("/") or not name.startswith(_PREFIX) or not _MADE.fullmatch(name.removeprefix(_PREFIX)):
+        raise faults.no_directory(transport.address, directory, "it is not the directory of an earlier try")
+    if transport.run(["test", "-d", directory]).code != 0:
+        raise faults.no_directory(transport.address, directory, "it is not there any more; start without resume")
+    return directory
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _ended(place: Workspace, *, keep: bool) -> bool:
     """Stop what still works there and remove the directory; connect again once. Return whether that was possible."""
     for again in (False, True):
@@ -177,6 +232,8 @@ def _ended(place: Workspace, *, keep: bool) -> bool:
             if again:
                 place.transport.reconnect()
             _stop_worker(place)
+            for words in place.on_leave:
+                place.transport.run(words)
             return keep or _removed(place)
         except DeviceError:
             continue

@@ -1,32 +1,57 @@
 """Validates an artifact where it will run: copies it there, times it, and holds its outputs against the simulation."""
 
 import tempfile
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edgesmith.api import choose_metric
 from edgesmith.data import RandomInputs, RunData, choose_data, fixed_batch_size
-from edgesmith.device.comparison import compare_outputs
+from edgesmith.device.comparison import OutputComparison, compare_outputs
 from edgesmith.device.facts import Probe, Reply
 from edgesmith.device.plan import ValidationPlan
 from edgesmith.device.record import DeviceRun
-from edgesmith.device.remote import build_engine, probe_device, run_worker
-from edgesmith.device.runtimes import ONNX_RUNTIME, best_runtime, require_architecture, require_runtime, tier_of
+from edgesmith.device.remote import (
+    ANSWER,
+    OUTPUTS,
+    TAPS,
+    build_engine,
+    probe_device,
+    restore_on_leave,
+    run_worker,
+)
+from edgesmith.device.runtimes import (
+    ONNX_RUNTIME,
+    best_runtime,
+    require_architecture,
+    require_loadgen,
+    require_runtime,
+    tier_of,
+)
 from edgesmith.device.shipment import ENGINE, Shipment, load_model, read_shipment
 from edgesmith.device.summary import Seen, conditions_of, summarize_run
+from edgesmith.device.taps import MOST_BATCHES, TAPPED_FILE, choose_taps, compare_taps, write_tapped
 from edgesmith.device.transport import Transport, Workspace, workspace
-from edgesmith.device.worker import ArrayArchive
-from edgesmith.errors import DataError, MeasurementError
+from edgesmith.device.worker.archive import ArrayArchive
+from edgesmith.engine import EngineReport
+from edgesmith.errors import ConnectionLostError, DataError, DeviceError, MeasurementError, TargetError
 from edgesmith.host.targets import find_target
-from edgesmith.ledger import Ledger, load_ledger
+from edgesmith.ledger import LayerError, Ledger, load_ledger
 from edgesmith.model import Model
 from edgesmith.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
+    from edgesmith.host.interfaces import Target
     from edgesmith.host.records import MetricRecord
     from edgesmith.host.registry import Registry
     from edgesmith_calibration.sources import Batch
+
+ResultT = TypeVar("ResultT")
+
+_WAITS_SECONDS = (1.0, 5.0, 20.0, 60.0)
+"""Between tries to connect again: a glitch is over at once, and a board starts within a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +69,32 @@ class _Samples:
         return self.data.evaluation is not None and self.data.evaluation.has_labels
 
 
+@dataclass(slots=True)
+class _Visit:
+    """What is asked of a device, and what it answered."""
+
+    shipment: Shipment
+    samples: _Samples
+    plan: ValidationPlan
+    target: "Target"
+    labels: dict[str, str]
+    """Values inside the graph to compare, with their places."""
+    scratch: Path
+    progress: Progress
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """What came back from a device."""
+
+    probe: Probe
+    runtime: str
+    threads: int | None
+    reply: Reply
+    folder: Path
+
+
 def validate(
     directory: Path,
     transport: Transport,
@@ -54,6 +105,8 @@ def validate(
     progress: Progress | None = None,
 ) -> DeviceRun:
     """Run the artifact in `directory` on a device and return what was measured there.
+
+    A connection that is lost is made again, and what is on the device already is used.
 
     Args:
         directory: The artifact.
@@ -70,39 +123,82 @@ def validate(
         DataError: The data does not fit the model.
     """
     plan, progress = plan or ValidationPlan(), progress or SilentProgress()
-    address = transport.address
     shipment, ledger = read_shipment(directory), load_ledger(directory)
     _, target = find_target(registry, plan.target or shipment.target)
     samples = _open_samples(shipment, data, plan)
-    remarks: list[str] = []
+    labels = choose_taps(samples.model.ir, ledger.chosen_row, plan.taps) if plan.taps else {}
     with tempfile.TemporaryDirectory(prefix="edgesmith-validate-") as scratch:
-        with workspace(transport, keep=plan.keep) as place:
-            with progress.stage(f"asking {address} what it is"):
-                probe = probe_device(place, Path(scratch))
-            if not transport.is_local:
-                require_architecture(address, probe, target.profile)
-            runtime = plan.runtime or best_runtime(target.profile, probe)
-            require_runtime(address, probe, runtime)
-            with progress.stage(f"copying {shipment.size_bytes / 1e6:.1f} MB to {address}"):
-                _send(place, shipment, samples, Path(scratch))
-            if runtime != ONNX_RUNTIME:
-                with progress.stage(f"building the engine on {address}"):
-                    remarks.append(build_engine(place, runtime, probe, plan.timeout))
-            request = _request(plan, shipment, samples, probe, runtime)
-            with progress.stage(f"running on {address}"):
-                reply, outputs = run_worker(place, request, Path(scratch), plan.timeout)
-        remarks += place.remarks
-        require_one_power_mode(address, reply)
+        visit = _Visit(shipment, samples, plan, target, labels, Path(scratch), progress)
+        with workspace(transport, keep=plan.keep, resume=plan.resume) as place:
+            found = _insist(place, visit, lambda: _visit(place, visit))
+        visit.remarks += place.remarks
+        require_one_power_mode(transport.address, found.reply)
         with progress.stage("comparing with the simulation"):
             metric = _metric(registry, ledger, samples)
-            make_metric = registry.load(metric) if metric else None
-            comparison = compare_outputs(shipment.entry, samples.batches, outputs, reply.outputs, make_metric)
-    tier, reason = tier_of(target.profile, probe, runtime, is_local=transport.is_local)
-    unit = metric.unit if metric else ""
-    seen = Seen(address, tier, reason, probe, reply, comparison, samples.description, unit)
-    first = samples.batches[0]
+            comparison = compare_outputs(
+                shipment.entry,
+                samples.batches,
+                found.folder / OUTPUTS,
+                found.reply.outputs,
+                registry.load(metric) if metric else None,
+            )
+            layers = _compare_layers(visit, found)
+    return _summarize(transport, visit, found, comparison, layers, ledger, metric.unit if metric else "")
+
+
+def _visit(place: Workspace, visit: _Visit) -> _Answered:
+    """Ask the device everything, from what it is to its outputs. May be called again after a lost connection."""
+    plan, address, progress = visit.plan, place.transport.address, visit.progress
+    with progress.stage(f"asking {address} what it is"):
+        probe = probe_device(place, visit.scratch)
+    if not place.transport.is_local:
+        require_architecture(address, probe, visit.target.profile)
+    runtime = plan.runtime or best_runtime(visit.target.profile, probe)
+    require_runtime(address, probe, runtime)
+    if plan.lock_clocks:
+        restore_on_leave(place)
+    if plan.loadgen:
+        require_loadgen(address, probe, runtime)
+    with progress.stage(f"copying {visit.shipment.size_bytes / 1e6:.1f} MB to {address}"):
+        _send(place, visit, runtime)
+    if runtime != ONNX_RUNTIME:
+        with progress.stage(f"building the engine on {address}"):
+            visit.remarks.append(build_engine(place, runtime, probe, plan.timeout))
+    request = _request(visit, probe, runtime)
+    with progress.stage(f"running on {address}"):
+        reply, folder = run_worker(place, request, visit.scratch, plan.timeout)
     threads = int(str(request["threads"])) if runtime == ONNX_RUNTIME else None
-    return summarize_run(seen, ledger.chosen_row, conditions_of(seen, first.inputs, first.size, threads), remarks)
+    return _Answered(probe, runtime, threads, reply, folder)
+
+
+def _insist(place: Workspace, visit: _Visit, work: Callable[[], ResultT]) -> ResultT:
+    """Do `work`, and again where the connection is lost on the way, as often as the plan says."""
+    left = visit.plan.reconnects
+    while True:
+        try:
+            return work()
+        except ConnectionLostError as error:
+            left = _recover(place, visit, left, error)
+
+
+def _recover(place: Workspace, visit: _Visit, left: int, error: ConnectionLostError) -> int:
+    """Connect again; return how many tries are left then.
+
+    Raises:
+        DeviceError: No try is left; it is the error that broke the work.
+    """
+    while left > 0:
+        wait = _WAITS_SECONDS[min(visit.plan.reconnects - left, len(_WAITS_SECONDS) - 1)]
+        left -= 1
+        with visit.progress.stage(f"the connection was lost; trying again in {wait:g} s"):
+            time.sleep(wait)
+        try:
+            place.recover()
+        except DeviceError:
+            continue
+        visit.remarks.append(f"The connection was lost and made again: {error.what}")
+        return left
+    raise error
 
 
 def _open_samples(shipment: Shipment, data: "str | Path | None", plan: ValidationPlan) -> _Samples:
@@ -123,29 +219,86 @@ def _open_samples(shipment: Shipment, data: "str | Path | None", plan: Validatio
     return _Samples(batches, model, opened, source.description)
 
 
-def _send(place: Workspace, shipment: Shipment, samples: _Samples, scratch: Path) -> None:
-    with ArrayArchive(scratch / "inputs.npz") as archive:
-        for index, batch in enumerate(samples.batches):
+def _send(place: Workspace, visit: _Visit, runtime: str) -> None:
+    with ArrayArchive(visit.scratch / "inputs.npz") as archive:
+        for index, batch in enumerate(visit.samples.batches):
             archive.add(index, dict(batch.inputs))
-    for file in (*shipment.files, scratch / "inputs.npz"):
+    files = [*visit.shipment.files, visit.scratch / "inputs.npz"]
+    if visit.labels and runtime == ONNX_RUNTIME:
+        files += write_tapped(visit.shipment.entry, list(visit.labels), visit.scratch)
+    if place.is_resumed and not all(place.holds(file, file.name) for file in files):
+        # An answer of the try before was to other files.
+        place.remove(ANSWER)
+    for file in files:
         place.push(file, file.name)
 
 
-def _request(
-    plan: ValidationPlan, shipment: Shipment, samples: _Samples, probe: Probe, runtime: str
-) -> dict[str, object]:
+def _request(visit: _Visit, probe: Probe, runtime: str) -> dict[str, object]:
+    plan, batches = visit.plan, visit.samples.batches
+    is_tapped = bool(visit.labels) and runtime == ONNX_RUNTIME
     return {
-        "model": shipment.entry.name if runtime == ONNX_RUNTIME else ENGINE,
+        "model": visit.shipment.entry.name if runtime == ONNX_RUNTIME else ENGINE,
         "runtime": runtime,
-        "inputs": list(samples.batches[0].inputs),
-        "batches": len(samples.batches),
+        "inputs": list(batches[0].inputs),
+        "batches": len(batches),
         "threads": plan.threads or probe.usable_cores,
         "warmup_runs": plan.warmup_runs,
         "seconds": plan.seconds,
         "fewest_runs": plan.fewest_runs,
         "most_runs": plan.most_runs,
         "cool_below_celsius": plan.cool_below,
+        "cuda_graphs": plan.cuda_graphs,
+        "lock_clocks": plan.lock_clocks,
+        "tapped_model": TAPPED_FILE if is_tapped else "",
+        "tapped_batches": min(len(batches), MOST_BATCHES),
+        "loadgen": plan.loadgen,
+        "target_qps": plan.target_qps,
     }
+
+
+def _compare_layers(visit: _Visit, found: _Answered) -> tuple[LayerError, ...]:
+    if not found.reply.taps:
+        return ()
+    batches = visit.samples.batches[:MOST_BATCHES]
+    return compare_taps(visit.shipment.entry, batches, found.folder / TAPS, found.reply.taps, visit.labels)
+
+
+def _read_engine(visit: _Visit, reply: Reply) -> EngineReport | None:
+    """Return what the runtime built; a description that cannot be read is a remark, and no reason to fail."""
+    if not reply.engine_layers:
+        return None
+    try:
+        return visit.target.read_engine(visit.samples.model, reply.engine_layers, reply.engine_times)
+    except TargetError as error:
+        visit.remarks.append(f"The engine was not explained: {error.what}")
+        return None
+
+
+def _summarize(
+    transport: Transport,
+    visit: _Visit,
+    found: _Answered,
+    comparison: OutputComparison,
+    layers: tuple[LayerError, ...],
+    ledger: Ledger,
+    unit: str,
+) -> DeviceRun:
+    tier, reason = tier_of(visit.target.profile, found.probe, found.runtime, is_local=transport.is_local)
+    seen = Seen(
+        address=transport.address,
+        tier=tier,
+        reason=reason,
+        probe=found.probe,
+        reply=found.reply,
+        comparison=comparison,
+        data=visit.samples.description,
+        unit=unit,
+        layers=layers,
+        engine=_read_engine(visit, found.reply),
+    )
+    first = visit.samples.batches[0]
+    conditions = conditions_of(seen, first.inputs, first.size, found.threads)
+    return summarize_run(seen, ledger.chosen_row, conditions, visit.remarks)
 
 
 def _metric(registry: "Registry", ledger: Ledger, samples: _Samples) -> "MetricRecord | None":

@@ -135,7 +135,7 @@ class ReferenceSession:
             disabled.append("SkipLayerNormFusion")
         try:
             if isinstance(model, ir.Model) or taps:
-                self._session = _open(_with_taps(graph or _read(Path(str(model))), taps), options, disabled)
+                self._session = _open(with_taps(graph or _read(Path(str(model))), taps), options, disabled)
             else:
                 self._session = _session(str(model), options, disabled)
         except _ORT_ERRORS as error:
@@ -244,7 +244,7 @@ def _uses_float8(model: ir.Model) -> bool:
     return False
 
 
-def _with_taps(model: ir.Model, taps: Sequence[str]) -> ir.Model:
+def with_taps(model: ir.Model, taps: Sequence[str]) -> ir.Model:
     """Return a copy whose outputs include `taps`, or the model itself if there are none."""
     if not taps:
         return model

@@ -2,6 +2,7 @@
 
 import html
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,32 @@ def run_lines(run: "DeviceRun") -> list[tuple[str, str]]:
         sqnr = "none" if gap.sqnr_db == math.inf else f"SQNR {format_decibels(gap.sqnr_db)}"
         numbers = f"{sqnr}, cosine {gap.cosine:.6f}, largest difference {gap.max_abs:.3g}"
         lines.append((f"gap of {name}", numbers))
+    lines += _layer_lines(run)
+    if run.loadgen is not None:
+        validity = "valid" if run.loadgen.is_valid else "not valid as an MLPerf result"
+        figures = ", ".join(f"{name} {format_number(number)}" for name, number in run.loadgen.figures.items())
+        lines.append((f"LoadGen {run.loadgen.scenario}", f"{validity}: {figures}"))
+    if run.engine is not None:
+        lines += run.engine.lines()
+        lines += [(finding.rule, f"{finding.hazard} {finding.fix}") for finding in run.engine.findings]
     versions = (f"{name} {fact}" for name, fact in run.machine.items() if name != "machine")
     return [*lines, ("device", ", ".join(versions))]
+
+
+def _layer_lines(run: "DeviceRun") -> list[tuple[str, str]]:
+    """Return where inside the graph the device leaves the simulation: where the gap grows most, and the worst value."""
+    layers = run.row.layers
+    if not layers:
+        return []
+    worst = min(layers, key=lambda layer: layer.sqnr_db)
+    falls = [(before.sqnr_db - after.sqnr_db, after) for before, after in pairwise(layers) if after.sqnr_db < math.inf]
+    lines = [("gap inside", f"worst at {worst.layer}: SQNR {format_decibels(worst.sqnr_db)}, of {len(layers)} values")]
+    if falls:
+        fall, at = max(falls, key=lambda item: item[0])
+        size = "from none" if fall == math.inf else f"by {format_decibels(fall)}"
+        if fall > 0:
+            lines.append(("gap grows most", f"at {at.layer}: {size}, to SQNR {format_decibels(at.sqnr_db)}"))
+    return lines
 
 
 def _run_html(run: "DeviceRun") -> str:

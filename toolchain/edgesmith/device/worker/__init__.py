@@ -1,0 +1,12 @@
+"""Runs an artifact on a device and writes down what it saw. This package travels to the device alone, in one file.
+
+It needs Python 3.10, numpy, and the runtime of the artifact: onnxruntime; or tensorrt with CUDA's runtime library; or
+trtexec, NVIDIA's own program around TensorRT.
+
+    python3 worker.pyz probe ANSWER.json      # what the machine is and which runtimes it has
+    python3 worker.pyz run REQUEST.json       # time and run the model as the request says
+    python3 worker.pyz restore DIRECTORY      # put clocks back that a run locked
+
+Answers are files, since standard output belongs to the runtimes. Texts of the device's own tools are handed over as
+they are and read on the machine that asked. Exit codes: 0 done, 1 failed, with the reason in the answer.
+"""

@@ -1,0 +1,38 @@
+"""A model in ONNX Runtime."""
+
+from pathlib import Path
+from typing import Any
+
+from .archive import Facts
+from .model import WorkerModel
+
+
+class OnnxRuntimeModel(WorkerModel):
+    """A model in ONNX Runtime on the processor, optimized as far as it goes, as users run it."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        super().__init__(
+            runtime="onnxruntime " + onnxruntime.__version__,
+            provider=self._session.get_providers()[0],
+            optimization="all",
+        )
+        self.names = [output.name for output in self._session.get_outputs()]
+        self._feed: Facts = {}
+
+    def set_inputs(self, arrays: Facts) -> None:
+        """Take the inputs of the next runs."""
+        self._feed = {entry.name: arrays[entry.name] for entry in self._session.get_inputs()}
+
+    def run(self) -> Any:
+        """Run once, from inputs in memory to outputs in memory."""
+        return self._session.run(self.names, self._feed)
+
+    def outputs(self) -> Facts:
+        """Return the outputs for the present inputs, by name."""
+        return dict(zip(self.names, self.run(), strict=True))
