@@ -12,9 +12,11 @@ from edgesmith.errors import DataError, ModelError
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.runnable import dimensions_for, runnable_dimensions
 from edgesmith.execution.sample import sample_inputs
+from edgesmith.graph.group_sparsity import group_sparse_weights
 from edgesmith.model import Model
 from edgesmith.profile import Profile
 from edgesmith_calibration.preprocessing import TextPreprocessing
+from edgesmith_tensorrt.dialect import dialect_of
 
 RECIPE_FILE, PYTHON_FILE, SHELL_FILE = "build.json", "build.py", "build.sh"
 
@@ -72,9 +74,15 @@ def build_recipe(model: Model, profile: Profile, file_name: str) -> dict[str, ob
         # Half of the memory: the other half holds weights, activations and everything else on the board.
         "workspace_bytes": (profile.device.memory_bytes or _USUAL_MEMORY_BYTES) // 2,
         "dla_core": core,
-        "sparse_weights": False,
+        "sparse_weights": _has_sparse_weights(model, profile),
         "shapes": _for_device(optimization_shapes(model) if shapes is None else shapes, fixed=core is not None),
     }
+
+
+def _has_sparse_weights(model: Model, profile: Profile) -> bool:
+    """Return whether weights follow the pattern of sparse kernels, which the builder tries only where asked to."""
+    pattern = dialect_of(profile).sparse_weights
+    return bool(pattern) and bool(group_sparse_weights(model.ir, *map(int, pattern.split(":"))))
 
 
 def _for_device(shapes: Shapes, *, fixed: bool) -> Shapes:
@@ -141,6 +149,8 @@ def shell_script(recipe: Mapping[str, object]) -> str:
     words += ["--skipInference", "--profilingVerbosity=detailed"]
     words += [f"--builderOptimizationLevel={recipe['builder_optimization_level']}"]
     words += [f"--memPoolSize=workspace:{int(str(recipe['workspace_bytes'])) >> 20}M"]
+    if recipe.get("sparse_weights"):
+        words.append("--sparsity=enable")
     shapes = recipe["shapes"]
     if isinstance(shapes, Mapping) and shapes:
         for bound in ("min", "opt", "max"):

@@ -56,8 +56,16 @@ def dialect_of(profile: Profile) -> TensorRTDialect:
         alignment={} if profile.alignment is None else profile.alignment.model_dump(exclude={"source"}),
         refusals={name.removesuffix("-weights"): reason for name, reason in profile.formats.absent.items()},
         formats=frozenset(profile.formats.hardware),
+        sparse_weights=_sparse_weights(profile),
         accelerator=_accelerator(profile),
     )
+
+
+def _sparse_weights(profile: Profile) -> str:
+    """Return the pattern of sparse tensor cores, which NVIDIA's GPUs have from Ampere (8.0) on."""
+    capability = profile.device.compute_capability
+    on_gpu = profile.dla is None or profile.dla.core is None
+    return "2:4" if on_gpu and capability is not None and float(capability) >= 8 else ""
 
 
 def _accelerator(profile: Profile) -> Accelerator | None:

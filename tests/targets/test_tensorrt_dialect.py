@@ -9,6 +9,7 @@ from edgesmith.errors import MeasurementError, TargetError
 from edgesmith.host.loader import load_registry
 from edgesmith.host.targets import find_target
 from edgesmith.measure.reference import ReferenceRunner
+from edgesmith_tensorrt.build_recipe import build_recipe, shell_script
 from edgesmith_tensorrt.target import TensorRT
 from small_graphs import graph, node
 
@@ -80,3 +81,17 @@ def test_the_reference_runner_refuses_to_time():
         ReferenceRunner().latency({}, {})
     with pytest.raises(MeasurementError, match="peak memory"):
         ReferenceRunner().peak_memory(None, {})
+
+
+@pytest.mark.parametrize(("sparse", "flag"), [(True, True), (False, False)])
+def test_the_build_asks_for_sparse_kernels_where_weights_are_sparse(sparse, flag):
+    """The builder tries sparse kernels only under this flag, and takes them only where they are faster."""
+    weight = np.random.default_rng(0).normal(0, 1, (64, 32)).astype(np.float32)
+    if sparse:
+        weight[0::4], weight[2::4] = 0, 0
+    model = graph([node("MatMul", ["x", "w"], "y")], {"w": weight}, {"x": ["n", 64]})
+    board = target("jetson-orin-nano")
+    recipe = build_recipe(model, board.device, "model.onnx")
+    assert recipe["sparse_weights"] is flag
+    assert ("--sparsity=enable" in shell_script(recipe)) is flag
+    assert board.dialect.sparse_weights == "2:4"

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesmith.graph.group_sparsity import is_group_sparse
+
 Mask = NDArray[np.bool_]
 Array = NDArray[Any]
 
@@ -36,10 +38,7 @@ class Pattern:
 
     def holds(self, weight: Array) -> bool:
         """Return whether a matrix [outputs, inputs] follows it; never where the groups do not cover the inputs."""
-        if weight.shape[1] % self.group:
-            return False
-        groups = (weight != 0).reshape(-1, self.group).sum(axis=1)
-        return bool((groups <= self.kept).all())
+        return is_group_sparse(weight, 1, self.kept, self.group)
 
     def __str__(self) -> str:
         return f"{self.kept}:{self.group}"
