@@ -1,7 +1,8 @@
 """The command line: one file per command, thin over the library.
 
-A command is a module of this package with a function `command` and an `EXAMPLE`; its name in `COMMANDS` makes it
-available. Command modules are imported at every start, so they import heavy packages inside functions only.
+A command is a module of this package with an `EXAMPLE` and a function `command`, or a `group` of commands; its name in
+`COMMANDS` makes it available. Command modules are imported at every start, so they import heavy packages inside
+functions only.
 """
 
 import sys
@@ -29,6 +30,7 @@ COMMANDS = (
     "methods",
     "targets",
     "plugins",
+    "plugin",
     "compare",
     "report",
     "schema",
@@ -100,7 +102,10 @@ def _configure(
 
 for _name in COMMANDS:
     _module = import_module(f"edgesmith.cli.{_name}")
-    app.command(_name, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
+    if hasattr(_module, "group"):
+        app.add_typer(_module.group, name=_name, epilog=f"Example: {_module.EXAMPLE}")
+    else:
+        app.command(_name, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -213,15 +213,15 @@ def _refusal(author: str, verdict: Verdict) -> StepError:
 
 def _crash(author: str, error: BaseException) -> StepError:
     """Return the error for a crash in `apply`. A refusal by the method keeps its own advice."""
+    where = f"{author}{_at_node(error)}"
     if isinstance(error, EdgesmithError):
-        what, expected, why, fix = error.what, error.expected, error.why, error.fix
-    else:
-        what = f"crashed with {_line(error)}{_place(error)}"
-        expected = "a method that checks its input in `check` and applies without an exception"
-        why = "The step has no result. The model before it is intact, and a corrected run resumes there."
-        fix = "Remove the step, change its options, or report the crash to the author of the plugin."
-    failed = StepError(f"{author}{_at_node(error)}: {what}", expected=expected, why=why, fix=fix)
-    return failed.broke(Condition.NO_CRASH)
+        return StepError(f"{where}: {error.what}", expected=error.expected, why=error.why, fix=error.fix)
+    return StepError(
+        f"{where}: crashed with {_line(error)}{_place(error)}",
+        expected="a method that checks its input in `check` and applies without an exception",
+        why="The step has no result. The model before it is intact, and a corrected run resumes there.",
+        fix="Remove the step, change its options, or report the crash to the author of the plugin.",
+    ).broke(Condition.NO_CRASH)
 
 
 def _line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from edgesmith.errors import PluginError
 from edgesmith.host.brief import brief
 from edgesmith.host.records import Guarantee, MethodRecord, Needs, Order, Record, TargetRecord
 
-_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _DOTTED_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -23,7 +23,7 @@ def check_record(record: object, expected: type[Record]) -> None:
         )
     _check_types(record)
     label = f"{expected.__name__} {record.name!r}"
-    if not _NAME.fullmatch(record.name):
+    if not NAME.fullmatch(record.name):
         raise _fault(f"{label} has a malformed name", "lower-case words joined by hyphens, such as 'quantize-int8'")
     if not record.version.strip():
         raise _fault(f"{label} has no version", "a version string; it is part of the cache key")

@@ -110,7 +110,7 @@ class Attempt:
     def where(self) -> str:
         """The model, and the options that are not the usual ones."""
         changed = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-        return f"tiny model {self.model!r}" + (f" with {changed}" if changed else "")
+        return f"model {self.model!r}" + (f" with {changed}" if changed else "")
 
     @property
     def problem(self) -> str:
@@ -180,7 +180,7 @@ class MethodBench(Bench[MethodRecord]):
                 with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
                     context = Context(validated, dialect, Path(scratch), data, source=model)
                     verdict = check_method(self.registry, self.record, model, context)
-                words = f"tiny model {name!r}, target {dialect.name!r}, {'with' if data else 'without'} data"
+                words = f"model {name!r}, target {dialect.name!r}, {'with' if data else 'without'} data"
                 yield words, verdict
 
     def bytes_request(self) -> str:

@@ -34,7 +34,7 @@ def it_answers_for_every_graph(bench: LintBench) -> CheckResult:
     """The rule returns findings for every graph and dialect, and nothing else."""
     for name, finding in bench.findings():
         if not isinstance(finding, Finding):
-            return failed(f"tiny model {name!r}: it returned {type(finding).__name__}", "Return edgesmith.Finding.")
+            return failed(f"model {name!r}: it returned {type(finding).__name__}", "Return edgesmith.Finding.")
     for model in bench.models.values():
         list(bench.registry.load(bench.record)(model.clone(), bare_dialect()))
     return ok(f"{sum(map(len, bench.found.values()))} findings in {len(bench.found)} models")
@@ -47,7 +47,7 @@ def the_model_is_untouched(bench: LintBench) -> CheckResult:
         digest = given.digest()
         list(bench.registry.load(bench.record)(given, fake_dialect()))
         if given.digest() != digest:
-            return failed(f"tiny model {name!r} was edited", "Read the graph and leave it alone.")
+            return failed(f"model {name!r} was edited", "Read the graph and leave it alone.")
     return ok()
 
 
@@ -57,11 +57,11 @@ def findings_say_what_and_how(bench: LintBench) -> CheckResult:
     for name, finding in bench.findings():
         seen += 1
         if not finding.hazard.strip() or not finding.fix.strip():
-            return failed(f"tiny model {name!r}: {finding!r}", "Write one sentence for the hazard and one for the fix.")
+            return failed(f"model {name!r}: {finding!r}", "Write one sentence for the hazard and one for the fix.")
         known = {node.name for node in bench.models[name].graph.all_nodes()}
         unknown = [node for node in finding.nodes if node not in known]
         if unknown:
-            return failed(f"tiny model {name!r}: there is no node {unknown[0]!r}", "Name nodes as the graph does.")
+            return failed(f"model {name!r}: there is no node {unknown[0]!r}", "Name nodes as the graph does.")
     return ok() if seen else not_applicable("It found nothing in any model.")
 
 
@@ -69,7 +69,7 @@ def it_says_the_same_again(bench: LintBench) -> CheckResult:
     """The same graph gives the same findings in the same order."""
     for name, findings in bench.found.items():
         if bench.ask(bench.models[name]) != findings:
-            return failed(f"tiny model {name!r}: other findings than before", "Do not iterate over sets.")
+            return failed(f"model {name!r}: other findings than before", "Do not iterate over sets.")
     return ok()
 
 

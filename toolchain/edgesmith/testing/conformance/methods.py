@@ -47,8 +47,8 @@ def check_is_total(bench: MethodBench) -> CheckResult:
 def it_applies_or_says_why(bench: MethodBench) -> CheckResult:
     """Every graph for which `check` says ok is rewritten without a crash, and there is at least one."""
     for attempt in bench.attempts:
-        if attempt.error is not None and attempt.condition in (None, Condition.NO_CRASH, Condition.NEW_MODEL):
-            return failed(attempt.problem, f"{attempt.error.fix} `check` must refuse what `apply` cannot do.")
+        if attempt.condition in (Condition.NO_CRASH, Condition.NEW_MODEL):
+            return failed(attempt.problem, "Let `check` refuse what `apply` cannot do, with a reason.")
     if not bench.applied:
         reasons = {one.result.verdict.reason for one in bench.attempts if one.result is not None}
         return failed(
@@ -249,8 +249,9 @@ def _somewhere(bench: MethodBench) -> CheckResult:
 
 
 def _refuses_in_words(error: EdgesmithError) -> bool:
-    """Return whether an error is a refusal of options that do not fit together, with all four parts."""
-    return isinstance(error, RecipeError) and all((error.what, error.expected, error.why, error.fix))
+    """Return whether an error is a refusal, by the options or by the method itself, with all four parts."""
+    broken = getattr(error, "condition", None)
+    return broken is None and all((error.what, error.expected, error.why, error.fix))
 
 
 def _digest(attempt: Attempt) -> str:
