@@ -41,7 +41,7 @@ def run(script: str, *arguments: str) -> dict:
     [
         ["--help"],
         ["--version"],
-        *([command, "--help"] for command in COMMANDS),
+        *([*command.split(), "--help"] for command in COMMANDS),
         ["methods"],
         ["methods", "--json"],
         ["targets"],

@@ -1,8 +1,8 @@
 """The command line: one file per command, thin over the library.
 
-A command is a module of this package with an `EXAMPLE` and a function `command`, or a `group` of commands; its name in
-`COMMANDS` makes it available. Command modules are imported at every start, so they import heavy packages inside
-functions only.
+A command is a module of this package with a function `command` and an `EXAMPLE`; its name in `COMMANDS` makes it
+available. A name of two words is a command of a group. Command modules are imported at every start, so they import
+heavy packages inside functions only.
 """
 
 import sys
@@ -30,7 +30,8 @@ COMMANDS = (
     "methods",
     "targets",
     "plugins",
-    "plugin",
+    "plugin new",
+    "plugin check",
     "compare",
     "report",
     "schema",
@@ -100,12 +101,14 @@ def _configure(
     )
 
 
+_plugin = typer.Typer(help="Write a plugin of your own, or check one.", no_args_is_help=True)
+app.add_typer(_plugin, name="plugin")
+_GROUPS = {"": app, "plugin": _plugin}
+
 for _name in COMMANDS:
-    _module = import_module(f"edgesmith.cli.{_name}")
-    if hasattr(_module, "group"):
-        app.add_typer(_module.group, name=_name, epilog=f"Example: {_module.EXAMPLE}")
-    else:
-        app.command(_name, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
+    _group, _, _word = _name.rpartition(" ")
+    _module = import_module(f"edgesmith.cli.{_name.replace(' ', '_')}")
+    _GROUPS[_group].command(_word, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`edgesmith plugin`: write a plugin of your own, and check any plugin before others use it."""
+"""`edgesmith plugin check`: any plugin, tried before others use it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,43 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgesmith.cli.output import show_line, write_json, write_table, write_text
+from edgesmith.cli.output import write_json, write_table, write_text
 from edgesmith.cli.settings import registry_of
-from edgesmith.scaffold import KINDS, create_plugin
 
 if TYPE_CHECKING:
-    from edgesmith.host.registry import Registry
     from edgesmith.testing.conformance import Check, CheckResult
 
-EXAMPLE = "edgesmith plugin new my-method --kind method"
+EXAMPLE = "edgesmith plugin check my_plugin.py"
 EXIT_FAILED = 2
 
 _SHOWN = {"ok": "ok", "failed": "FAILED", "not-applicable": "n/a"}
 
-group = typer.Typer(help="Write a plugin of your own, or check one.", no_args_is_help=True)
 
-
-@group.command("new", epilog=f"Example: {EXAMPLE}")
-def new(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the distribution and of what it brings.", show_default=False)],
-    kind: Annotated[str, typer.Option("--kind", metavar="|".join(KINDS), help="What the plugin brings.")] = "method",
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="The project becomes a new folder NAME in here.")
-    ] = Path(),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Write a complete project with a small working plugin, tests, and a workflow that runs them."""
-    files = create_plugin(name, kind, out, taken=_names(registry_of(context)))
-    if as_json:
-        write_json({"directory": str(out / name), "files": [str(path) for path in files]})
-        return
-    write_text(str(out / name))
-    show_line(f"Wrote {len(files)} files. Next, in that folder: python -m pip install --editable '.[test]' && pytest")
-
-
-@group.command("check", epilog="Example: edgesmith plugin check my_plugin.py")
-def check(
+def command(
     context: typer.Context,
     plugin: Annotated[
         str,
@@ -79,11 +55,6 @@ def check(
         _show(plugin, results)
     if any(result.status == "failed" for _, result in results):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _names(registry: "Registry") -> frozenset[str]:
-    """Return the names of everything that is installed."""
-    return frozenset(record.name for plugin in registry.plugins for record in plugin.records)
 
 
 def _as_json(check: "Check", result: "CheckResult") -> dict[str, object]:
