@@ -4,22 +4,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from edgesmith.execution.observe import observe
 from edgesmith.execution.segments import SegmentedRun
 from edgesmith.graph.dataflow import Dataflow
 from edgesmith.mapped import WeightFile
 from edgesmith.progress import Progress
-from edgesmith_calibration.observers import GramObserver
 from edgesmith_calibration.sources import DataSource
 from edgesmith_pruning.finding.sparse_layers import SparseLayer
 from edgesmith_pruning.sparsity.layer import Rule, Sparse, prune_layer
 from edgesmith_pruning.sparsity.masks import Mask
 from edgesmith_pruning.statistics.paired import PairedMoments, PairedMomentsObserver
-from edgesmith_pruning.statistics.rows import input_rows
+from edgesmith_pruning.statistics.rows import input_rows, kernel_of
+
+_WINDOWS_PER_RUN = 4096
+"""Largest number of windows of a convolution that one run adds: neighbours say much the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,41 +71,50 @@ class SparseRun:
         yield from self._pooled(shared)
         single = [layer for layer in _in_order(self.working, layers) if layer not in shared]
         groups = [(source, list(each)) for source, each in groupby(single, lambda layer: layer.sources[0])]
-        runs = [self._segments(model, [source for source, _ in groups]) for model in (self.working, self.dense)]
+        runs = [self._segments(model, [(source,) for source, _ in groups]) for model in (self.working, self.dense)]
         for source, members in groups:
             observer = PairedMomentsObserver(source)
             node = members[0].site.readers[0]
             for now, dense in zip(*(run.advance() for run in runs), strict=True):
-                observer.update(input_rows(node, now[source]), input_rows(node, dense[source]))
+                observer.update(_rows(node, now[source]), _rows(node, dense[source]))
             moments = observer.moments
             yield from ((layer, moments) for layer in members)
 
     def _pooled(self, layers: Sequence[SparseLayer]) -> Iterator[tuple[SparseLayer, PairedMoments]]:
         """Yield layers that share a weight with the sums of all their inputs in the dense network."""
-        if not layers or self.data is None:
+        if not layers:
             return
-        names = list(dict.fromkeys(name for layer in layers for name in layer.sources))
-        found = observe(
-            self.dense, names, self.data, GramObserver, batch_size=self.batch_size, threads=self.rule.threads
-        )
-        for layer in layers:
-            observers = [found[name] for name in layer.sources]
-            gram = np.sum([each.matrix for each in observers], axis=0)
-            sums = np.zeros((2, len(gram)))
-            yield layer, PairedMoments(gram, gram, gram, sums, sum(each.count for each in observers))
+        observers = {layer: PairedMomentsObserver(layer.name) for layer in layers}
+        for batch in self._segments(self.dense, [tuple(name for layer in layers for name in layer.sources)]).advance():
+            for layer, observer in observers.items():
+                for node in layer.site.readers:
+                    rows = _rows(node, batch[str(node.inputs[0].name)])  # type: ignore[union-attr]
+                    observer.update(rows, rows)
+        yield from ((layer, observer.moments) for layer, observer in observers.items())
 
-    def _segments(self, model: ir.Model, sources: Sequence[str]) -> SegmentedRun:
+    def _segments(self, model: ir.Model, stops: Sequence[tuple[str, ...]]) -> SegmentedRun:
         if self.data is None:  # only called where there is some
             raise ValueError(model)
         return SegmentedRun(
             model,
-            [(source,) for source in sources],
+            stops,
             self.data,
             scratch=self.scratch,
             batch_size=self.batch_size,
             threads=self.rule.threads,
             memory_bytes=self.activations_mib << 20,
         )
+
+
+def _rows(node: ir.Node, array: NDArray[Any]) -> NDArray[Any]:
+    """Return what a layer reads as [rows, inputs], in the order of `SparseLayer.matrix`, windows thinned out evenly."""
+    rows = input_rows(node, array)
+    if node.op_type != "Conv":
+        return rows
+    rows = rows[:: -(-len(rows) // _WINDOWS_PER_RUN)]
+    # Channels of one place of the window stand together, since groups of inputs are groups of channels.
+    places = int(np.prod(kernel_of(node)))
+    return rows.reshape(len(rows), -1, places).swapaxes(1, 2).reshape(len(rows), -1)
 
 
 def _unmeasured(layer: SparseLayer) -> PairedMoments:
