@@ -1,4 +1,4 @@
-"""Writes a float32 graph in float16, except where float16 would overflow or lose what matters.
+"""Writes a float32 graph in float16 or bfloat16, except where that would overflow or lose what matters.
 
 TensorRT 10 and 11 build strongly typed networks: precision is what the graph says. So every value gets its type here,
 with Cast nodes at the borders. What stays in float32, and why, is decided by the caller; types of operators come from
@@ -8,6 +8,7 @@ the ONNX schemas, so that no list of operators has to be kept.
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -17,8 +18,9 @@ from edgesmith.graph.edit import GraphEditor
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 
-_HALF, _FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
-_HALF_NAME = "tensor(float16)"
+HALF, BRAIN = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+_FULL = ir.DataType.FLOAT
+_SCHEMA_NAMES = {HALF: "tensor(float16)", BRAIN: "tensor(bfloat16)"}
 _TYPE_ATTRIBUTES = {"Cast": "to", "RandomNormalLike": "dtype", "RandomUniformLike": "dtype"}
 
 
@@ -31,8 +33,8 @@ class _Slots:
     convertible: bool
 
 
-def write_half(model: ir.Model, keep: Collection[ir.Node]) -> int:
-    """Give float32 values of the main graph the type float16 and return how many nodes compute in it. Edits `model`.
+def write_half(model: ir.Model, keep: Collection[ir.Node], dtype: ir.DataType = HALF) -> int:
+    """Give float32 values of the main graph a type of 16 bits and return how many nodes compute in it. Edits `model`.
 
     Inputs and outputs of the graph keep their types. Constants beyond the range of float16, such as the -3e38 of a
     mask, become its largest number of that sign.
@@ -40,12 +42,13 @@ def write_half(model: ir.Model, keep: Collection[ir.Node]) -> int:
     Args:
         model: A graph whose values have types, without local functions.
         keep: Nodes that go on computing in float32.
+        dtype: `HALF`, or `BRAIN` for bfloat16.
     """
     graph = model.graph
-    editor, writer = GraphEditor(graph), _Writer(graph)
+    editor, writer = GraphEditor(graph), _Writer(graph, dtype)
     converted = 0
     for node in tuple(graph):
-        slots = _slots(node, graph.opset_imports)
+        slots = _slots(node, graph.opset_imports, dtype)
         if node in keep or not slots.convertible or not (slots.inputs or slots.outputs):
             writer.read_full(editor, node)
         else:
@@ -58,8 +61,9 @@ def write_half(model: ir.Model, keep: Collection[ir.Node]) -> int:
 class _Writer:
     """Knows which values are float16 by now, and the casts that stand between the two types."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, dtype: ir.DataType) -> None:
         self._graph = graph
+        self._type = dtype
         self._half: set[ir.Value] = set()
         self._other: dict[ir.Value, ir.Value] = {}
         """A value to the one that holds it in the other type."""
@@ -82,10 +86,10 @@ class _Writer:
                 node.replace_input_with(index, self._in_half(editor, value))
             elif index not in slots.inputs and value in self._half and node.op_type not in _TYPE_ATTRIBUTES:
                 node.replace_input_with(index, self._cast(editor, value, _FULL))
-        _convert_attributes(node)
+        _convert_attributes(node, self._type)
         for index in slots.outputs:
             output = node.outputs[index]
-            output.type = ir.TensorType(_HALF)
+            output.type = ir.TensorType(self._type)
             self._half.add(output)
 
     def restore_outputs(self, editor: GraphEditor) -> None:
@@ -111,16 +115,16 @@ class _Writer:
         if value not in self._other:
             tensor = value.const_value if value.producer() is None and not value.is_graph_input() else None
             self._other[value] = (
-                self._cast(editor, value, _HALF)
+                self._cast(editor, value, self._type)
                 if tensor is None
-                else editor.add_initializer(f"{value.name}_half", as_half(tensor.numpy()))
+                else editor.add_initializer(f"{value.name}_half", as_half(tensor.numpy(), self._type))
             )
             self._half.add(self._other[value])
         return self._other[value]
 
     def _cast(self, editor: GraphEditor, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         if value not in self._other:
-            suffix = "half" if dtype == _HALF else "full"
+            suffix = "full" if dtype == _FULL else "half"
             node = editor.insert_after(value, "Cast", (value,), {"to": int(dtype)}, name=f"{value.name}_{suffix}")
             result = node.outputs[0]
             result.shape, result.type = value.shape, ir.TensorType(dtype)
@@ -128,9 +132,11 @@ class _Writer:
         return self._other[value]
 
 
-def as_half(array: np.ndarray) -> np.ndarray:
-    """Return a float array in float16; what is too large becomes the largest number, infinities included."""
-    half: np.ndarray = np.clip(array, -LARGEST, LARGEST).astype(np.float16)
+def as_half(array: np.ndarray, dtype: ir.DataType = HALF) -> np.ndarray:
+    """Return a float array in 16 bits; what is too large becomes the largest number, infinities included."""
+    kind = np.dtype(np.float16) if dtype == HALF else np.dtype(ml_dtypes.bfloat16)
+    largest = float(ml_dtypes.finfo(kind).max)
+    half: np.ndarray = np.clip(array, -largest, largest).astype(kind)
     return half
 
 
@@ -140,16 +146,16 @@ def fits_half(array: np.ndarray) -> bool:
     return bool(magnitudes.size == 0 or (magnitudes.min() >= SMALLEST_NORMAL and magnitudes.max() <= LARGEST))
 
 
-def _convert_attributes(node: ir.Node) -> None:
+def _convert_attributes(node: ir.Node, dtype: ir.DataType) -> None:
     name = _TYPE_ATTRIBUTES.get(node.op_type)
     if name is not None and name in node.attributes and node.attributes[name].value == int(_FULL):
-        node.attributes[name] = ir.AttrInt64(name, int(_HALF))
+        node.attributes[name] = ir.AttrInt64(name, int(dtype))
     value = node.attributes.get("value")
     if value is not None and value.type == ir.AttributeType.TENSOR and value.as_tensor().dtype == _FULL:
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(as_half(value.as_tensor().numpy())))
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(as_half(value.as_tensor().numpy(), dtype)))
 
 
-def _slots(node: ir.Node, opsets: dict[str, int]) -> _Slots:
+def _slots(node: ir.Node, opsets: dict[str, int], dtype: ir.DataType) -> _Slots:
     """Return the float inputs and outputs of a node whose type its schema leaves open."""
     nothing = _Slots((), (), False)
     version = opsets.get(node.domain, 0)
@@ -166,7 +172,7 @@ def _slots(node: ir.Node, opsets: dict[str, int]) -> _Slots:
         found = []
         for index, value in enumerate(values):
             formal = formals[min(index, len(formals) - 1)]
-            if value is not None and value.dtype in (_FULL, _HALF) and formal.type_str in allowed:
+            if value is not None and value.dtype in (_FULL, dtype) and formal.type_str in allowed:
                 types.append(allowed[formal.type_str])
                 found.append(index)
         return found
@@ -177,4 +183,4 @@ def _slots(node: ir.Node, opsets: dict[str, int]) -> _Slots:
         # The output's type is an attribute; the input may be of any.
         inputs = []
     outputs = open_slots(node.outputs, list(schema.outputs))
-    return _Slots(tuple(inputs), tuple(outputs), all(_HALF_NAME in each for each in types))
+    return _Slots(tuple(inputs), tuple(outputs), all(_SCHEMA_NAMES[dtype] in each for each in types))

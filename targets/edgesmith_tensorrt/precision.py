@@ -48,10 +48,10 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
     by a step, which later layers amplify to the size of the quantization noise. If outputs differ by more than the
     tolerance, the operators that are known to be sensitive stay in float32 as well; if that does not help, all do.
     """
-    samples = list(_samples(model, context))
-    typed = _with_types(model)
+    samples = list(calibration_samples(model, context))
+    typed = with_types(model)
     joined = frozenset(str(node.name) for node in join_layer_norms(typed))
-    before = _outputs(_without_rounding(model), samples, context.threads)
+    before = run_without_rounding(model, samples, context.threads)
     overflowing = overflowing_values(typed, samples, context.threads)
     error = float("inf")
     for sensitive in (False, True):
@@ -62,7 +62,7 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
         if count == 0:
             break
         try:
-            error = _largest_error(before, _outputs(_without_rounding(candidate), samples, context.threads))
+            error = largest_error(before, run_without_rounding(candidate, samples, context.threads))
         except ModelError as fault:
             context.notes.remark(f"In float16 the graph does not run: {fault.what}")
             continue
@@ -145,7 +145,8 @@ def _peak(array: NDArray[Any]) -> float:
     return float(np.max(magnitudes, initial=0.0, where=magnitudes < _STAND_IN))
 
 
-def _samples(model: ir.Model, context: Context[None]) -> Iterator[Inputs]:
+def calibration_samples(model: ir.Model, context: Context[None]) -> Iterator[Inputs]:
+    """Yield a few calibration samples, or random inputs where there is no data."""
     names = {value.name for value in model.graph.inputs}
     if context.calibration is not None and len(context.calibration):
         for batch in context.calibration.take(_SAMPLES).batches(1):
@@ -154,7 +155,7 @@ def _samples(model: ir.Model, context: Context[None]) -> Iterator[Inputs]:
         yield runnable_inputs(model, seed=context.seed)
 
 
-def _with_types(model: ir.Model) -> ir.Model:
+def with_types(model: ir.Model) -> ir.Model:
     """Return a copy in which every value of the main graph has a type."""
     copy = model.clone()
     if any(value.dtype is None for node in copy.graph for value in node.outputs if value.name):
@@ -174,12 +175,14 @@ def _without_rounding(model: ir.Model) -> ir.Model:
     return copy
 
 
-def _outputs(model: ir.Model, samples: Sequence[Inputs], threads: int) -> list[Inputs]:
-    session = ReferenceSession(model, threads=threads)
+def run_without_rounding(model: ir.Model, samples: Sequence[Inputs], threads: int) -> list[Inputs]:
+    """Return the outputs for each sample, with the pairs of activations taken out."""
+    session = ReferenceSession(_without_rounding(model), threads=threads)
     return [session.run(inputs) for inputs in samples]
 
 
-def _largest_error(before: Sequence[Inputs], after: Sequence[Inputs]) -> float:
+def largest_error(before: Sequence[Inputs], after: Sequence[Inputs]) -> float:
+    """Return the largest relative error (L2) of all outputs and samples; infinite where one is not finite."""
     worst = 0.0
     for expected, found in zip(before, after, strict=True):
         for name, reference in expected.items():

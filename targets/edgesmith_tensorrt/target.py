@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgesmith.engine import EngineReport
@@ -12,6 +13,7 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith.profile import Profile
 from edgesmith.serialization import write_onnx
+from edgesmith_tensorrt.bfloat16 import as_bfloat16, is_rounded, lower_to_bfloat16
 from edgesmith_tensorrt.build_recipe import build_recipe, record_shapes, recorded_shapes, write_recipe
 from edgesmith_tensorrt.dialect import dialect_of
 from edgesmith_tensorrt.engine_layers import read_engine
@@ -20,6 +22,8 @@ from edgesmith_tensorrt.lints.integer_operators import OPERATORS, RUNTIME_DOMAIN
 from edgesmith_tensorrt.precision import lower_to_half
 
 FILE_NAME = "model.onnx"
+REFERENCE_FILE_NAME = "reference.onnx"
+"""Beside a graph in bfloat16 the one that ONNX Runtime runs."""
 
 
 class TensorRT(Target):
@@ -59,7 +63,8 @@ class TensorRT(Target):
         Raises:
             TargetError: It does not; the message names the node.
         """
-        lowered = model.with_ir(lower_to_half(model.ir, context))
+        lower = lower_to_bfloat16 if self.device.formats.tensors == "bfloat16" else lower_to_half
+        lowered = model.with_ir(lower(model.ir, context))
         record_shapes(lowered)
         folder = context.scratch / "gate"
         folder.mkdir()
@@ -76,13 +81,15 @@ class TensorRT(Target):
 
         A stage on the way is written to be measured in the reference, and nothing is built of it.
         """
-        plain = model.ir.clone()
-        common_passes.ClearMetadataAndDocStringPass()(plain)
-        write_onnx(plain, directory / FILE_NAME)
+        _write_plain(model.ir, directory / FILE_NAME)
         if recorded_shapes(model.ir) is None:
             return Build(FILE_NAME)
         recipe = build_recipe(model, self.device, FILE_NAME)
         write_recipe(recipe, directory)
+        if is_rounded(model.ir):
+            _write_plain(model.ir, directory / REFERENCE_FILE_NAME)
+            _write_plain(as_bfloat16(model.ir), directory / FILE_NAME)
+            return Build(REFERENCE_FILE_NAME, recipe)
         return Build(FILE_NAME, recipe)
 
     def finish(self, directory: Path) -> dict[str, object]:
@@ -93,6 +100,13 @@ class TensorRT(Target):
     def read_engine(self, model: Model, layers: str, times: str = "") -> EngineReport:
         """Return what TensorRT built, from `--exportLayerInfo` and `--exportProfile` or the engine inspector."""
         return read_engine(model, layers, times)
+
+
+def _write_plain(model: ir.Model, path: Path) -> None:
+    """Write a graph without the notes of exporters and methods in its nodes."""
+    plain = model.clone()
+    common_passes.ClearMetadataAndDocStringPass()(plain)
+    write_onnx(plain, path)
 
 
 def _rejected(device: str, answer: GateResult) -> TargetError:

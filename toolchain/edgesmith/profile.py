@@ -61,6 +61,9 @@ class Formats(_Sourced):
     absent: Mapping[str, str] = Field(
         default_factory=dict, description="Format to why it is missing and what to use instead."
     )
+    tensors: Literal["float16", "bfloat16"] = Field(
+        default="float16", description="Type of 16 bits that float values get where a runtime wants it in the graph."
+    )
 
 
 class Alignment(_Sourced):

@@ -41,7 +41,10 @@ def read_shipment(directory: Path) -> Shipment:
     manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
     known = manifest.get("files") if isinstance(manifest.get("files"), dict) else {}
     # Weights of a large model stand beside it, in files whose names start with its own.
-    names = [name for name in known if name in _TRAVELS or name.startswith(entry.name)]
+    built = dict(manifest["build"]) if isinstance(manifest.get("build"), dict) else {}
+    # What an engine is built from may be another graph than the one that the reference runs.
+    stems = (entry.name, str(built.get("model") or entry.name))
+    names = [name for name in known if name in _TRAVELS or name.startswith(stems)]
     files = []
     for name in sorted(names):
         file, facts = directory / name, known[name]
