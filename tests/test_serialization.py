@@ -359,3 +359,23 @@ def test_weights_that_protobuf_cannot_hold_go_beside_the_file(tmp_path: Path, mo
     write_onnx(model, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx.data").stat().st_size >= big.nbytes
     assert digest_graph(read_onnx(tmp_path / "m.onnx")) == digest_graph(model)
+
+
+def test_a_file_is_written_again_with_the_same_bytes_whatever_the_sizes_of_its_weights(tmp_path: Path) -> None:
+    """Weights keep their order, so that a result that went through a file is the one that did not."""
+    sizes = {"large": 4000, "small": 3, "larger": 9000, "tiny": 1}
+    graph = helper.make_graph(
+        [helper.make_node("Concat", ["x", *sizes], ["y"], name="all", axis=0)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4 + sum(sizes.values())])],
+        [numpy_helper.from_array(np.ones(size, np.float32), name) for name, size in sizes.items()],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=8), path)
+    read = read_onnx(path)
+    assert list(read.graph.initializers) == list(sizes)
+    once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    write_onnx(read, once)
+    write_onnx(read_onnx(once), twice)
+    assert once.read_bytes() == twice.read_bytes()

@@ -45,6 +45,11 @@ def test_a_result_through_isolation_is_the_same_bytes(job: Job) -> None:
     here = compiled(job, recipe, isolation=None, store="here")
     isolated = compiled(job, recipe, isolation=Isolation(120), store="isolated")
     assert here.entry.read_bytes() == isolated.entry.read_bytes()
+    stored = [
+        {path.relative_to(job.folder / name): path.read_bytes() for path in (job.folder / name).rglob("model.onnx")}
+        for name in ("here", "isolated")
+    ]
+    assert len(stored[0]) >= 3 and stored[0] == stored[1]
     (first, second) = (artifact.ledger.rows[1] for artifact in (here, isolated))
     assert (first.remarks, first.skipped) == (second.remarks, second.skipped)
     # The store knows no difference either: what one made, the other takes.

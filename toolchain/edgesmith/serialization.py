@@ -163,11 +163,17 @@ def check_graph(model: ir.Model, what: str) -> None:
         if all(value.is_initializer() for value in values):
             raise _invalid(f"`{what}` has no {side}")
     _check_operators(model, what)
+    weights = list(model.graph.initializers.values())
     try:
         TopologicalSortPass()(model)
         CheckerPass()(model)
     except (onnx.checker.ValidationError, ir.passes.PassError, ir.serde.SerdeError, ValueError) as error:
         raise _invalid(f"`{what}` is not a valid ONNX graph: {_last_cause(error)}") from error
+    finally:
+        # The checker takes large weights out for a while and puts them back behind the small ones.
+        model.graph.initializers.clear()
+        for value in weights:
+            model.graph.initializers.add(value)
 
 
 def check_weights(model: ir.Model, what: str) -> None:
