@@ -18,7 +18,7 @@ from edgesmith.host.validation import NAME
 KINDS = ("method", "target", "metric", "runner", "lint")
 """What a new plugin can bring."""
 
-LONGEST_NAME = 40
+LONGEST_NAME = 32
 """Lines of the templates stay below the length that the project's own linter allows."""
 
 _COMMON = {
