@@ -48,35 +48,36 @@ def minilm_r8() -> Case:
     """
     case = case_of("minilm_r8")
     if not case.evaluation.exists():
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         from edgesmith.frontends.torch_module import TorchModuleFrontend
 
-        folder = package_folder(ENCODER_PACKAGE) / "model"
-        tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+        encoder = AutoModel.from_pretrained(package_folder(ENCODER_PACKAGE) / "model").eval()
         encoder.set_attn_implementation("eager")
-        parts = {part: _read_reuters(part) for part in ("train", "test")}
-        topics = sorted({topic for topic, _ in parts["train"]})
-        arrays = {}
-        for part, rows in parts.items():
-            tokens = tokenizer(
-                [text for _, text in rows],
-                padding="max_length",
-                truncation=True,
-                max_length=TOKENS,
-                return_tensors="np",
-            )
-            labels = np.array([topics.index(topic) for topic, _ in rows])
-            arrays[part] = {name: tokens[name] for name in ("input_ids", "attention_mask")} | {"labels": labels}
-        classifier = _TextClassifier(encoder, len(topics))
+        arrays = {part: reuters_tokens(part) for part in ("train", "test")}
+        classifier = _TextClassifier(encoder, int(arrays["train"]["labels"].max()) + 1)
         classifier.fit(**arrays["train"])
         example = {name: torch.from_numpy(arrays["train"][name][:2]) for name in ("input_ids", "attention_mask")}
         axes = {name: {0: "batch", 1: "length"} for name in example}
         model = TorchModuleFrontend().load(classifier, example_inputs=example, dynamic_axes=axes)
-        chosen = np.random.default_rng(0).permutation(len(parts["train"]))[:CALIBRATION]
+        chosen = np.random.default_rng(0).permutation(len(arrays["train"]["labels"]))[:CALIBRATION]
         calibration = {name: array[chosen] for name, array in arrays["train"].items()}
         write(case, model.ir, {"calibration": calibration, "evaluation": arrays["test"]})
     return case
+
+
+def reuters_tokens(part: str) -> dict[str, np.ndarray]:
+    """Return the token ids, mask and topic of each text in the `train` or `test` part of Reuters R8."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(package_folder(ENCODER_PACKAGE) / "model")
+    topics = sorted({topic for topic, _ in _read_reuters("train")})
+    rows = _read_reuters(part)
+    tokens = tokenizer(
+        [text for _, text in rows], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="np"
+    )
+    labels = np.array([topics.index(topic) for topic, _ in rows])
+    return {name: tokens[name] for name in ("input_ids", "attention_mask")} | {"labels": labels}
 
 
 class _TextClassifier(nn.Module):

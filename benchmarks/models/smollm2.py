@@ -61,6 +61,18 @@ def load_smollm2() -> Model:
         return TransformersFrontend().load(folder)
 
 
+def novel_tokens(count: int, *, tokens: int = TOKENS, seed: int = 0) -> np.ndarray:
+    """Return passages of all novels but the one that is evaluated on, as token ids [count, tokens]."""
+    from transformers import AutoTokenizer
+
+    file = package_file(PACKAGE, "*.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    texts = [text for title, text in sorted(read_novels().items()) if title != "persuasion"]
+    ids = np.concatenate([np.array(tokenizer(text)["input_ids"], np.int64) for text in texts])
+    passages = ids[: len(ids) // tokens * tokens].reshape(-1, tokens)
+    return passages[np.random.default_rng(seed).permutation(len(passages))[:count]]
+
+
 def read_novels() -> dict[str, str]:
     """Return the text of each novel by its title in lower case.
 

@@ -1,6 +1,6 @@
 """The method `recover`: repairs what lossy steps cost, by learning from the source model on unlabelled data."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
@@ -12,6 +12,7 @@ from edgesmith.host.selection import unmatched_names
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith.protection import Protection
+from edgesmith_recovery.finding.codes import Thawed, refreeze, thaw
 from edgesmith_recovery.finding.layers import find_layers
 from edgesmith_recovery.finding.pairs import block_pairs
 from edgesmith_recovery.finding.weights import TrainedWeight, find_weights
@@ -47,19 +48,33 @@ class Recover(Method[RecoverOptions]):
                 why="the step would change nothing",
                 fix="remove the step, or put it behind a lossy one",
             )
-        structure = find_structure(model.ir)
-        weights = _weights(model.ir, structure, context.options, context.notes)
-        if context.options.how == "closed-form":
-            from edgesmith_recovery.reconstruction.closed_form import solve_layers
+        thawed = _thawed(model.ir, context.options)
+        structure = find_structure(thawed.model)
+        weights = _weights(thawed.model, structure, context.options, context.notes)
+        recovered = _way(context.options)(model.with_ir(thawed.model), structure, weights, context)
+        return model.with_ir(refreeze(model.ir, recovered, thawed))
 
-            return model.with_ir(solve_layers(model, structure, weights, context))
-        if context.options.how == "blocks":
-            from edgesmith_recovery.reconstruction.blocks import train_blocks
 
-            return model.with_ir(train_blocks(model, structure, weights, context))
-        from edgesmith_recovery.training.whole import train_whole
+_Way = Callable[[Model, Structure, tuple[TrainedWeight, ...], Context[RecoverOptions]], ir.Model]
 
-        return model.with_ir(train_whole(model, structure, weights, context))
+
+def _way(options: RecoverOptions) -> _Way:
+    """Return the function that does what `how` says; imported here, since closed forms need no torch."""
+    if options.how == "closed-form":
+        from edgesmith_recovery.reconstruction.closed_form import solve_layers
+
+        return solve_layers
+    if options.how == "blocks":
+        from edgesmith_recovery.reconstruction.blocks import train_blocks
+
+        return train_blocks
+    from edgesmith_recovery.training.whole import train_whole
+
+    return train_whole
+
+
+def _thawed(model: ir.Model, options: RecoverOptions) -> Thawed:
+    return thaw(model) if options.train_codes else Thawed(model, {}, {})
 
 
 def _check(model: Model, context: Context[RecoverOptions]) -> Verdict:
@@ -70,31 +85,32 @@ def _check(model: Model, context: Context[RecoverOptions]) -> Verdict:
     labelled = options.how == "distill" and options.labels_weight > 0 and data is not None and data.has_labels
     if source is not None and not labelled and source.digest() == model.digest():
         return Verdict.skip("the model is the source of this run, so there is nothing to recover")
-    structure = find_structure(model.ir)
-    weights = _weights(model.ir, structure, options, Notes())
+    thawed = _thawed(model.ir, options).model
+    structure = find_structure(thawed)
+    weights = _weights(thawed, structure, options, Notes())
     if not weights:
         return Verdict.skip("no weight can be trained: all are codes, zero, protected or not selected")
-    problem = _form_problem(model, structure, weights, context)
+    problem = _form_problem(thawed.graph, structure, weights, context)
     if problem:
         return Verdict.refuse(problem)
     if options.how != "closed-form":
         from edgesmith.execution.torch_graph import TorchGraph
 
-        for each in (model, source):
-            if each is not None:
-                TorchGraph(each.ir)
+        TorchGraph(thawed)
+        if source is not None:
+            TorchGraph(source.ir)
     return Verdict.ok()
 
 
 def _form_problem(
-    model: Model, structure: Structure, weights: tuple[TrainedWeight, ...], context: Context[RecoverOptions]
+    graph: ir.Graph, structure: Structure, weights: tuple[TrainedWeight, ...], context: Context[RecoverOptions]
 ) -> str:
     """Return what `how` does not find in the graph, or an empty string."""
     if context.options.how == "distill" or context.source is None:
         return ""
     teacher = find_structure(context.source.ir)
     if context.options.how == "closed-form":
-        found = find_layers(model.graph, structure, teacher, weights, Notes())
+        found = find_layers(graph, structure, teacher, weights, Notes())
         return "" if found else "no linear layer of the source can be solved for; set how to distill or blocks"
     found_pairs = block_pairs(structure, teacher)
     return "" if found_pairs else "no blocks answer blocks of the source; set how to distill"

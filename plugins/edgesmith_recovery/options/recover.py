@@ -78,7 +78,10 @@ class RecoverOptions(Selection):
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of matrices and kernels.")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of a gradient; longer ones are shortened.")
     held_out: float = Field(
-        default=0.1, gt=0, le=0.5, description="Share of the calibration data that is not trained on and decides."
+        default=0.1,
+        gt=0,
+        le=0.5,
+        description="Share of the calibration data, at most 64 samples, that is not trained on and decides.",
     )
     evaluations: int = Field(default=20, ge=1, description="How often the held-out share is scored.")
     patience: int = Field(
@@ -94,6 +97,11 @@ class RecoverOptions(Selection):
     )
     select_share: float = Field(default=0.2, gt=0, le=1, description="Share of the samples that paser selects.")
     clusters: int = Field(default=10, ge=1, description="Kinds of samples that paser tells apart.")
+    train_codes: bool = Field(
+        default=True,
+        description="Train weights that are stored as codes through their quantizer, with its scales as they are. Off: "
+        "they stay.",
+    )
     keep_zeros: bool = Field(default=True, description="Leave exact zeros of matrices and kernels zero.")
     protect: Path | None = Field(
         default=None, description="File with protected channels (see analyse-units); they are not changed."

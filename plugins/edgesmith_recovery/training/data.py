@@ -15,6 +15,8 @@ from edgesmith_recovery.options.recover import RecoverOptions
 
 Indices = NDArray[np.intp]
 
+_MOST_HELD_OUT = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -34,7 +36,7 @@ def split_samples(count: int, share: float, batch: int, seed: int) -> Split:
         seed: Decides which.
     """
     order = np.random.default_rng(seed).permutation(count)
-    held = max(round(count * share) // batch * batch, batch)
+    held = max(min(round(count * share), _MOST_HELD_OUT) // batch * batch, batch)
     return Split(np.sort(order[held:]), np.sort(order[:held]))
 
 

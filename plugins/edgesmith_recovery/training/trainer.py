@@ -15,6 +15,9 @@ from edgesmith_recovery.training.checkpoint import Checkpoint
 from edgesmith_recovery.training.weights import TrainedWeights
 
 Key = TypeVar("Key")
+# With a time limit, scores on the way may take so much of it; more would be a training that only looks at itself.
+_SCORING_SHARE = 0.2
+
 Item = TypeVar("Item")
 ItemOut = TypeVar("ItemOut", covariant=True)
 ItemIn = TypeVar("ItemIn", contravariant=True)
@@ -68,7 +71,12 @@ class Regime:
     checkpoint_steps: int = 200
 
     def progress(self, step: float, seconds: float) -> float:
-        """Return the share of the training that is done, by whichever limit is nearer."""
+        """Return the share of the training that is done, by whichever limit is nearer.
+
+        Args:
+            step: Updates so far.
+            seconds: Time that it takes to be done now, the last score included.
+        """
         by_steps = step / self.steps if self.steps else 0.0
         by_time = seconds / self.seconds if self.seconds else 0.0
         return min(max(by_steps, by_time), 1.0)
@@ -85,8 +93,16 @@ class Advance:
     best_step: int = 0
     scored_step: int = 0
     scores: int = 0
+    score_seconds: float = 0.0
+    """Time of the latest score."""
+    all_score_seconds: float = 0.0
     worse: int = 0
     """Scores in a row that are no better than the best."""
+
+    @property
+    def needed(self) -> float:
+        """Seconds that it takes to be done now: those that have passed, and those of a last score."""
+        return self.seconds + self.score_seconds
 
 
 class Trainer(Generic[Key, Item]):
@@ -134,7 +150,7 @@ class Trainer(Generic[Key, Item]):
             StepError: The loss is not finite from the start.
         """
         if not self._resume():
-            self._advance.start_loss = self._advance.best_loss = self._score()
+            self._advance.start_loss = self._advance.best_loss = self._timed_score()
             self._best = self._weights.copy_leaves()
             _require_finite(self._advance.start_loss)
         for _ in progress.track(self._percents(), description, total=100):
@@ -147,17 +163,15 @@ class Trainer(Generic[Key, Item]):
     def _percents(self) -> Iterator[int]:
         """Train, and yield each time another hundredth is done."""
         advance, regime, shown = self._advance, self._regime, 0
-        done = regime.progress(advance.step, advance.seconds)
+        done = regime.progress(advance.step, advance.needed)
         while done < 1 and advance.worse < regime.patience:
             began = self._clock()
             self._update()
             advance.seconds += self._clock() - began
-            done = regime.progress(advance.step, advance.seconds)
-            if int(done * regime.evaluations) > advance.scores:
+            done = regime.progress(advance.step, advance.needed)
+            if int(done * regime.evaluations) > advance.scores and self._may_score():
                 advance.scores = int(done * regime.evaluations)
-                began = self._clock()
                 self._judge()
-                advance.seconds += self._clock() - began
             if advance.step % regime.checkpoint_steps == 0:
                 self._save()
             while shown < int(done * 100):
@@ -167,7 +181,7 @@ class Trainer(Generic[Key, Item]):
     def _update(self) -> None:
         regime = self._regime
         # The rate is that of the middle of the update, so that neither the first nor the last has none.
-        progress = regime.progress(self._advance.step + 0.5, self._advance.seconds)
+        progress = regime.progress(self._advance.step + 0.5, self._advance.needed)
         for group in self._optimizer.param_groups:
             group["lr"] = regime.learning_rate * rate_factor(progress, regime.warm_up, regime.decay)
         for part in range(regime.accumulate):
@@ -187,17 +201,31 @@ class Trainer(Generic[Key, Item]):
             self._epoch, self._order = epoch, self._data.order(epoch)
         return self._data.load(self._order[place])
 
+    def _may_score(self) -> bool:
+        advance = self._advance
+        spent = advance.all_score_seconds + advance.score_seconds
+        return self._regime.seconds is None or spent <= _SCORING_SHARE * (advance.seconds + advance.score_seconds)
+
+    def _timed_score(self) -> float:
+        began = self._clock()
+        loss = self._score()
+        self._advance.score_seconds = self._clock() - began
+        self._advance.all_score_seconds += self._advance.score_seconds
+        self._advance.seconds += self._advance.score_seconds
+        return loss
+
     def _score(self) -> float:
-        losses = [float(self._objective(batch, deployed=True)) for batch in self._data.held_out()]
+        with torch.no_grad():
+            losses = [float(self._objective(batch, deployed=True)) for batch in self._data.held_out()]
         return sum(losses) / len(losses)
 
     def _judge(self) -> None:
-        advance, loss = self._advance, self._score()
+        advance, loss = self._advance, self._timed_score()
         advance.scored_step = advance.step
         if loss < advance.best_loss:
             advance.best_loss, advance.best_step, advance.worse = loss, advance.step, 0
             self._best = self._weights.copy_leaves()
-        elif self._regime.progress(advance.step, advance.seconds) > self._regime.warm_up:
+        elif self._regime.progress(advance.step, advance.needed) > self._regime.warm_up:
             advance.worse += 1
 
     def _save(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import onnx_ir as ir
 import torch
@@ -14,6 +15,7 @@ from edgesmith.model import Model
 from edgesmith_recovery.finding.pairs import block_pairs
 from edgesmith_recovery.finding.weights import TrainedWeight, trained_count
 from edgesmith_recovery.options.recover import RecoverOptions
+from edgesmith_recovery.selection.choose import compared, select_samples
 from edgesmith_recovery.training.checkpoint import Checkpoint
 from edgesmith_recovery.training.data import SampleBatches, Split, training_samples
 from edgesmith_recovery.training.distillation import Distillation, make_goal
@@ -28,13 +30,17 @@ def train_whole(
     options, source = context.options, context.source
     data, split, batch_size = training_samples(model, context)
     device = choose_device(options)
+    taught = structure if source is None else find_structure(source.ir)
+    padding, remark = find_padding(model.ir, structure.attentions)
+    if remark:
+        context.notes.remark(f"Padded positions count in the loss: {remark}.")
+    if options.select == "paser" and source is not None:
+        graphs = compared(model.ir, source.ir, structure, taught, padding)
+        split = replace(split, training=select_samples(graphs, data, split.training, context))
+    pairs = () if source is None else block_pairs(structure, taught)
     with torch_settings(context.threads):
         student = TorchGraph(model.ir, device=device)
         teacher = None if source is None else TorchGraph(source.ir, device=device).requires_grad_(False)
-        pairs = () if source is None else block_pairs(structure, find_structure(source.ir))
-        padding, remark = find_padding(model.ir, structure.attentions)
-        if remark:
-            context.notes.remark(f"Padded positions count in the loss: {remark}.")
         goal = make_goal(model.graph, structure, pairs, options, has_labels=data.has_labels)
         trained = TrainedWeights(student, weights, low_rank(options), context.seed)
         mixed = device.type == "cuda" and options.precision == "auto"

@@ -1,0 +1,84 @@
+"""Recovery in whole runs: behind pruning and before quantization, behind quantization, and after a kill."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from tests.pipeline.conftest import Job, job  # noqa: F401 - a fixture
+from tests.pipeline.test_robustness import settings
+
+import edgesmith
+from edgesmith.cli import main
+
+PRUNE = {"method": "prune-structure", "options": {"ratio": 0.5, "score": "magnitude", "refit": "none"}}
+RECOVER = {
+    "method": "recover",
+    "options": {"epochs": 6, "batch_size": 8, "learning_rate": 1e-3, "labels_weight": 0.0, "checkpoint_steps": 2},
+}
+INT8 = {"method": "quantize-int8", "options": {"mode": "static"}}
+
+
+def errors(artifact: edgesmith.Artifact) -> dict[str, float]:
+    """Return the distance of each stage from the source in decibels."""
+    return {
+        row.stage: error.sqnr_db for row in artifact.ledger.rows for error in row.errors if error.against == "source"
+    }
+
+
+def run(job: Job, *steps: dict) -> edgesmith.Artifact:  # noqa: F811
+    return edgesmith.compile(
+        job.model, out=job.folder / "artifact", recipe={"steps": steps}, data=job.data, settings=settings(job.folder)
+    )
+
+
+def test_behind_pruning_and_before_quantization(job: Job) -> None:  # noqa: F811
+    artifact = run(job, PRUNE, RECOVER, INT8)
+    found = errors(artifact)
+    assert found["recover"] > found["prune-structure"] + 3
+    assert found["quantize-int8"] > found["prune-structure"]
+    rows = {row.stage: row for row in artifact.ledger.rows}
+    assert rows["recover"].macs == rows["prune-structure"].macs < rows["source"].macs
+    assert "held-out" in " ".join(rows["recover"].remarks)
+
+
+def test_behind_quantization_the_graph_keeps_its_form(job: Job) -> None:  # noqa: F811
+    int4 = {"method": "quantize-weights", "options": {"bits": 4}}
+    artifact = run(job, int4, RECOVER)
+    rows = {row.stage: row for row in artifact.ledger.rows}
+    assert rows["recover"].size_bytes.value == pytest.approx(rows["quantize-weights"].size_bytes.value, rel=0.01)
+    found = errors(artifact)
+    assert found["recover"] > found["quantize-weights"] + 1
+
+
+def test_behind_static_quantization_activations_stay_as_they_are_rounded(job: Job) -> None:  # noqa: F811
+    artifact = run(job, INT8, RECOVER)
+    found = errors(artifact)
+    assert found["recover"] >= found["quantize-int8"]
+
+
+def test_a_killed_recovery_ends_with_the_bytes_of_a_whole_one(
+    job: Job,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    long = {"method": "recover", "options": {**RECOVER["options"], "epochs": 40, "patience": 100}}
+    recipe = job.folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"steps": [PRUNE, long]}))
+    command = [sys.executable, "-m", "edgesmith", *job.arguments("--recipe", str(recipe), out="killed")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    unfinished = job.folder / "store" / "unfinished"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not list(unfinished.glob("*/*/training/state.safetensors")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL and not (job.folder / "killed").exists()
+    assert main(job.arguments("--recipe", str(recipe), out="resumed")) == 0
+    assert not list(unfinished.glob("*/*"))
+    monkeypatch.setenv("EDGESMITH_STORE", str(job.folder / "other"))
+    assert main(job.arguments("--recipe", str(recipe), out="whole")) == 0
+    resumed, expected = (job.folder / name / "model.onnx" for name in ("resumed", "whole"))
+    assert resumed.read_bytes() == expected.read_bytes()
