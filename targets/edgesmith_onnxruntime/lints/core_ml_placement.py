@@ -9,7 +9,7 @@ from edgesmith_onnxruntime.mobile.placement import find_placement
 
 
 def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
-    """Yield what stays on the processor: operators that Core ML lacks, and what open shapes or high ranks keep there."""
+    """Yield what stays on the processor: operators that Core ML lacks, and what open shapes or ranks keep there."""
     placement = find_placement(model.ir, "Core ML program")
     if placement.supported == placement.nodes:
         return

@@ -74,13 +74,19 @@ def read_contexts(path: Path) -> dict[str, object]:
 
 
 def build(provider: tuple[Any, Any, Any], folder: Path, architecture: dict[str, Any]) -> dict[str, object]:
-    """Write the context binary of one architecture under `context/`, and return facts about it."""
+    """Write the context binary of one architecture under `context/`, and return facts about it, or why there is none.
+
+    What one architecture cannot do, another may: those without float16 arithmetic reject every float operator.
+    """
     recipe = json.loads((folder / "build.json").read_text(encoding="utf-8"))
     out = folder / "context" / architecture["name"] / "model.onnx"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     started = time.monotonic()
-    compile_context(provider, folder / recipe["model"], architecture, out)
+    try:
+        compile_context(provider, folder / recipe["model"], architecture, out)
+    except Exception as error:  # noqa: BLE001  exceptions of the runtime share no base class
+        return {"status": "rejected", "message": first_line(error)}
     if not out.is_file():
         return {"status": "rejected", "message": "the provider took no part of the graph"}
     seconds = round(time.monotonic() - started, 1)
@@ -145,10 +151,15 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             built = {each["name"]: build(provider, chosen.recipe.parent, each) for each in wanted}
             rejected = [name for name, one in built.items() if one["status"] != "built"]
-            facts = {"status": "rejected" if rejected else "built", "contexts": built}
+            facts = {"status": "built" if len(rejected) < len(built) else "rejected", "contexts": built}
     except Exception as error:  # noqa: BLE001  exceptions of the runtime share no base class
-        facts = {"status": "rejected", "message": (str(error).splitlines() or [type(error).__name__])[0]}
+        facts = {"status": "rejected", "message": first_line(error)}
     return _answer(facts | {"versions": versions}, REJECTED if facts["status"] == "rejected" else DONE)
+
+
+def first_line(error: Exception) -> str:
+    """Return what an exception says first."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _answer(facts: dict[str, Any], code: int) -> int:

@@ -20,7 +20,8 @@ def _wrapped(index: Tensor, length: int) -> Tensor:
 @operator("Gather", since=1)
 def gather(x: Tensor, index: Tensor, *, axis: int = 0) -> Tensor:
     axis = axis + x.ndim if axis < 0 else axis
-    if index.ndim == 0 and index.device.type == "cpu":
+    # While torch traces the graph to export it, the content of a tensor is not known.
+    if index.ndim == 0 and index.device.type == "cpu" and not torch.compiler.is_exporting():
         return x.select(axis, int(index))
     flat = torch.index_select(x, axis, _wrapped(index.reshape(-1), x.shape[axis]))
     return flat if index.ndim == 1 else flat.reshape(x.shape[:axis] + index.shape + x.shape[axis + 1 :])
