@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-HELPERS = {"__init__", "__main__", "measuring", "quantization_table"}
+HELPERS = {"__init__", "__main__", "measuring", "quantization_table", "sparsity_child"}
 
 
 def main() -> int:
