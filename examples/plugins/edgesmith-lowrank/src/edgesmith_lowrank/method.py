@@ -31,8 +31,8 @@ class FactoriseLowRank(Method[Options]):
         result = model.clone()
         editor = GraphEditor(result.graph)
         weights, reasons = find_weights(result.graph, context.options.skip)
-        for node, reason in reasons.items():
-            context.notes.skip(node, reason)
+        for name, reason in reasons.items():
+            context.notes.skip(name, reason)
         done = 0
         for weight, gram in _with_grams(model, weights, context):
             factors = factorise(_matrix(weight), gram)
