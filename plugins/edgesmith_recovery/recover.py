@@ -94,8 +94,12 @@ def _check(model: Model, context: Context[RecoverOptions]) -> Verdict:
     if problem:
         return Verdict.refuse(problem)
     if options.how != "closed-form":
+        import torch
+
         from edgesmith.execution.torch_graph import TorchGraph
 
+        if options.device == "cuda" and not torch.cuda.is_available():
+            return Verdict.refuse("torch finds no NVIDIA GPU here; set device to auto or cpu")
         TorchGraph(thawed)
         if source is not None:
             TorchGraph(source.ir)

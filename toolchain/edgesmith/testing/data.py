@@ -10,7 +10,7 @@ _SIZES = {"sequence": 8, "height": 8, "width": 8}
 
 
 def tiny_data(model: "Model", *, samples: int = 8, seed: int = 0) -> "DataSource":
-    """Return random samples for a tiny model, with random labels: one a sample, or one a token for language models.
+    """Return random samples for a tiny model, with a random label for each row of its first output.
 
     Args:
         model: One of `edgesmith.testing.models`.
@@ -19,12 +19,11 @@ def tiny_data(model: "Model", *, samples: int = 8, seed: int = 0) -> "DataSource
     """
     import numpy as np
 
+    from edgesmith.execution.reference import ReferenceSession
     from edgesmith.execution.sample import sample_inputs
     from edgesmith_calibration.sources import ArraySource
 
     inputs = sample_inputs(model.ir, seed=seed, dimensions={"batch": samples, **_SIZES})
-    shape = model.graph.outputs[0].shape
-    classes = shape[-1] if shape is not None and shape.rank() else None
-    counted = (samples, _SIZES["sequence"]) if model.task.kind == "causal-lm" else (samples,)
-    labels = np.random.default_rng(seed).integers(0, classes if isinstance(classes, int) else 2, counted)
+    *rows, classes = next(iter(ReferenceSession(model.ir).run(inputs).values())).shape
+    labels = np.random.default_rng(seed).integers(0, classes, rows)
     return ArraySource(inputs, labels, f"{samples} random samples of seed {seed}")

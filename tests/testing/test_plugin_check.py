@@ -1,0 +1,98 @@
+"""`edgesmith plugin check`: what is checked, what is shown, and the exit code."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgesmith.cli import main
+from edgesmith.errors import PluginError
+from edgesmith.host.loader import load_registry
+from edgesmith.serialization import write_onnx
+from edgesmith.testing import isolated_registry, tiny_mlp
+from edgesmith.testing.subject import find_subject
+
+BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
+
+LINT = """
+from edgesmith import Finding, LintRecord, hookimpl
+
+@hookimpl
+def register_lints():
+    return [LintRecord("many-nodes", "1.0", "Graphs of more than one node.", "{stem}:rule")]
+
+def rule(model, dialect):
+    if len(model.graph) > 1:
+        yield Finding("There are many nodes.", "Remove some.", (model.graph[0].name,))
+"""
+
+
+@pytest.fixture
+def lint_file(tmp_path) -> str:
+    path = tmp_path / "many_nodes.py"
+    path.write_text(LINT.format(stem=path.stem))
+    return str(path)
+
+
+def test_a_sound_plugin_passes_with_exit_code_0(lint_file, capsys):
+    assert main(["plugin", "check", lint_file]) == 0
+    shown = capsys.readouterr().out
+    assert "lint many-nodes" in shown
+    assert "FAILED" not in shown
+    assert shown.endswith(f"{lint_file}: all 6 checks passed.\n")
+
+
+def test_each_check_is_in_the_json(lint_file, capsys):
+    assert main(["plugin", "check", lint_file, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    assert {check["record"] for check in report["checks"]} == {"many-nodes"}
+    assert {check["status"] for check in report["checks"]} == {"ok"}
+    assert all({"kind", "check", "asks", "what", "fix"} <= set(check) for check in report["checks"])
+
+
+def test_a_fault_is_shown_with_what_was_asked_and_what_to_do_and_exit_code_2(capsys):
+    assert main(["plugin", "check", str(BAD_PLUGINS / "edits_input.py"), "--quick"]) == 2
+    shown = capsys.readouterr().out
+    assert "method edits-input: the input model is untouched" in shown
+    assert "asked for  The model that was given is the same afterwards" in shown
+    assert "do  Start with model.clone()" in shown
+
+
+def test_a_model_of_the_user_is_tried_besides(tmp_path, capsys):
+    write_onnx(tiny_mlp().ir, tmp_path / "mine.onnx")
+    path = str(BAD_PLUGINS / "edits_input.py")
+    assert main(["plugin", "check", path, "--quick", "--json", "--model", str(tmp_path / "mine.onnx")]) == 2
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    assert any(check["status"] == "failed" for check in report["checks"])
+
+
+@pytest.mark.parametrize(
+    ("plugin", "words"),
+    [
+        (str(BAD_PLUGINS / "import_error.py"), "does not load: at import"),
+        (str(BAD_PLUGINS / "bad_record.py"), "does not load: at records"),
+        ("absent.py", "not a plugin file"),
+        ("quantise-int8", "Did you mean"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused_with_exit_code_2(plugin, words, capsys):
+    assert main(["plugin", "check", plugin]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_subject_is_a_file_a_distribution_or_one_record(lint_file):
+    registry = load_registry(plugins=False)
+    found, name = find_subject("edgesmith", registry)
+    assert (name, found.methods()) == (None, registry.methods())
+    found, name = find_subject("sqnr", registry)
+    assert name == "sqnr"
+    found, name = find_subject(lint_file, registry)
+    assert (name, [record.name for record in found.lints()]) == (None, ["many-nodes"])
+
+
+def test_a_broken_distribution_is_named_with_its_error():
+    registry = isolated_registry(BAD_PLUGINS / "bad_record.py")
+    with pytest.raises(PluginError, match="malformed name"):
+        find_subject("Bad Name!", registry)
