@@ -26,6 +26,7 @@ from edgesmith_onnxruntime.block_products import (
 from edgesmith_onnxruntime.channel_padding import pad_channels
 from edgesmith_onnxruntime.channels_last import keep_channels_last
 from edgesmith_onnxruntime.code_steps import shift_last_codes
+from edgesmith_onnxruntime.constants import fold_constants
 from edgesmith_onnxruntime.float8_casts import FLOAT8
 from edgesmith_onnxruntime.integer_convolutions import join_integer_convolutions
 from edgesmith_onnxruntime.integer_operators import join_integer_operators
@@ -76,15 +77,9 @@ def lower(model: ir.Model, context: Context[None]) -> ir.Model:
     return _with_rounded_inputs(lowered, inputs, context)
 
 
-def lower_to_standard(model: ir.Model, context: Context[None], further: Sequence[Rewrite] = ()) -> ir.Model:
-    """Return the graph cleaned for runtimes that know ONNX's own operators only; `model` is not changed.
-
-    Args:
-        model: The graph.
-        context: Calibration data and threads for the proof, and notes.
-        further: Rewrites that come behind the common ones.
-    """
-    rewrites = (*_standard_rewrites(context.notes), *further)
+def lower_to_standard(model: ir.Model, context: Context[None]) -> ir.Model:
+    """Return the graph cleaned for runtimes that know ONNX's own operators only; `model` is not changed."""
+    rewrites = (*_standard_rewrites(context.notes), fold_constants)
     return _with_equal_rewrites(model.clone(), list(_proof_inputs(model, context)), rewrites, context)
 
 
