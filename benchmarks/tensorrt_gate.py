@@ -77,7 +77,7 @@ def build_one(case: models.Case, method: Callable[[], Any] | None, options: Any)
     registry = load_registry()
     target = find_target(registry, LOWERED_FOR)[1]
     arrays = short_samples(case)
-    model = Model(ir.load(case.model), Task(), Provenance(name_of(case), "benchmark", ""))
+    model = Model(ir.load(case.model), Task(), Provenance(case.name, "benchmark", ""))
     with tempfile.TemporaryDirectory() as folder:
         context = Context(None, target.dialect, Path(folder), calibration=ArraySource(arrays), threads=1)
         if method is not None:
@@ -114,11 +114,6 @@ def short_samples(case: models.Case) -> dict[str, np.ndarray]:
     return {name: array[:, :TOKENS] if array.ndim == 2 else array for name, array in arrays.items()}
 
 
-def name_of(case: models.Case) -> str:
-    """Return the name that the provenance shows."""
-    return case.name
-
-
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     """Print the table, and what stands in the way of each rejected build."""
     table = Table("network", "format", *(f"{card} layers, MB, s" for card in CARDS))
@@ -140,19 +135,24 @@ def main() -> None:
     parser.add_argument("--only", default="", help="Part of the name of one network.")
     arguments = parser.parse_args()
     os.environ.setdefault("EDGESMITH_STORE", "build/bench/store")
-    console, rows = Console(width=160), []
+    console, rows = Console(width=160), known_rows()
     for name, prepare in CASES.items():
         if arguments.only.lower() not in name.lower():
             continue
         try:
-            rows += build_all(prepare(), name)
+            rows = [row for row in rows if row["network"] != name] + build_all(prepare(), name)
         except models.MissingDataError as error:
             console.print(f"{name} is left out: {error}")
             continue
         show(rows, console)
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    content = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": platform.machine(), "rows": rows}
-    OUT.write_text(json.dumps(content, indent=2) + "\n")
+        OUT.parent.mkdir(parents=True, exist_ok=True)
+        content = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": platform.machine(), "rows": rows}
+        OUT.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def known_rows() -> list[dict[str, Any]]:
+    """Return the rows of an earlier run, so that one network can be built again alone."""
+    return list(json.loads(OUT.read_text())["rows"]) if OUT.is_file() else []
 
 
 if __name__ == "__main__":

@@ -100,7 +100,31 @@ def full_precision_nodes(model: ir.Model, overflowing: Collection[str], *, sensi
     for node in model.graph:
         if any(value is not None and value.name in overflowing for value in (*node.inputs, *node.outputs)):
             reasons.setdefault(node, "values beyond the range of float16")
+    _keep_pairs_alike(model.graph, reasons)
     return reasons
+
+
+def _keep_pairs_alike(graph: ir.Graph, reasons: Reasons) -> None:
+    """Give all pairs of a product one type: TensorRT's compiler fails where one scale is float16 and one float32."""
+    grown = True
+    while grown:
+        grown = False
+        for node in graph:
+            pairs = [producer for producer in _producers(node) if producer.op_type == "DequantizeLinear"]
+            if len(pairs) < 2 or not any(pair in reasons for pair in pairs):
+                continue
+            quantizers = [each for pair in pairs for each in _producers(pair) if each.op_type == "QuantizeLinear"]
+            for each in (*pairs, *quantizers, node):
+                if each not in reasons:
+                    reasons[each] = "product beside a scale too small for float16"
+                    grown = True
+
+
+def _producers(node: ir.Node) -> Iterator[ir.Node]:
+    for value in node.inputs:
+        producer = value.producer() if value is not None else None
+        if producer is not None:
+            yield producer
 
 
 def _scale_fits(node: ir.Node) -> bool:

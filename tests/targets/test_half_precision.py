@@ -212,6 +212,21 @@ def test_a_scale_too_small_for_float16_keeps_its_node_in_float32():
     assert relative_error(run(quantized, data)["y"], run(result, data)["y"]) < 0.02
 
 
+def test_all_pairs_of_a_product_have_scales_of_one_type():
+    weights = {"s": np.float32(0.1), "t": np.float32(1e-6), "w": np.ones((8, 8), np.int8), "z": np.int8(0)}
+    nodes = [node("Relu", ["x"], "r"), node("QuantizeLinear", ["r", "s", "z"], "q")]
+    nodes += [node("DequantizeLinear", ["q", "s", "z"], "d"), node("DequantizeLinear", ["w", "t", "z"], "a")]
+    nodes += [node("DequantizeLinear", ["w", "s", "z"], "b"), node("MatMul", ["d", "a"], "m")]
+    nodes += [node("MatMul", ["d", "b"], "n"), node("Add", ["m", "n"], "y")]
+    model, data = graph(nodes, weights, {"x": ["n", 8]}), {"x": np.abs(normal(4, 8))}
+    result = model.with_ir(lower_to_half(model.ir, context(None, data, SIGNED)))
+    kinds = types(result)
+    # The small scale keeps its product, the activation that both products read, and so the other product too.
+    assert {kinds[f"node_{name}"] for name in "dabmn"} == {"FLOAT"}
+    assert kinds["node_r"] == kinds["node_y"] == "FLOAT16"
+    assert relative_error(run(model, data)["y"], run(result, data)["y"]) < 1e-3
+
+
 def test_control_flow_reads_float32():
     body = ir.from_onnx_text if hasattr(ir, "from_onnx_text") else None
     if body is None:
