@@ -44,8 +44,8 @@ BROKEN_IN_APPLY = {
 }
 
 BROKEN_WITH_ITS_PROCESS = {
-    "never_ends": "did not end within 2 s, in apply at never_ends.py:",
-    "never_ends_in_check": "did not end within 2 s, in check at never_ends_in_check.py:",
+    "never_ends": "did not end within 4 s, in apply at never_ends.py:",
+    "never_ends_in_check": "did not end within 4 s, in check at never_ends_in_check.py:",
     "eats_memory": "MiB of memory, and may take 700, in apply at eats_memory.py:",
     "leaves_the_process": "ended its process with code 7 before the step was done",
     "kills_its_process": "its process was ended by SIGKILL",
@@ -132,7 +132,7 @@ def test_a_step_that_breaks_its_process_is_one_error_and_leaves_this_one_alone(n
     registry, model = registry_with(name), tiny_mlp()
     digest, method = model.digest(), name.replace("_", "-")
     with pytest.raises(StepError) as caught:
-        run_method(registry, method, model, isolation=Isolation(2, 700))
+        run_method(registry, method, model, isolation=Isolation(4 if "never" in name else 120, 700))
     label = registry.distribution_of(registry.method(method))
     assert caught.value.what.startswith(f"method {method} 1.0 from {label} (no options): ")
     assert BROKEN_WITH_ITS_PROCESS[name] in caught.value.what
