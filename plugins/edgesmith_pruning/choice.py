@@ -10,15 +10,15 @@ from edgesmith_calibration.moments import Moments
 from edgesmith_pruning.finding.layers import Layer
 from edgesmith_pruning.finding.records import Unit
 from edgesmith_pruning.options.structure import PruneStructureOptions
+from edgesmith_pruning.removal import Decision
 from edgesmith_pruning.repair.least_squares import pulled
-from edgesmith_pruning.scores.activations import fluctuation, over_atoms, second_moment, wanda
+from edgesmith_pruning.scores.activations import fluctuation, over_atoms, wanda
 from edgesmith_pruning.scores.elimination import Problem, eliminate
-from edgesmith_pruning.scores.magnitude import random_scores
-from edgesmith_pruning.statistics.folds import Folds, local
+from edgesmith_pruning.statistics.held_out import HeldOut, local
 
 Float64 = NDArray[np.float64]
 
-Measured = Sequence[tuple[Layer, Folds | None]]
+Measured = Sequence[tuple[Layer, HeldOut | None]]
 """The layers that read a unit, with moments of their inputs where a score needs them."""
 
 _STEP = 1 / 64
@@ -26,7 +26,7 @@ _STEP = 1 / 64
 
 
 _RANKING_RIDGE = 0.3
-"""Where ridges are chosen by cross-validation: share of the mean second moment of an input."""
+"""Where ridges are chosen on samples held out: share of the mean second moment of an input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,25 @@ class Ranking:
             seen[group] += 1
         return levels[: min(seen)]
 
+    def first(self, unit: Unit, count: int) -> Decision:
+        """Return the decision to remove the first atoms of each group."""
+        left = [count] * unit.groups
+        removed = []
+        for atom in self.atoms:
+            group = atom // unit.group_size
+            if left[group]:
+                left[group] -= 1
+                removed.append(atom)
+        return Decision(unit, tuple(sorted(removed)))
+
 
 def rank(
-    unit: Unit, measured: Measured, count: int, kept: Sequence[int], options: PruneStructureOptions, seed: int
+    unit: Unit,
+    measured: Measured,
+    count: int,
+    kept: Sequence[int],
+    options: PruneStructureOptions,
+    given: Float64 | None = None,
 ) -> Ranking:
     """Return what goes first of a unit.
 
@@ -59,21 +75,21 @@ def rank(
         count: How many atoms go in each group; fewer go where more are kept.
         kept: Atoms that stay.
         options: Score and ridge.
-        seed: Seed of random scores.
+        given: A score for each atom, where it comes from the network as a whole.
     """
     if options.score == "elimination":
         problems = [
-            Problem(_invertible(folds.total, layer, options.ridge), layer.rows[unit.key])
-            for layer, folds in measured
-            if folds is not None
+            Problem(_invertible(held.total, layer, options.ridge_of(layer.consumer.operator)), layer.rows[unit.key])
+            for layer, held in measured
+            if held is not None
         ]
         groups = np.arange(unit.size) // unit.group_size
         order, rises = eliminate(problems, groups, [count] * unit.groups, kept=kept, step=_STEP)
         return Ranking(tuple(order), rises)
-    scores = random_scores(unit.size, seed) if options.score == "random" else np.zeros(unit.size)
-    if options.score != "random":
-        for layer, folds in measured:
-            moments = None if folds is None else folds.total
+    scores = np.zeros(unit.size) if given is None else given
+    if given is None:
+        for layer, held in measured:
+            moments = None if held is None else held.total
             scores += over_atoms(_row_scores(layer, moments, options.score), layer.rows[unit.key])
     return _by_score(unit, scores, count, kept)
 
@@ -105,6 +121,4 @@ def _row_scores(layer: Layer, moments: Moments | None, score: str) -> Float64:
         return np.asarray(np.square(matrix).sum(axis=1))
     if score == "wanda":
         return wanda(matrix, moments.second_moment)
-    if score == "fluctuation":
-        return fluctuation(matrix, moments.variance)
-    return second_moment(matrix, moments.second_moment)
+    return fluctuation(matrix, moments.variance)

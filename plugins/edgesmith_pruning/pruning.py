@@ -1,9 +1,11 @@
 """One pruning of one model: finds units, allocates, sweeps, cuts."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgesmith.errors import DataError, StepError
 from edgesmith.execution.unpadded import without_padding
@@ -13,17 +15,20 @@ from edgesmith.model import Model
 from edgesmith.protection import Protection
 from edgesmith_calibration.sources import DataSource
 from edgesmith_pruning.allocation.allocate import Allocation, most_removable, tile_of
-from edgesmith_pruning.choice import Ranking, rank
+from edgesmith_pruning.allocation.output_error import OutputError
+from edgesmith_pruning.choice import Measured, Ranking, rank
 from edgesmith_pruning.finding.biases import add_biases
-from edgesmith_pruning.finding.layers import Layer, find_layers
+from edgesmith_pruning.finding.layers import Layer, find_layers, with_first_level
 from edgesmith_pruning.finding.records import Unit
 from edgesmith_pruning.finding.selection import protected_atoms, selected_units
 from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.removal import Decision
-from edgesmith_pruning.statistics.folds import Folds
+from edgesmith_pruning.statistics.held_out import HeldOut
+from edgesmith_pruning.statistics.network_scores import network_scores
 from edgesmith_pruning.sweep import Outcome, Sweep
 
 StructureContext = Context[PruneStructureOptions]
+Float64 = NDArray[np.float64]
 
 
 class Pruning:
@@ -52,7 +57,9 @@ class Pruning:
         protection = Protection() if self._options.protect is None else Protection.load(self._options.protect)
         self._kept = protected_atoms(units, protection)
         self._rankings: dict[str, tuple[Ranking, float]] = {}
+        self._scores: Mapping[str, Float64] = {}
         self._data: DataSource | None = None
+        self._output_error: OutputError | None = None
         self.working = dense.clone()
         self.outcomes: list[Outcome] = []
 
@@ -63,16 +70,21 @@ class Pruning:
             DataError: There is no calibration data, or it makes an activation infinite or NaN.
             StepError: So little is to go that nothing does.
         """
+        self._scores = network_scores(self._model.ir, self.units, self._layers, self._calibration, self._context)
         counts = self._allocate()
         if not any(counts.values()):
             raise _nothing()
-        apart = [unit for unit in self.units if len(unit.consumers) > 1 or not self._options.reads_data]
+        at_once = bool(self._scores) or not self._options.reads_data
+        apart = [unit for unit in self.units if len(unit.consumers) > 1 or at_once]
         self._rank({unit.key: counts[unit.key] for unit in apart if unit.key not in self._rankings})
-        decided = {unit.key: _first(unit, self._rankings[unit.key][0], counts[unit.key]) for unit in apart}
+        decided = {unit.key: self._rankings[unit.key][0].first(unit, counts[unit.key]) for unit in apart}
         if self._options.reads_data:
             present = self.working if self._options.sequential else self._model.ir
             sweep = self._sweep()
-            for layer, moments in sweep.measure(self._model.ir, present, self._layers, "pruning"):
+            layers = self._layers
+            if self._options.refit == "two-step":
+                layers = with_first_level(self._model.ir, self.units, layers)
+            for layer, moments in sweep.measure(self._model.ir, present, layers, "pruning"):
                 self._treat(layer, moments, counts, decided, sweep)
         return tuple(decided[unit.key] for unit in self.units)
 
@@ -89,7 +101,7 @@ class Pruning:
         """Rank units on the dense network, and return all rankings so far with the energy behind each."""
         units = [unit for unit in self.units if counts.get(unit.key)]
         layers = [layer for layer in self._layers if any(unit.key in layer.rows for unit in units)]
-        waiting: dict[str, list[tuple[Layer, Folds | None]]] = {unit.key: [] for unit in units}
+        waiting: dict[str, list[tuple[Layer, HeldOut | None]]] = {unit.key: [] for unit in units}
         for layer, moments in self._measured(layers):
             for unit in units:
                 if unit.key not in layer.rows:
@@ -98,22 +110,36 @@ class Pruning:
                 if len(waiting[unit.key]) == len(unit.consumers):
                     found = waiting.pop(unit.key)
                     energy = sum(each.total.energy for _, each in found if each is not None)
-                    kept, count = self._kept[unit.key], counts[unit.key]
-                    ranking = rank(unit, found, count, kept, self._options, self._context.seed)
+                    ranking = self._ranking(unit, counts[unit.key], found)
+                    if self._options.allocation == "measured":
+                        ranking, energy = self._at_outputs(unit, counts[unit.key], found, ranking), 1.0
                     self._rankings[unit.key] = ranking, energy
         for unit in self.units:
             self._rankings.setdefault(unit.key, (Ranking((), np.zeros(0)), 0.0))
         return self._rankings
 
-    def _measured(self, layers: Sequence[Layer]) -> Iterator[tuple[Layer, Folds | None]]:
+    def _ranking(self, unit: Unit, count: int, measured: Measured) -> Ranking:
+        return rank(unit, measured, count, self._kept[unit.key], self._options, self._scores.get(unit.key))
+
+    def _at_outputs(self, unit: Unit, count: int, measured: Measured, ranking: Ranking) -> Ranking:
+        """Return the ranking with costs measured at the outputs of the network."""
+        known = [(layer, held) for layer, held in measured if held is not None]
+        if self._output_error is None:
+            context = self._context
+            self._output_error = OutputError(
+                self._model.ir, self._calibration(), self._options.batch_size, context.threads
+            )
+        return self._output_error.costs(unit, known, ranking, partial(self._ranking, unit, count))
+
+    def _measured(self, layers: Sequence[Layer]) -> Iterator[tuple[Layer, HeldOut | None]]:
         """Yield layers with moments in the dense network, or without where scores need none."""
-        if layers and self._options.reads_data:
+        if layers and self._options.reads_data and (not self._scores or self._options.allocation == "measured"):
             yield from self._sweep().measure(self._model.ir, self._model.ir, layers, "ranking")
         else:
             yield from ((layer, None) for layer in layers)
 
     def _treat(
-        self, layer: Layer, moments: Folds, counts: Mapping[str, int], decided: dict[str, Decision], sweep: Sweep
+        self, layer: Layer, moments: HeldOut, counts: Mapping[str, int], decided: dict[str, Decision], sweep: Sweep
     ) -> None:
         """Decide what nobody decided before, and refit the layer."""
         gone = np.zeros(layer.inputs, np.bool_)
@@ -121,9 +147,8 @@ class Pruning:
             if unit.key not in layer.rows:
                 continue
             if unit.key not in decided:
-                kept, count = self._kept[unit.key], counts[unit.key]
-                ranking = rank(unit, [(layer, moments)], count, kept, self._options, self._context.seed)
-                decided[unit.key] = _first(unit, ranking, count)
+                ranking = self._ranking(unit, counts[unit.key], [(layer, moments)])
+                decided[unit.key] = ranking.first(unit, counts[unit.key])
             for atom in decided[unit.key].removed:
                 gone[list(layer.rows[unit.key][atom])] = True
         if gone.any() or self._options.sequential:
@@ -131,29 +156,19 @@ class Pruning:
 
     def _sweep(self) -> Sweep:
         context = self._context
-        if self._data is None:
-            self._data = _calibration(self._model.ir, context)
         return Sweep(
-            data=self._data,
+            data=self._calibration(),
             scratch=context.scratch,
             threads=context.threads,
             batch_size=self._options.batch_size,
             progress=context.progress,
-            refit=self._options.refit,
-            ridge=self._options.ridge,
+            options=self._options,
         )
 
-
-def _first(unit: Unit, ranking: Ranking, count: int) -> Decision:
-    """Return the decision to remove the first atoms of each group of a ranking."""
-    left = [count] * unit.groups
-    removed = []
-    for atom in ranking.atoms:
-        group = atom // unit.group_size
-        if left[group]:
-            left[group] -= 1
-            removed.append(atom)
-    return Decision(unit, tuple(sorted(removed)))
+    def _calibration(self) -> DataSource:
+        if self._data is None:
+            self._data = _calibration(self._model.ir, self._context)
+        return self._data
 
 
 def _with_biases(model: ir.Model, units: Sequence[Unit], options: PruneStructureOptions) -> Mapping[str, str]:

@@ -17,9 +17,10 @@ from edgesmith.progress import Progress
 from edgesmith_calibration.moments import Moments
 from edgesmith_calibration.sources import DataSource
 from edgesmith_pruning.finding.layers import Layer, write_layer
-from edgesmith_pruning.repair.crossed import crossed_refit
+from edgesmith_pruning.options.structure import PruneStructureOptions
+from edgesmith_pruning.repair.held_out_refit import held_out_refit
 from edgesmith_pruning.repair.least_squares import dropped, pulled, refit
-from edgesmith_pruning.statistics.folds import PARTS, Folds, FoldsObserver
+from edgesmith_pruning.statistics.held_out import HeldOut, HeldOutObserver
 from edgesmith_pruning.statistics.rows import input_rows, output_rows
 
 Float64 = NDArray[np.float64]
@@ -47,13 +48,11 @@ class Sweep:
     threads: int
     batch_size: int
     progress: Progress
-    refit: str
-    ridge: float | None
-    """None: chosen for each layer by cross-validation."""
+    options: PruneStructureOptions
 
     def measure(
         self, dense: ir.Model, working: ir.Model, layers: Sequence[Layer], activity: str
-    ) -> Iterator[tuple[Layer, Folds]]:
+    ) -> Iterator[tuple[Layer, HeldOut]]:
         """Yield each layer with its moments; `working` may change between two layers, `dense` stays."""
         targets = [[layer.tail.total or layer.tail.end] for layer in layers]
         sources = [[layer.consumer.source, *filter(None, [layer.tail.other])] for layer in layers]
@@ -63,45 +62,49 @@ class Sweep:
         nodes = {node.outputs[0].name: node for node in dense.graph}
         for layer, target in self.progress.track(list(zip(layers, targets, strict=True)), activity, len(layers)):
             node = nodes[layer.consumer.reader]
-            observer = FoldsObserver(layer.consumer.reader, 1 if self.ridge is not None else PARTS)
+            observer = HeldOutObserver(layer.consumer.reader, hold_out=self.options.holds_out(layer.consumer.operator))
             for there, here in zip(wanted.advance(), present.advance(), strict=True):
                 aim = there[target[0]]
                 if layer.tail.other is not None:
                     aim = aim - here[layer.tail.other]
                 observer.update(input_rows(node, here[layer.consumer.source]), output_rows(node, aim))
-            yield layer, observer.folds
+            yield layer, observer.moments
 
-    def repair(self, working: ir.Model, layer: Layer, folds: Folds, kept: Mask, bias: str | None) -> Outcome:
+    def repair(self, working: ir.Model, layer: Layer, held: HeldOut, kept: Mask, bias: str | None) -> Outcome:
         """Write the layer with the least error on what is kept into `working`, and say what that brought."""
-        moments = folds.total
+        if self.options.ridge_of(layer.consumer.operator) is not None:
+            held = HeldOut(held.total)
+        moments, judge = held.total, held.judge or held.total
         plain = dropped(layer.matrix, kept)
-        repairs, errors = {"none": plain}, {"none": moments.error(plain)}
-        if bias is not None and self.refit != "none":
+        repairs, errors = {"none": plain}, {"none": judge.error(plain)}
+        if bias is not None and self.options.refit != "none":
             repairs["bias"] = _shifted(plain, moments)
-            errors["bias"] = moments.error(repairs["bias"])
-        if self.refit == "least-squares" and not layer.obstacle:
+            errors["bias"] = judge.error(_shifted(plain, held.fit))
+        if self.options.refit in ("least-squares", "two-step") and not layer.obstacle:
             name = "least-squares"
-            repairs[name], errors[name] = self._refit(layer, folds, kept, bias is not None)
+            repairs[name], errors[name] = self._refit(layer, held, kept, bias is not None)
         best = min(errors, key=errors.__getitem__)
-        if moments.error(repairs[best]) > errors["none"]:
-            best = "none"
+        before, after = moments.error(plain), moments.error(repairs[best])
+        if after > before:  # better on what was held out, by chance
+            best, after = "none", before
         if not layer.obstacle:
             write_layer(working.graph, layer, repairs[best], bias)
         energy = moments.energy or 1.0
-        return Outcome(layer.consumer.reader, errors["none"] / energy, moments.error(repairs[best]) / energy, best)
+        return Outcome(layer.consumer.reader, before / energy, after / energy, best)
 
-    def _refit(self, layer: Layer, folds: Folds, kept: Mask, bias: bool) -> tuple[Float64, float]:
-        """Return the refitted layer and its error, on samples left out where there are any."""
-        if self.ridge is None and folds.splits:
-            crossed = crossed_refit(folds, layer.matrix, kept, bias=bias)
-            return crossed.matrix, crossed.error
-        pull = pulled(folds.total, layer.matrix, self.ridge or FEW_SAMPLES_RIDGE)
+    def _refit(self, layer: Layer, held: HeldOut, kept: Mask, bias: bool) -> tuple[Float64, float]:
+        """Return the refitted layer and its error, on samples held out where there are any."""
+        if held.judge is not None:
+            chosen = held_out_refit(held, held.judge, layer.matrix, kept, bias=bias)
+            return chosen.matrix, chosen.error
+        ridge = self.options.ridge_of(layer.consumer.operator) or FEW_SAMPLES_RIDGE
+        pull = pulled(held.total, layer.matrix, ridge)
         matrix = refit(pull, layer.matrix, kept, bias=bias)
-        return matrix, folds.total.error(matrix)
+        return matrix, held.total.error(matrix)
 
 
 FEW_SAMPLES_RIDGE = 0.1
-"""Where there is one batch only and nothing to choose a ridge by."""
+"""Where there are too few batches to hold any out."""
 
 
 def _shifted(matrix: Float64, moments: Moments) -> Float64:

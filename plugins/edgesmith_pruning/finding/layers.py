@@ -44,10 +44,7 @@ def find_layers(model: ir.Model, units: Sequence[Unit]) -> tuple[Layer, ...]:
         units: What may be removed. Units may share a layer.
     """
     nodes = {node.outputs[0].name: node for node in model.graph}
-    consumers: dict[str, Consumer] = {}
-    for unit in units:
-        for consumer in unit.consumers:
-            consumers[consumer.reader] = consumer
+    consumers = {consumer.reader: consumer for unit in units for consumer in unit.consumers}
     order = {name: index for index, name in enumerate(nodes)}
     readers = sorted(consumers, key=order.__getitem__)
     found = []
@@ -55,13 +52,49 @@ def find_layers(model: ir.Model, units: Sequence[Unit]) -> tuple[Layer, ...]:
         consumer, tail = consumers[reader], find_tail(nodes, consumers[reader])
         if tail.other is not None and _needs(model.graph, tail.other, set(readers[index:])):
             tail = replace(tail, total=None, other=None)
-        weight = as_matrix(weight_array(model.graph, consumer), consumer).astype(np.float64)
-        matrix = np.vstack([weight * tail.scale, tail.shift])
+        layer = _layer(model.graph, nodes, consumer, tail)
         rows = {
-            unit.key: rows_of(each, len(weight)) for unit in units for each in unit.consumers if each.reader == reader
+            unit.key: rows_of(each, layer.inputs) for unit in units for each in unit.consumers if each.reader == reader
         }
-        found.append(Layer(consumer, tail, matrix, rows, _refit_obstacle(model.graph, nodes[reader], consumer, tail)))
+        found.append(replace(layer, rows=rows))
     return tuple(found)
+
+
+def with_first_level(model: ir.Model, units: Sequence[Unit], layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Return the layers together with those that make the channels, in the order of the graph.
+
+    They lose nothing and are refitted to what they give in the dense network (output approximation, arXiv 2407.19126,
+    section 4, step 2a).
+
+    Args:
+        model: The graph that the units were found in.
+        units: What may be removed.
+        layers: What `find_layers` returned.
+    """
+    nodes = {node.outputs[0].name: node for node in model.graph}
+    taken = {layer.consumer.reader for layer in layers}
+    added = []
+    for place in (place for unit in units for place in unit.producers):
+        source = nodes[place.reader].inputs[0]
+        if place.role != "produces" or place.operator not in ("MatMul", "Gemm", "Conv") or place.reader in taken:
+            continue
+        if place.port != 1 or source is None or source.is_initializer():
+            continue
+        taken.add(place.reader)
+        shape, summed = weight_array(model.graph, place).shape, 1 - place.axis
+        consumer = Consumer(
+            place.reader, 1, place.operator, place.weight, summed, shape[summed], (), "consumes", str(source.name)
+        )
+        tail = replace(find_tail(nodes, consumer), total=None, other=None)
+        added.append(_layer(model.graph, nodes, consumer, tail))
+    order = {name: index for index, name in enumerate(nodes)}
+    return tuple(sorted((*layers, *added), key=lambda layer: order[layer.consumer.reader]))
+
+
+def _layer(graph: ir.Graph, nodes: Mapping[str | None, ir.Node], consumer: Consumer, tail: Tail) -> Layer:
+    weight = as_matrix(weight_array(graph, consumer), consumer).astype(np.float64)
+    matrix = np.vstack([weight * tail.scale, tail.shift])
+    return Layer(consumer, tail, matrix, {}, _refit_obstacle(graph, nodes[consumer.reader], consumer, tail))
 
 
 def write_layer(graph: ir.Graph, layer: Layer, matrix: Float64, bias: str | None) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from edgesmith.graph.couplings import Coupling, Nesting
+from edgesmith.graph.couplings import Coupling, Nesting, Role
 
 Kind = Literal["heads", "query-heads", "value-channels", "channels", "convolution-channels"]
 
@@ -24,6 +24,8 @@ class Place:
     length: int
     positions: tuple[tuple[int, ...], ...]
     """For each atom its positions on the axis; empty where the atom does not come by."""
+    role: Role
+    """What the axis does to the channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ class Unit:
     @property
     def key(self) -> str:
         """A name that no other unit of the graph has."""
-        return f"{self.name} {self.kind}"
+        # The groups of a convolution and the channels within them have one name and one kind.
+        return f"{self.name} {self.size} {self.kind}"
 
     @property
     def group_size(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from edgesmith.graph.couplings import Coupling, Nesting, Slot, find_couplings, find_nestings
+from edgesmith.graph.couplings import Coupling, Nesting, Role, Slot, find_couplings, find_nestings
 from edgesmith.graph.edit import constant_tensor
 from edgesmith.host.context import Notes
 from edgesmith_pruning.finding.records import Consumer, Kind, Place, Unit
@@ -37,11 +37,11 @@ def find_units(model: ir.Model, notes: Notes | None = None) -> tuple[Unit, ...]:
                 notes.skip(_node_name(readers, coupling.slots[0]), reason)
             continue
         for unit in finder.units_of(coupling):
-            shared = _shared_elsewhere(unit, graph)
-            if not shared:
+            problem = _problem(unit, graph, readers)
+            if not problem:
                 units.append(unit)
             elif notes is not None:
-                notes.skip(unit.name, f"other layers read {shared} too; cutting it would store it twice")
+                notes.skip(unit.name, problem)
     return tuple(sorted(units, key=lambda unit: min(order[each.reader] for each in unit.consumers)))
 
 
@@ -56,6 +56,14 @@ def _obstacle(coupling: Coupling, readers: dict[str | None, ir.Node]) -> str:
     return ""
 
 
+def _problem(unit: Unit, graph: ir.Graph, readers: dict[str | None, ir.Node]) -> str:
+    """Return why a unit is left alone, or an empty string."""
+    if any(readers[each.reader].attributes.get_int("group", 1) > 1 for each in unit.consumers):
+        return "a convolution with groups sums them, and layers are refitted as a whole"
+    shared = _shared_elsewhere(unit, graph)
+    return f"other layers read {shared} too; cutting it would store it twice" if shared else ""
+
+
 def _shared_elsewhere(unit: Unit, graph: ir.Graph) -> str:
     """Return which weight of a unit layers outside it read too, or an empty string."""
     own: dict[str, int] = {}
@@ -63,6 +71,15 @@ def _shared_elsewhere(unit: Unit, graph: ir.Graph) -> str:
         if place.operator in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
             own[place.weight] = own.get(place.weight, 0) + 1
     return next((name for name, count in own.items() if len(tuple(graph.initializers[name].uses())) > count), "")
+
+
+def _carries_both(nesting: Nesting) -> bool:
+    """Return whether every axis of the inner channels tells the outer ones apart.
+
+    The weight of a grouped convolution does not: its groups lie on another axis. Then all groups lose the same ones.
+    """
+    outer = {(slot.site, slot.axis) for slot in nesting.outer.places}
+    return all((slot.site, slot.axis) in outer for slot in nesting.inner.slots)
 
 
 def _node_name(readers: dict[str | None, ir.Node], slot: Slot) -> str:
@@ -91,7 +108,7 @@ class _Finder:
         consumers = [slot for slot in coupling.with_role("consumes") if self._sums(slot)]
         if not consumers:
             return
-        nesting = next((each for each in self._nestings if each.inner is coupling), None)
+        nesting = next((each for each in self._nestings if each.inner is coupling and _carries_both(each)), None)
         groups = nesting.outer.size if nesting else 1
         summing = tuple(self._consumer(slot, coupling, nesting) for slot in consumers)
         summed = {(slot.reader, slot.port, slot.axis) for slot in consumers}
@@ -123,7 +140,7 @@ class _Finder:
 
     def _place(
         self, slot: Slot, coupling: Coupling, nesting: Nesting | None
-    ) -> tuple[str, int, str, str, int, int, tuple[tuple[int, ...], ...]]:
+    ) -> tuple[str, int, str, str, int, int, tuple[tuple[int, ...], ...], Role]:
         positions = slot.indices
         if nesting is not None:
             positions = tuple(
@@ -132,7 +149,16 @@ class _Finder:
                 for inner in range(coupling.size)
             )
         reader = slot.reader or ""
-        return reader, slot.port, self._readers[reader].op_type, slot.value, slot.axis, slot.length, positions
+        return (
+            reader,
+            slot.port,
+            self._readers[reader].op_type,
+            slot.value,
+            slot.axis,
+            slot.length,
+            positions,
+            slot.role,
+        )
 
     def _consumer(self, slot: Slot, coupling: Coupling, nesting: Nesting | None) -> Consumer:
         source = self._readers[slot.reader].inputs[0]

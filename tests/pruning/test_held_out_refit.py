@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from edgesmith_calibration.moments import MomentsObserver
-from edgesmith_pruning.repair.crossed import crossed_refit
-from edgesmith_pruning.statistics.folds import FoldsObserver, local
+from edgesmith_pruning.repair.held_out_refit import held_out_refit
+from edgesmith_pruning.statistics.held_out import HeldOutObserver, is_held_out, local
 
 INPUTS, OUTPUTS = 6, 3
 
@@ -24,42 +24,48 @@ def layer_and_rows(samples, rows, *, seed=0, noise=0.0):
     return matrix, batches
 
 
-def folds_of(batches, parts=4):
-    observer = FoldsObserver("layer", parts)
+def moments_of(batches, observer=None):
+    observer = observer or HeldOutObserver("layer")
     for x, y in batches:
         observer.update(x, y)
-    return observer.folds
+    return observer.moments
+
+
+def refitted(batches, matrix, kept, *, bias=True):
+    moments = moments_of(batches)
+    return held_out_refit(moments, moments.judge, matrix, kept, bias=bias)
 
 
 def squared_error(matrix, batches):
     return sum(float(np.square(y - x @ matrix[:-1] - matrix[-1]).sum()) for x, y in batches)
 
 
-def test_parts_are_whole_samples_and_sum_to_all():
-    _, batches = layer_and_rows(7, 5)
-    folds = folds_of(batches)
-    everything = MomentsObserver("layer")
-    for x, y in batches:
+def test_every_fourth_sample_is_held_out_whole():
+    _, batches = layer_and_rows(9, 5)
+    moments = moments_of(batches)
+    everything, judge = MomentsObserver("layer"), MomentsObserver("layer")
+    for number, (x, y) in enumerate(batches):
         everything.update(x, y)
-    np.testing.assert_allclose(folds.total.gram, everything.moments.gram)
-    assert [part.rows for part in folds.parts] == [10, 10, 10, 5]
-    for (fit, judge), left in zip(folds.splits, range(4), strict=True):
-        inside = MomentsObserver("layer")
-        for number, (x, y) in enumerate(batches):
-            if number % 4 != left:
-                inside.update(x, y)
-        np.testing.assert_allclose(fit.cross, inside.moments.cross)
-        assert fit.rows + judge.rows == folds.total.rows
+        if is_held_out(number):
+            judge.update(x, y)
+    np.testing.assert_allclose(moments.total.gram, everything.moments.gram)
+    np.testing.assert_allclose(moments.judge.cross, judge.moments.cross)
+    np.testing.assert_allclose(moments.fit.gram, (everything.moments.gram - judge.moments.gram))
+    assert (moments.judge.rows, moments.fit.rows) == (10, 35)
 
 
-def test_one_batch_leaves_nothing_to_judge_on():
-    _, batches = layer_and_rows(1, 5)
-    assert folds_of(batches).splits == ()
+@pytest.mark.parametrize(("samples", "hold_out"), [(3, True), (8, False)])
+def test_nothing_is_held_out_of_few_samples_or_unasked(samples, hold_out):
+    _, batches = layer_and_rows(samples, 5)
+    moments = moments_of(batches, HeldOutObserver("layer", hold_out=hold_out))
+    assert moments.judge is None
+    assert moments.fit is moments.total
+    assert moments.total.rows == 5 * samples
 
 
 def test_nothing_removed_and_nothing_lost_before_leaves_the_layer():
     matrix, batches = layer_and_rows(8, 40)
-    result = crossed_refit(folds_of(batches), matrix, np.ones(INPUTS, bool), bias=True)
+    result = refitted(batches, matrix, np.ones(INPUTS, bool))
     np.testing.assert_allclose(result.matrix, matrix, atol=1e-8)
     assert result.error < 1e-8 * squared_error(0 * matrix, batches)
 
@@ -68,7 +74,7 @@ def test_nothing_removed_and_nothing_lost_before_leaves_the_layer():
 def test_it_solves_the_two_ridge_problems_it_says(bias):
     matrix, batches = layer_and_rows(8, 40, noise=0.5)
     kept = np.array([True, True, False, True, True, False])
-    result = crossed_refit(folds_of(batches), matrix, kept, bias=bias)
+    result = refitted(batches, matrix, kept, bias=bias)
     x = np.concatenate([each for each, _ in batches])
     y = np.concatenate([each for _, each in batches])
     own = x @ matrix[:-1] + matrix[-1]
@@ -91,19 +97,10 @@ def test_it_solves_the_two_ridge_problems_it_says(bias):
     assert not result.matrix[:-1][~kept].any()
 
 
-def test_the_error_is_that_of_refits_that_had_not_seen_the_sample():
-    matrix, batches = layer_and_rows(6, 3, noise=1.0)
-    folds = folds_of(batches, parts=2)
-    kept = np.arange(INPUTS) > 1
-    result = crossed_refit(folds, matrix, kept, bias=True)
-    # Few rows with errors of their own: on what a refit saw it looks better than on what it did not.
-    assert result.error > squared_error(result.matrix, batches)
-
-
 def test_errors_of_single_samples_are_not_followed():
     matrix, batches = layer_and_rows(4, 30, noise=1.0)
     _, fresh = layer_and_rows(200, 30, seed=0, noise=1.0)
-    result = crossed_refit(folds_of(batches), matrix, np.ones(INPUTS, bool), bias=True)
+    result = refitted(batches, matrix, np.ones(INPUTS, bool))
     free = np.linalg.lstsq(
         np.concatenate([np.pad(x, [(0, 0), (0, 1)], constant_values=1) for x, _ in batches]),
         np.concatenate([y for _, y in batches]),
@@ -116,13 +113,13 @@ def test_what_layers_before_did_to_all_samples_is_made_up_for():
     matrix, batches = layer_and_rows(16, 30)
     change = np.random.default_rng(5).standard_normal(matrix.shape)
     wanted = [(x, x @ (matrix + change)[:-1] + (matrix + change)[-1]) for x, _ in batches]
-    result = crossed_refit(folds_of(wanted), matrix, np.ones(INPUTS, bool), bias=True)
+    result = refitted(wanted, matrix, np.ones(INPUTS, bool))
     assert squared_error(result.matrix, wanted) < 0.01 * squared_error(matrix, wanted)
 
 
 def test_local_aims_at_what_the_layer_gives():
     matrix, batches = layer_and_rows(3, 10, noise=2.0)
-    aimed = local(folds_of(batches).total, matrix)
+    aimed = local(moments_of(batches).total, matrix)
     assert aimed.error(matrix) <= 1e-9 * aimed.energy
     own = sum(float(np.square(x @ matrix[:-1] + matrix[-1]).sum()) for x, _ in batches)
     assert np.isclose(aimed.energy, own)

@@ -1,4 +1,4 @@
-"""A refit whose ridges are chosen by cross-validation over samples.
+"""A refit whose ridges are chosen on samples held out.
 
 Places of a photo and words of a text resemble each other, so a layer sees far fewer independent rows than rows. A
 refit that is free to follow them makes up for errors that are gone on the next photo. Two aims are told apart:
@@ -9,7 +9,6 @@ refit that is free to follow them makes up for errors that are gone on the next 
   it is made up for.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,60 +16,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith_calibration.moments import Moments
-from edgesmith_pruning.statistics.folds import Folds
+from edgesmith_pruning.statistics.held_out import HeldOut
 
 Float64 = NDArray[np.float64]
 
 OWN_RIDGES = (0.001, 0.01, 0.03, 0.1, 0.3)
 """Tried for what the layer itself gives, as shares of the mean variance of an input."""
-EARLIER_RIDGES = (np.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+EARLIER_RIDGES = (np.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """Tried for what layers before have changed; infinite: left as it is."""
 
 
 @dataclass(frozen=True, slots=True)
-class CrossedRefit:
-    """A refit, and how well it does on samples that it was not fitted to."""
+class HeldOutRefit:
+    """A refit to all samples, and how well it did on those held out when it was fitted to the others."""
 
     matrix: Float64
     """[inputs + 1, outputs], 0 where nothing is kept."""
     error: float
-    """Summed squared error over all samples, each judged by a refit that had not seen it."""
+    """Summed squared error on the samples held out."""
     own_ridge: float
     earlier_ridge: float
 
 
-def crossed_refit(folds: Folds, matrix: Float64, kept: NDArray[np.bool_], *, bias: bool) -> CrossedRefit:
-    """Return the refit whose ridges do best on samples left out.
+def held_out_refit(
+    moments: HeldOut, judge: Moments, matrix: Float64, kept: NDArray[np.bool_], *, bias: bool
+) -> HeldOutRefit:
+    """Return the refit whose ridges do best on samples held out.
 
     Args:
-        folds: Moments in two parts at least.
+        moments: Of all samples.
+        judge: Of those held out.
         matrix: The layer as it is, [inputs + 1, outputs]; the last row is the bias.
         kept: For each input, whether it stays, [inputs].
         bias: Whether the bias may change too.
     """
-    fits = [(_Path.of(fit, matrix, kept, bias=bias), judge) for fit, judge in folds.splits]
-
-    def error(own: float, earlier: float) -> float:
-        return sum(judge.error(path.at(own, earlier)) for path, judge in fits)
-
-    own = _best(OWN_RIDGES, lambda ridge: error(ridge, np.inf))
-    earlier = _best(EARLIER_RIDGES, lambda ridge: error(own, ridge))
-    whole = _Path.of(folds.total, matrix, kept, bias=bias)
-    return CrossedRefit(whole.at(own, earlier), error(own, earlier), own, earlier)
-
-
-def held_out_error(folds: Folds, repair: Callable[[Moments], Float64]) -> float:
-    """Return the summed squared error of a repair, each sample judged by one that had not seen it.
-
-    Args:
-        folds: Moments in two parts at least.
-        repair: Returns the repaired layer from moments.
-    """
-    return sum(judge.error(repair(fit)) for fit, judge in folds.splits)
-
-
-def _best(ridges: Sequence[float], error: Callable[[float], float]) -> float:
-    return min(ridges, key=error)
+    path = _Path.of(moments.fit, matrix, kept, bias=bias)
+    own = min(OWN_RIDGES, key=lambda ridge: judge.error(path.at(ridge, np.inf)))
+    errors = {ridge: judge.error(path.at(own, ridge)) for ridge in EARLIER_RIDGES}
+    earlier = min(EARLIER_RIDGES, key=errors.__getitem__)
+    whole = _Path.of(moments.total, matrix, kept, bias=bias)
+    return HeldOutRefit(whole.at(own, earlier), errors[earlier], own, earlier)
 
 
 @dataclass(frozen=True, slots=True)
