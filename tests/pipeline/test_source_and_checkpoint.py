@@ -1,12 +1,14 @@
 """What a step is told of the run it belongs to: the model that the run started from, and where to leave long work."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 import edgesmith
+from edgesmith.isolation.limits import Isolation
 from edgesmith.model import Model
 from tests.pipeline.conftest import Job
 from tests.pipeline.test_robustness import settings
@@ -45,14 +47,17 @@ def register_methods():
 """
 
 
-def compile_with(job: Job, source: Model, *steps: str) -> edgesmith.Artifact:
+def compile_with(job: Job, source: Model, *steps: str, isolated: bool = False) -> edgesmith.Artifact:
     recipe = {"steps": [{"method": "learner", "options": {"what": what}} for what in steps]}
     out = job.folder / "artifact"
-    return edgesmith.compile(source, out=out, recipe=recipe, data=job.data, settings=settings(job.folder, LEARNER))
+    chosen = replace(settings(job.folder, LEARNER), isolation=Isolation(120) if isolated else None)
+    return edgesmith.compile(source, out=out, recipe=recipe, data=job.data, settings=chosen)
 
 
-def test_a_step_sees_the_model_that_the_run_started_from(job: Job) -> None:
-    _, halved, restored, _ = compile_with(job, Model.load(job.model), "halve", "restore").ledger.rows
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_step_sees_the_model_that_the_run_started_from(job: Job, isolated: bool) -> None:
+    artifact = compile_with(job, Model.load(job.model), "halve", "restore", isolated=isolated)
+    _, halved, restored, _ = artifact.ledger.rows
     # Half of every weight and bias of two layers and a head: far from the source. Restored: equal in every bit.
     assert next(error for error in halved.errors if error.against == "source").sqnr_db < 10
     assert next(error for error in restored.errors if error.against == "source").sqnr_db == math.inf

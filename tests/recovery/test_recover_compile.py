@@ -63,7 +63,7 @@ def test_a_killed_recovery_ends_with_the_bytes_of_a_whole_one(
     job: Job,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    long = {"method": "recover", "options": {**RECOVER["options"], "epochs": 40, "patience": 100}}
+    long = {"method": "recover", "options": {**RECOVER["options"], "epochs": 12, "patience": 100}}
     recipe = job.folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"steps": [PRUNE, long]}))
     command = [sys.executable, "-m", "edgesmith", *job.arguments("--recipe", str(recipe), out="killed")]

@@ -29,10 +29,13 @@ from edgesmith.host.context import Notes
 from edgesmith.model import Model
 from edgesmith.progress import SilentProgress
 from edgesmith.protection import ProtectedAxis, Protection
+from edgesmith_calibration.sources import Batch
+from edgesmith_recovery.finding.pairs import block_pairs
 from edgesmith_recovery.finding.weights import find_weights, trained_count
 from edgesmith_recovery.options.recover import RecoverOptions
 from edgesmith_recovery.recover import Recover
 from edgesmith_recovery.training.checkpoint import Checkpoint
+from edgesmith_recovery.training.distillation import Distillation, make_goal
 from edgesmith_recovery.training.trainer import Regime, Trainer
 from edgesmith_recovery.training.weights import LowRank, TrainedWeights, write_weights
 
@@ -297,6 +300,24 @@ def test_padded_positions_neither_count_nor_run(tiny_bert: Model) -> None:
         if value.const_value.dtype == ir.DataType.FLOAT:
             # What stands at padded places reaches nothing but sums that a mask sets to zero before adding.
             np.testing.assert_allclose(value.const_value.numpy(), array(second, name), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_llama"])
+def test_mixed_precision_gives_nearly_the_same_loss_and_float_gradients(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    # bfloat16 on a CPU runs the same code as on a GPU.
+    source: Model = request.getfixturevalue(name)
+    structure = find_structure(source.ir)
+    damaged = sparse(source, 0.8)
+    graph, weights = trained(damaged, RecoverOptions(parameters="low-rank"))
+    goal = make_goal(damaged.graph, structure, block_pairs(structure, structure), RecoverOptions(), has_labels=False)
+    batch = Batch(tokens(source, 8))
+    losses = [Distillation(graph, TorchGraph(source.ir), weights, goal, mixed=mixed)(batch) for mixed in (False, True)]
+    losses[1].backward()
+    assert all(leaf.grad.dtype == torch.float32 for leaf in weights.leaves.values() if leaf.grad is not None)
+    # Eight bits of mantissa leave each of some hundred values with an error of 0.4 %; the loss is a difference of them.
+    assert float(losses[1].detach()) == pytest.approx(float(losses[0].detach()), rel=0.25)
 
 
 class Clock:

@@ -15,6 +15,7 @@ from edgesmith.errors import EdgesmithError
 from edgesmith.isolation.request import (
     AFTER_DIRECTORY,
     BEFORE_DIRECTORY,
+    SOURCE_DIRECTORY,
     STACK_FILE,
     StepRequest,
     load_again,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from edgesmith.host.context import Context
     from edgesmith.host.registry import Registry
     from edgesmith.isolation.remote import Run
+    from edgesmith.model import Model
 
 
 def main(descriptor: int, folder: Path, parent: int) -> None:
@@ -63,7 +65,8 @@ def _perform(request: StepRequest, run: "Run", folder: Path) -> dict[str, Any]:
     registry = load_again(request.plugins)
     record = registry.method(request.method)
     model = Model.load(folder / BEFORE_DIRECTORY)
-    context = _context(request, registry, run)
+    source = Model.load(folder / SOURCE_DIRECTORY) if (folder / SOURCE_DIRECTORY).is_dir() else None
+    context = _context(request, registry, run, source)
     if request.only_check:
         return {"verdict": asdict(check_method(registry, record, model, context))}
     result = perform(registry, record, model, context)
@@ -77,7 +80,7 @@ def _perform(request: StepRequest, run: "Run", folder: Path) -> dict[str, Any]:
     }
 
 
-def _context(request: StepRequest, registry: "Registry", run: "Run") -> "Context[Any]":
+def _context(request: StepRequest, registry: "Registry", run: "Run", source: "Model | None") -> "Context[Any]":
     from edgesmith.host.context import Context
     from edgesmith.host.trial import Scoring
     from edgesmith.isolation.remote import RemoteProgress, RemoteSource, RemoteTrial
@@ -98,6 +101,8 @@ def _context(request: StepRequest, registry: "Registry", run: "Run") -> "Context
         progress=RemoteProgress(run),
         trial=None if measures is None else RemoteTrial(run, measures_latency=measures),
         scoring=scoring,
+        source=source,
+        checkpoint=None if request.checkpoint is None else Path(request.checkpoint),
     )
 
 

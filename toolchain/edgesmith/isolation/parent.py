@@ -22,6 +22,7 @@ from edgesmith.isolation.limits import Isolation
 from edgesmith.isolation.request import (
     AFTER_DIRECTORY,
     BEFORE_DIRECTORY,
+    SOURCE_DIRECTORY,
     STACK_FILE,
     PluginOrigin,
     StepRequest,
@@ -82,6 +83,8 @@ def _run(
         services = Services(context, folder)
         _write_request(registry, record, context, services, folder, only_check=only_check)
         model.save(folder / BEFORE_DIRECTORY)
+        if context.source is not None:
+            context.source.save(folder / SOURCE_DIRECTORY)
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
@@ -134,6 +137,7 @@ def _write_request(
         dialect=dialect,
         dialect_type=dialect_type,
         scratch=str(scratch),
+        checkpoint=None if context.checkpoint is None else str(context.checkpoint),
         seed=context.seed,
         threads=context.threads,
         calibration=services.offer(context.calibration),

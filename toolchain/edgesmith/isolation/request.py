@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 REQUEST_FILE = "request.json"
 BEFORE_DIRECTORY = "before"
 AFTER_DIRECTORY = "after"
+SOURCE_DIRECTORY = "source"
+"""The model that the run started from, where the run says which."""
 STACK_FILE = "stack.txt"
 """Where the process of a step writes what it was doing when it is ended by a signal."""
 
@@ -65,6 +67,7 @@ class StepRequest:
     dialect_type: str
     """Dotted path of the dialect's class: a target may say more than `Dialect` does."""
     scratch: str
+    checkpoint: str | None
     seed: int
     threads: int
     calibration: SourceFacts | None
