@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-HELPERS = {"__init__", "__main__", "measuring", "quantization_table", "sparsity_child"}
+HELPERS = {"__init__", "__main__", "measuring", "quantization_table", "sparsity_child", "structure_child"}
 
 
 def main() -> int:
