@@ -1,16 +1,13 @@
 """The target `executorch-xnnpack`: the graph through torch.export into one .pte file."""
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir.passes.common as common_passes
 
+from edgesmith.child_answer import ask_child
 from edgesmith.errors import ModelError, TargetError, UnsupportedOperatorError
 from edgesmith.execution.runnable import runnable_inputs
 from edgesmith.execution.torch_graph import TorchGraph
@@ -28,7 +25,7 @@ PROFILE = "edgesmith_executorch:profiles/executorch-xnnpack.toml"
 LARGEST_ERROR = 1e-4
 """Largest relative error (L2) of an output of the .pte file: other kernels run, in float32."""
 
-_TIMEOUT_SECONDS = 1800
+_LONGEST_SECONDS = 1800
 
 
 class ExecuTorch(Target):
@@ -83,7 +80,11 @@ class ExecuTorch(Target):
                 raise _failed(error.what) from error
             with samples.open("wb") as stream:
                 np.savez(stream, **inputs)  # type: ignore[arg-type]
-            facts = _export(directory, samples)
+            words = (str(directory), "--samples", str(samples))
+            answer = ask_child(export.__file__, words, longest_seconds=_LONGEST_SECONDS)
+        if answer.problem:
+            raise _failed(answer.problem)
+        facts = dict(answer.facts)
         for name, distance in facts["relative_errors"].items():
             if not distance <= LARGEST_ERROR:
                 raise TargetError(
@@ -93,20 +94,6 @@ class ExecuTorch(Target):
                     fix="Compile for android-cpu instead, or report this with the recipe.",
                 )
         return {"executorch": facts}
-
-
-def _export(directory: Path, samples: Path) -> dict[str, Any]:
-    command = [sys.executable, export.__file__, str(directory), "--samples", str(samples)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise _failed(f"it did not end within {_TIMEOUT_SECONDS} s") from error
-    try:
-        facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError) as error:
-        ending = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise _failed(ending[0]) from error
-    return facts
 
 
 def _failed(reason: str) -> TargetError:

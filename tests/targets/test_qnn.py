@@ -325,4 +325,4 @@ def test_a_graph_that_qnn_cannot_compile_is_rejected_in_its_words(tmp_path):
     onnx.save(proto, tmp_path / "model.onnx")
     facts = simulator._ask(tmp_path, "--architecture", "v75")
     assert facts["status"] == "rejected"
-    assert "NoSuchOperator" in facts["message"]
+    assert "NoSuchOperator" in facts["contexts"]["v75"]["message"]

@@ -1,16 +1,14 @@
 """Adds the ORT format of `model.onnx` to an artifact, proven equal on samples in a child process."""
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from edgesmith.child_answer import ask_child
 from edgesmith.errors import ModelError, TargetError
 from edgesmith.execution.handover import obstacle_to_running
 from edgesmith.execution.runnable import runnable_inputs
@@ -23,7 +21,7 @@ saved beside the graph and applied where ONNX Runtime's own kernels run, for pho
 LARGEST_ERROR = 1e-5
 """Largest relative error (L2) of an output in ORT format. The same kernels run, so equal bits are expected."""
 
-_TIMEOUT_SECONDS = 1800
+_LONGEST_SECONDS = 1800
 
 
 def add_ort_format(directory: Path, model: ir.Model, style: Style) -> Mapping[str, object]:
@@ -37,19 +35,13 @@ def add_ort_format(directory: Path, model: ir.Model, style: Style) -> Mapping[st
     Raises:
         TargetError: The converter failed, or the outputs of its file differ.
     """
-    command = [sys.executable, convert.__file__, str(directory), "--style", style]
     with tempfile.TemporaryDirectory(prefix="edgesmith-") as scratch:
         samples = _write_samples(model, Path(scratch) / "samples.npz")
-        command += ["--samples", str(samples)] if samples is not None else []
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise _failed(f"did not end within {_TIMEOUT_SECONDS} s") from error
-    try:
-        facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError) as error:
-        ending = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise _failed(ending[0]) from error
+        words = [str(directory), "--style", style, *(("--samples", str(samples)) if samples is not None else ())]
+        answer = ask_child(convert.__file__, words, longest_seconds=_LONGEST_SECONDS)
+    if answer.problem:
+        raise _failed(answer.problem)
+    facts = answer.facts
     for name, distance in facts.get("relative_errors", {}).items():
         if not distance <= LARGEST_ERROR:
             raise TargetError(

@@ -6,8 +6,7 @@ the arithmetic of the tensor processor on this machine, nothing about time, powe
 
 import importlib.util
 import json
-import subprocess
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgesmith.child_answer import ask_child
 from edgesmith.errors import ModelError
 from edgesmith.execution.handover import obstacle_to_running
 from edgesmith.execution.reference import ReferenceSession
@@ -30,7 +30,8 @@ PREFERRED = "v75"
 """Architecture that samples run on, where the profile has it: of the middle of those that ship."""
 
 _MOST_SAMPLES = 8
-_TIMEOUT_SECONDS = 600
+_LONGEST_SIMULATION_SECONDS = 300
+_LONGEST_BUILD_SECONDS = 1800
 _INSTALL = "install the extra edgesmith[qnn] for Qualcomm's simulator and context binaries"
 
 
@@ -87,9 +88,8 @@ def run(folder: Path, model: Model, hexagon: Hexagon, context: Context[None]) ->
     samples, outputs = folder / "samples.npz", folder / "outputs.npz"
     with samples.open("wb") as stream:
         np.savez(stream, **{name: np.stack([each[name] for each in inputs]) for name in inputs[0]})  # type: ignore[arg-type]
-    facts = _ask(
-        folder, "--check", "--architecture", architecture, "--samples", str(samples), "--outputs", str(outputs)
-    )
+    words = ("--check", "--architecture", architecture, "--samples", str(samples), "--outputs", str(outputs))
+    facts = _ask(folder, *words, longest_seconds=_LONGEST_SIMULATION_SECONDS)
     versions = facts.get("versions", {})
     if facts["status"] != "simulated":
         return Answer(facts["status"], facts.get("message", ""), architecture, versions.get(PACKAGE, ""))
@@ -118,18 +118,10 @@ def build_contexts(folder: Path) -> object:
     return facts.get("contexts") or facts.get("message", facts["status"])
 
 
-def _ask(folder: Path, *words: str) -> dict[str, Any]:
-    command = [sys.executable, context_script.__file__, "--recipe", str(folder / "build.json"), *words]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return {"status": "missing", "message": f"it did not answer within {_TIMEOUT_SECONDS} s"}
-    try:
-        facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        ending = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        return {"status": "missing", "message": f"it ended without an answer: {ending[0]}"}
-    return facts
+def _ask(folder: Path, *words: str, longest_seconds: float = _LONGEST_BUILD_SECONDS) -> Mapping[str, Any]:
+    recipe = ("--recipe", str(folder / "build.json"))
+    answer = ask_child(context_script.__file__, (*recipe, *words), longest_seconds=longest_seconds)
+    return answer.facts or {"status": "missing", "message": answer.problem}
 
 
 def _samples(model: Model, context: Context[None]) -> list[dict[str, np.ndarray]]:
