@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith_pruning.finding.records import Consumer
-from edgesmith_pruning.finding.weights import as_matrix
+from edgesmith_pruning.finding.weights import as_matrix, beside_each_other, rows_of
 from edgesmith_pruning.statistics.rows import input_rows, output_rows
 
 
@@ -50,7 +50,9 @@ def test_rows_times_matrix_is_the_convolution(case, seed):
     image = generator.standard_normal((2, 3, *[7] * len(kernel))).astype(np.float32)
     weight = generator.standard_normal((4, 3, *kernel)).astype(np.float32)
     node, expected = convolution(weight, image, attributes)
-    consumer = Consumer("y", 1, "Conv", "w", axis=1, length=3, positions=((0,), (1,), (2,)), source="x")
+    consumer = Consumer(
+        "y", 1, "Conv", "w", axis=1, length=3, positions=((0,), (1,), (2,)), role="consumes", source="x"
+    )
     rows = input_rows(node, image)
     given_rows = output_rows(node, expected)
     # At most 27 products of numbers around 1 are summed in float32.
@@ -69,3 +71,19 @@ def test_pointwise_rows_are_pixels(dtype):
     image = np.arange(24, dtype=dtype).reshape(1, 3, 2, 4)
     node, _ = convolution(weight, image.astype(np.float32), {})
     assert np.array_equal(input_rows(node, image), image.reshape(3, 8).T)
+
+
+def test_a_grouped_convolution_is_one_matrix_over_all_its_inputs():
+    generator = np.random.default_rng(0)
+    image = generator.standard_normal((2, 6, 5, 5)).astype(np.float32)
+    weight = generator.standard_normal((8, 3, 3, 3)).astype(np.float32)
+    node, expected = convolution(weight, image, {"group": 2, "pads": [1, 1, 1, 1]})
+    consumer = Consumer("y", 1, "Conv", "w", axis=1, length=3, positions=((0,), (1, 2)), role="consumes", source="x")
+    matrix = beside_each_other(as_matrix(weight, consumer), 2)
+    rows = input_rows(node, image)
+    np.testing.assert_allclose(rows @ matrix, output_rows(node, expected), atol=1e-4)
+    # An atom lies in both groups: without its rows the convolution is that without its channels.
+    masked = image.copy()
+    masked[:, [0, 3]] = 0
+    rows[:, list(rows_of(consumer, len(matrix), 2)[0])] = 0
+    assert np.array_equal(rows, input_rows(node, masked))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgesmith.graph.edit import set_initializer
 from edgesmith_pruning.finding.records import Consumer, Unit
 from edgesmith_pruning.finding.tails import Tail, find_tail
-from edgesmith_pruning.finding.weights import as_matrix, from_matrix, rows_of, weight_array
+from edgesmith_pruning.finding.weights import as_matrix, beside_each_other, from_matrix, rows_of, weight_array
 
 Float64 = NDArray[np.float64]
 
@@ -54,7 +54,10 @@ def find_layers(model: ir.Model, units: Sequence[Unit]) -> tuple[Layer, ...]:
             tail = replace(tail, total=None, other=None)
         layer = _layer(model.graph, nodes, consumer, tail)
         rows = {
-            unit.key: rows_of(each, layer.inputs) for unit in units for each in unit.consumers if each.reader == reader
+            unit.key: rows_of(each, layer.inputs, _groups(nodes[reader]))
+            for unit in units
+            for each in unit.consumers
+            if each.reader == reader
         }
         found.append(replace(layer, rows=rows))
     return tuple(found)
@@ -92,9 +95,14 @@ def with_first_level(model: ir.Model, units: Sequence[Unit], layers: Sequence[La
 
 
 def _layer(graph: ir.Graph, nodes: Mapping[str | None, ir.Node], consumer: Consumer, tail: Tail) -> Layer:
-    weight = as_matrix(weight_array(graph, consumer), consumer).astype(np.float64)
+    weight = as_matrix(weight_array(graph, consumer), consumer)
+    weight = beside_each_other(weight, _groups(nodes[consumer.reader])).astype(np.float64)
     matrix = np.vstack([weight * tail.scale, tail.shift])
     return Layer(consumer, tail, matrix, {}, _refit_obstacle(graph, nodes[consumer.reader], consumer, tail))
+
+
+def _groups(node: ir.Node) -> int:
+    return node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1
 
 
 def write_layer(graph: ir.Graph, layer: Layer, matrix: Float64, bias: str | None) -> None:
@@ -144,7 +152,7 @@ def _refit_obstacle(graph: ir.Graph, node: ir.Node, consumer: Consumer, tail: Ta
         or node.attributes.get_float("beta", 1.0) != 1
     ):
         return "it multiplies with more than its weight"
-    if node.op_type == "Conv" and node.attributes.get_int("group", 1) > 1:
+    if _groups(node) > 1:
         return "it sums within groups"
     if not tail.scale.any():
         return "nothing of it passes"

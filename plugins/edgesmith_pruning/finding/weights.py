@@ -46,10 +46,36 @@ def from_matrix(matrix: Array, consumer: Consumer, shape: tuple[int, ...]) -> Ar
     return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved), (0, -1), (consumer.axis, outputs)))
 
 
-def rows_of(consumer: Consumer, inputs: int) -> tuple[tuple[int, ...], ...]:
-    """Return for each atom its rows in a matrix with that many inputs."""
-    places = inputs // consumer.length
-    return tuple(tuple(p * places + k for p in positions for k in range(places)) for positions in consumer.positions)
+def rows_of(consumer: Consumer, inputs: int, groups: int = 1) -> tuple[tuple[int, ...], ...]:
+    """Return for each atom its rows in a matrix with that many inputs.
+
+    Args:
+        consumer: The layer.
+        inputs: Rows of the matrix.
+        groups: Groups of a convolution; an atom lies in each at the same positions (see `beside_each_other`).
+    """
+    places = inputs // (consumer.length * groups)
+    starts = [group * consumer.length for group in range(groups)]
+    return tuple(
+        tuple((start + p) * places + k for start in starts for p in positions for k in range(places))
+        for positions in consumer.positions
+    )
+
+
+def beside_each_other(matrix: Array, groups: int) -> Array:
+    """Return the matrix of a grouped convolution over all its inputs: each output reads its own group, and 0 elsewhere.
+
+    Args:
+        matrix: [inputs per group, outputs], outputs group by group.
+        groups: Number of groups.
+    """
+    inputs, outputs = matrix.shape
+    spread = np.zeros((groups, inputs, outputs), matrix.dtype)
+    width = outputs // groups
+    for group in range(groups):
+        own = slice(group * width, (group + 1) * width)
+        spread[group, :, own] = matrix[:, own]
+    return spread.reshape(groups * inputs, outputs)
 
 
 def _output_axis(consumer: Consumer) -> int:
