@@ -31,7 +31,7 @@ _HEADROOM = 4.0
 """A value may grow this much beyond what the samples showed before it overflows."""
 _STAND_IN = 1e30
 """Beyond this, a number stands for infinity, as in masks. Clipping it to the largest float16 changes nothing."""
-_TAPS_PER_RUN = 64
+_TAPS_PER_RUN = 256
 _SAMPLES = 4
 _SENSITIVE = frozenset(
     ("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "InstanceNormalization", "Erf", "Gelu", "Exp")
