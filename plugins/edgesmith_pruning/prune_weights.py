@@ -70,6 +70,8 @@ class PruneWeights(Method[PruneWeightsOptions]):
         layers = tuple(layer for layer in layers if layer.name in stays)
         if not layers:
             raise _nothing(context.notes)
+        if options.trains:
+            return _trained(model, layers, stays, structure, context)
         # The system keeps the files of weights for as long as the result uses them.
         with TemporaryDirectory(dir=context.scratch) as folder:
             run = SparseRun(
@@ -87,6 +89,33 @@ class PruneWeights(Method[PruneWeightsOptions]):
         for remark in remarks(outcomes, options, context.dialect):
             context.notes.remark(remark)
         return result
+
+
+def _trained(
+    model: Model, layers: Sequence[SparseLayer], stays: dict[str, Mask], structure: Structure, context: WeightsContext
+) -> Model:
+    """Return the model after sampling, training and selecting masks."""
+    from edgesmith_pruning.sparsity.trained import SampleTrainSelect, Schedule
+
+    options = context.options
+    schedule = Schedule(
+        sparsity=options.sparsity,
+        pattern=Pattern.parse(options.pattern),
+        steps=options.training_steps,
+        check_steps=options.check_steps,
+        candidates=options.candidates,
+        seed=context.seed,
+    )
+    source = model.ir.clone()
+    own_initializers(source.graph, tuple(find_sparse_layers(source, structure, options, Notes())))
+    data = _calibration(model, structure, context)
+    training = SampleTrainSelect(source, layers, stays, data, schedule, context.progress, options.batch_size)
+    result, masks = training.run()
+    for selection in training.selections:
+        context.notes.remark(selection.sentence())
+    zeros, total = (sum(each) for each in zip(*((mask.sum(), mask.size) for mask in masks.values()), strict=True))
+    context.notes.remark(f"Set {zeros} of {total} weights of {len(masks)} layers to zero ({zeros / total:.2%}).")
+    return model.with_ir(result)
 
 
 def _rule(context: WeightsContext) -> Rule:

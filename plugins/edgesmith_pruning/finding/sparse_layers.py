@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -41,24 +42,30 @@ class SparseLayer:
 
     def matrix(self) -> Array:
         """Return the weight as [outputs, inputs]; of a kernel, the channels of one place stand together."""
-        return as_matrix(np.asarray(_tensor(self.site).numpy()), self.site)
+        return self.arranged(np.asarray(_tensor(self.site).numpy()))
+
+    def arranged(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return an array of the shape of the weight as [outputs, inputs], in the order of `matrix`."""
+        moved = np.moveaxis(array, *self._axes)
+        return moved.reshape(moved.shape[0], -1)
+
+    def stored(self, matrix: NDArray[Any]) -> NDArray[Any]:
+        """Return a matrix [outputs, inputs] in the shape of the weight; undoes `arranged`."""
+        shape = np.moveaxis(np.empty(self.site.shape, np.bool_), *self._axes).shape
+        return np.ascontiguousarray(np.moveaxis(matrix.reshape(shape), *reversed(self._axes)))
 
     def write(self, matrix: Array, bias_change: Array | None, weights: WeightFile) -> None:
         """Store another weight and add to the bias, in the types that they have."""
-        stored = _tensor(self.site).numpy()
-        moved = np.moveaxis(stored, *_order(self.site))
-        array = np.moveaxis(matrix.reshape(moved.shape), *reversed(_order(self.site)))
-        tensor = ir.tensor(np.ascontiguousarray(array, stored.dtype), name=self.site.weight.name)
-        set_initializer(self.site.weight, weights.keep(tensor))
+        array = self.stored(matrix).astype(_tensor(self.site).numpy().dtype)
+        set_initializer(self.site.weight, weights.keep(ir.tensor(array, name=self.site.weight.name)))
         if self.bias is not None and bias_change is not None:
             old = np.asarray(constant_tensor(self.bias).numpy())  # type: ignore[union-attr]
             set_initializer(self.bias, (old + bias_change.reshape(old.shape)).astype(old.dtype))
 
-
-def as_matrix(array: Array, site: WeightSite) -> Array:
-    """Return an array of the shape of a weight as [outputs, inputs], in the order of `SparseLayer.matrix`."""
-    moved = np.moveaxis(array, *_order(site))
-    return moved.reshape(moved.shape[0], -1)
+    @property
+    def _axes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The axes of outputs and inputs, and where they go: first and last."""
+        return (self.site.output_axis, self.site.input_axis), (0, -1)
 
 
 def find_sparse_layers(
@@ -109,7 +116,7 @@ def protected_mask(layer: SparseLayer, protection: Protection) -> Mask:
     for axis in (layer.site.output_axis, layer.site.input_axis):
         places = protection.places(layer.name, axis, stays.shape[axis])
         np.moveaxis(stays, axis, 0)[list(places)] = True
-    return np.ascontiguousarray(as_matrix(stays, layer.site))
+    return np.ascontiguousarray(layer.arranged(stays))
 
 
 def _obstacle(site: WeightSite, pattern: Pattern | None) -> str:
@@ -152,11 +159,6 @@ def _biases(graph: ir.Graph, structure: Structure) -> Mapping[str, ir.Value]:
         if tensor is not None and not scaled and tensor.dtype.is_floating_point() and tensor.size == outputs[node]:
             found[node] = value
     return found
-
-
-def _order(site: WeightSite) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the axes of outputs and inputs, and where they go: first and last."""
-    return (site.output_axis, site.input_axis), (0, -1)
 
 
 def _tensor(site: WeightSite) -> ir.TensorProtocol:

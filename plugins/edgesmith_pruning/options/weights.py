@@ -68,6 +68,17 @@ class PruneWeightsOptions(Selection):
         description="knowledge-retention: widest inputs of layers that lose weight by weight; a sweep beyond.",
     )
     candidates: int = Field(default=4, ge=1, le=64, description="randomized: masks drawn for each layer.")
+    training_steps: int = Field(
+        default=0,
+        ge=0,
+        description=(
+            "randomized: updates with the chosen masks in each of four stages, towards the dense network's outputs. "
+            "0: no training; masks are compared by the error of each layer alone."
+        ),
+    )
+    check_steps: int = Field(
+        default=200, ge=1, description="With training_steps: updates to try each sampled mask with, in each stage."
+    )
     heads: bool = Field(default=False, description="Prune the layers that make the outputs too.")
     operators: tuple[Operator, ...] = Field(
         default=("MatMul", "Gemm", "Conv"), min_length=1, description="Operators whose weights are pruned."
@@ -84,4 +95,9 @@ class PruneWeightsOptions(Selection):
     @property
     def needs(self) -> Needs:
         """What these options need: only smallest weights that are left as they are need no data."""
-        return Needs(data=self.criterion != "magnitude" or self.refit)
+        return Needs(data=self.criterion != "magnitude" or self.refit, gradients=self.trains)
+
+    @property
+    def trains(self) -> bool:
+        """Whether masks are selected by training."""
+        return self.criterion == "randomized" and self.training_steps > 0
