@@ -125,7 +125,20 @@ def test_a_request_is_read_back_as_it_was_written(tmp_path: Path, target: str) -
     options = {"samples": 3, "shares": [0.1, 1e-300]}
     packed = pack_dialect(dialect)
     request = StepRequest(
-        ("a",), (origin,), "edgesmith:x", False, options, *packed, "s", 2**32 - 1, 2, facts, True, None
+        import_path=("a",),
+        plugins=(origin,),
+        method="edgesmith:x",
+        only_check=False,
+        options=options,
+        dialect=packed[0],
+        dialect_type=packed[1],
+        scratch="s",
+        seed=2**32 - 1,
+        threads=2,
+        calibration=facts,
+        measures_latency=True,
+        metric=None,
+        checkpoint="c",
     )
     request.write(tmp_path)
     assert StepRequest.read(tmp_path) == request
