@@ -15,7 +15,7 @@ from edgesmith.host.dialect import Dialect
 from edgesmith.host.needs import check_needs
 from edgesmith.host.records import MethodRecord, Record
 from edgesmith.host.registry import Registry
-from edgesmith.host.step import StepResult, check_method, run_step
+from edgesmith.host.step import CHECK_CRASHED, StepResult, check_method, run_step
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith.plan import PlannedStep
@@ -114,8 +114,11 @@ class Attempt:
 
     @property
     def problem(self) -> str:
-        """Where it failed and how, in one line."""
-        return f"{self.where}: {self.error.what}" if self.error is not None else ""
+        """Where it failed and how, in one line; empty where it applied, or where the method refused in words."""
+        if self.error is not None and (self.condition is not None or not _is_complete(self.error)):
+            return f"{self.where}: {self.error.what}"
+        crashed = self.result is not None and self.result.verdict.reason.startswith(CHECK_CRASHED)
+        return f"{self.where}: {self.result.verdict.reason}" if self.result is not None and crashed else ""
 
 
 class MethodBench(Bench[MethodRecord]):
@@ -188,3 +191,8 @@ class MethodBench(Bench[MethodRecord]):
         models = [attempt.model for attempt in self.representatives if attempt.model in TINY_MODELS]
         request = {"method": self.record.name, "options": self.options, "models": models}
         return json.dumps(request | self.origin)
+
+
+def _is_complete(error: EdgesmithError) -> bool:
+    """Return whether an error has all four parts."""
+    return all((error.what, error.expected, error.why, error.fix))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgesmith.errors import Condition, EdgesmithError, RecipeError
+from edgesmith.errors import Condition, RecipeError
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.host.options import option_schemas
 from edgesmith.host.records import Guarantee
@@ -129,7 +129,7 @@ def it_answers_for_its_own_result(bench: MethodBench) -> CheckResult:
     for attempt in bench.representatives:
         if attempt.applied is not None:
             again = bench.attempt_on(attempt.model, attempt.applied, bench.data(attempt.model))
-            if again.error is not None:
+            if again.problem:
                 return failed(
                     f"the second time on {again.problem}",
                     "Other methods may have changed a graph before. Let `check` look at what it really holds.",
@@ -149,8 +149,8 @@ def options_work_at_their_edges(bench: MethodBench) -> CheckResult:
             for model in models:
                 attempt = bench.attempt(model.model, {name: value})
                 tried += 1
-                if attempt.error is not None and not _refuses_in_words(attempt.error):
-                    return failed(attempt.problem, attempt.error.fix)
+                if attempt.problem:
+                    return failed(attempt.problem, "Narrow the option's range, or refuse the value with a reason.")
     return ok(f"{tried} values tried") if tried else not_applicable("There is no edge to try.")
 
 
@@ -246,12 +246,6 @@ def _holds(bench: MethodBench, condition: Condition, fix: str) -> CheckResult:
 
 def _somewhere(bench: MethodBench) -> CheckResult:
     return ok() if bench.applied else not_applicable(_NOWHERE)
-
-
-def _refuses_in_words(error: EdgesmithError) -> bool:
-    """Return whether an error is a refusal, by the options or by the method itself, with all four parts."""
-    broken = getattr(error, "condition", None)
-    return broken is None and all((error.what, error.expected, error.why, error.fix))
 
 
 def _digest(attempt: Attempt) -> str:
