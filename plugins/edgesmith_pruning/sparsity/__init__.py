@@ -1,1 +1,1 @@
-"""Sparse weights: which to remove, and what the others become. Pure functions, apart from `layers` and `passes`."""
+"""Sparse weights: which go, and what the others become. Pure functions, apart from `run`, `trained` and `report`."""
