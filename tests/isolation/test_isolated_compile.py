@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ import edgesmith
 from edgesmith.api import Settings
 from edgesmith.cli import main
 from edgesmith.errors import DataError, RecipeError, StepError
+from edgesmith.host.context import Context
 from edgesmith.host.loader import load_registry
 from edgesmith.isolation.limits import Isolation
 from edgesmith.ledger import load_ledger
@@ -64,6 +66,14 @@ def test_a_method_sees_the_same_context_in_its_own_process(job: Job) -> None:
     assert len(here.remarks) > 10
     assert here.remarks == isolated.remarks
     assert here.skipped == isolated.skipped == {"head": "x of float"}
+
+
+def test_everything_in_a_context_is_handed_over() -> None:
+    """Whoever adds a field hands it to isolated steps too, looks at it in `curious_plugin`, and adds it here."""
+    assert {field.name for field in fields(Context)} == {
+        *("options", "dialect", "scratch", "calibration", "seed", "threads", "progress", "notes", "trial", "scoring"),
+        *("source", "checkpoint"),
+    }
 
 
 def test_what_the_run_refuses_is_refused_in_the_process_of_the_step(job: Job) -> None:
