@@ -44,7 +44,7 @@ class Pruning:
     """
 
     def __init__(self, model: Model, context: StructureContext) -> None:
-        self._options, self._context = context.options, context
+        self._options, self._context, self._source = context.options, context, model
         dense = model.ir.clone()
         units = selected_units(dense, self._options, context.notes)
         self.added = _with_biases(dense, units, self._options)
@@ -95,7 +95,7 @@ class Pruning:
             share = options.share(unit.kind)
             largest = share if options.budget == "atoms" and options.allocation == "uniform" else options.largest_share
             most[unit.key] = most_removable(unit, self._kept[unit.key], largest, tile)
-        return Allocation(self._model, self.units, most, self._context, self._rank).counts()
+        return Allocation(self._source, self._model, self.units, most, self._context, self._rank).counts()
 
     def _rank(self, counts: Mapping[str, int]) -> Mapping[str, tuple[Ranking, float]]:
         """Rank units on the dense network, and return all rankings so far with the energy behind each."""

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
+from edgesmith.errors import MeasurementError
 from edgesmith.host.context import Context
 from edgesmith.model import Model
 from edgesmith_pruning.allocation.budget import Counts, Family, cut, largest_level, macs_of_atoms, saved_cost
@@ -14,15 +16,17 @@ from edgesmith_pruning.finding.records import Kind, Unit
 from edgesmith_pruning.options.structure import PruneStructureOptions
 
 _TIMING_SECONDS = 8.0
-_TIMED_PLANS = 6
+_TIMED_PLANS, _COUNTED_PLANS = 6, 10
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
     """What an allocation looks at."""
 
+    source: Model
+    """The model before anything was changed; savings are shares of it."""
     model: Model
-    """The model that the units were found in."""
+    """The model that the units were found in; layers may have got biases."""
     units: Sequence[Unit]
     most: Mapping[str, int]
     """Most atoms that each unit may lose in each group."""
@@ -75,20 +79,39 @@ class Allocation:
         return curves
 
     def _search(self, family: Family) -> Counts:
-        options, context = self.context.options, self.context
-        if options.budget == "macs" or options.budget == "parameters":
-            return largest_level(family, saved_cost(self.model.ir, self.units, options.budget), options.ratio)
-        trial = context.trial
-        if trial is None:
-            raise ValueError("latency budgets are checked before")
-        baseline = trial.lower(self.model)
+        """Return the plan that goes as far as the budget asks for, and say so where none does."""
+        options = self.context.options
+        if options.budget == "latency":
+            saved, steps = self._saved_latency(), _TIMED_PLANS
+        else:
+            what: Literal["macs", "parameters"] = "macs" if options.budget == "macs" else "parameters"
+            saved, steps = saved_cost(self.source.ir, partial(cut, self.model.ir, self.units), what), _COUNTED_PLANS
+        counts = largest_level(family, saved, options.ratio, steps)
+        reached = saved(counts)
+        if reached < options.ratio:
+            self.context.notes.remark(
+                f"No plan within largest_share saves {100 * options.ratio:.3g} % of {options.budget}; this one saves "
+                f"{100 * reached:.3g} %."
+            )
+        return counts
+
+    def _saved_latency(self) -> Callable[[Counts], float]:
+        trial = self.context.trial
+        if trial is None or not trial.measures_latency:
+            raise MeasurementError(
+                "a budget of latency needs times of the target, and nothing is timed in this run",
+                expected="a runner that has the device",
+                why="what a plan saves is measured and not estimated",
+                fix="run where the device is, or set the option budget to macs",
+            )
+        baseline = trial.lower(self.source)
 
         def saved(counts: Counts) -> float:
             tried = trial.lower(self.model.with_ir(cut(self.model.ir, self.units, counts)))
             (speedup,) = trial.speedups([tried], baseline, max_seconds=_TIMING_SECONDS)
             return 1 - 1 / speedup.value
 
-        return largest_level(family, saved, options.ratio, steps=_TIMED_PLANS)
+        return saved
 
 
 def _removed(units: Sequence[Unit], counts: Counts) -> float:

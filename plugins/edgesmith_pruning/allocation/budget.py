@@ -16,10 +16,8 @@ Counts = Mapping[str, int]
 Family = Callable[[float], Counts]
 """Counts for a level between 0 (nothing goes) and 1 (as much as may go); never less for a higher level."""
 
-_STEPS = 10
 
-
-def largest_level(family: Family, saved: Callable[[Counts], float], wanted: float, steps: int = _STEPS) -> Counts:
+def largest_level(family: Family, saved: Callable[[Counts], float], wanted: float, steps: int) -> Counts:
     """Return the counts of the lowest level that saves what is wanted, or of level 1 where none does.
 
     Args:
@@ -50,24 +48,24 @@ def cut(model: ir.Model, units: Sequence[Unit], counts: Counts) -> ir.Model:
 
 
 def saved_cost(
-    model: ir.Model, units: Sequence[Unit], what: Literal["macs", "parameters"]
+    source: ir.Model, cut_to: Callable[[Counts], ir.Model], what: Literal["macs", "parameters"]
 ) -> Callable[[Counts], float]:
     """Return a function that counts the share of MACs or parameters that a plan saves.
 
     Args:
-        model: The graph before.
-        units: What may be removed.
-        what: "macs" or "parameters".
+        source: The graph before anything was changed.
+        cut_to: Returns the graph at the widths of a plan.
+        what: What to count.
     """
 
     def count(graph: ir.Model) -> int:
         cost = count_cost(graph)
         return cost.macs if what == "macs" else cost.parameters
 
-    before = max(count(model), 1)
+    before = max(count(source), 1)
 
     def saved(counts: Counts) -> float:
-        return 1 - count(cut(model, units, counts)) / before
+        return 1 - count(cut_to(counts)) / before
 
     return saved
 
