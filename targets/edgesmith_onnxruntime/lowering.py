@@ -77,9 +77,15 @@ def lower(model: ir.Model, context: Context[None]) -> ir.Model:
     return _with_rounded_inputs(lowered, inputs, context)
 
 
-def lower_to_standard(model: ir.Model, context: Context[None]) -> ir.Model:
-    """Return the graph cleaned for runtimes that know ONNX's own operators only; `model` is not changed."""
-    rewrites = (*_standard_rewrites(context.notes), fold_constants)
+def lower_to_standard(model: ir.Model, context: Context[None], further: Sequence[Rewrite] = ()) -> ir.Model:
+    """Return the graph cleaned for runtimes that know ONNX's own operators only; `model` is not changed.
+
+    Args:
+        model: The graph.
+        context: Calibration data and threads for the proof, and notes.
+        further: Rewrites that come behind the common ones.
+    """
+    rewrites = (*_standard_rewrites(context.notes), fold_constants, *further)
     return _with_equal_rewrites(model.clone(), list(_proof_inputs(model, context)), rewrites, context)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
@@ -19,6 +19,7 @@ def in_order(leading):
     return np.stack(np.unravel_index(np.arange(int(np.prod(leading))), leading), axis=-1)
 
 
+@settings(deadline=None)
 @given(
     leading=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     rest=st.lists(st.integers(1, 3), max_size=2),
@@ -37,6 +38,7 @@ def test_a_selection_of_everything_is_a_reshape(leading, rest, extra, negative):
     np.testing.assert_array_equal(run(model, {"x": x})["y"], expected)
 
 
+@settings(deadline=None)
 @given(leading=st.lists(st.integers(2, 4), min_size=1, max_size=2), seed=st.integers(0, 99))
 def test_another_order_or_part_stays(leading, seed):
     indices = np.random.default_rng(seed).permutation(in_order(leading))

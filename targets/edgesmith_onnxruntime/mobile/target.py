@@ -10,8 +10,9 @@ from edgesmith.host.dialect import Dialect
 from edgesmith.model import Model
 from edgesmith.profile import Profile, load_profile
 from edgesmith.serialization import read_onnx
+from edgesmith_onnxruntime.core_ml_forms import write_core_ml_forms
 from edgesmith_onnxruntime.cpu import DIALECT, FILE_NAME, OnnxCpu
-from edgesmith_onnxruntime.lowering import lower_to_standard
+from edgesmith_onnxruntime.lowering import as_rewrite, lower_to_standard
 from edgesmith_onnxruntime.mobile.ort_format import Style, add_ort_format
 from edgesmith_onnxruntime.mobile.placement import find_placements
 from edgesmith_onnxruntime.mobile.snippets import KOTLIN_FILE, SWIFT_FILE, write_snippets
@@ -84,4 +85,5 @@ class IosCoreMl(AndroidCpu):
 
     def lower(self, model: Model, context: Context[None]) -> Model:
         """Return the graph cleaned, and left in ONNX's own operators: Core ML gets none of ONNX Runtime's."""
-        return model.with_ir(lower_to_standard(model.ir, context))
+        forms = as_rewrite(write_core_ml_forms, "Wrote {} negations and expansions in forms that Core ML takes.")
+        return model.with_ir(lower_to_standard(model.ir, context, (forms,)))
