@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgesmith_calibration.errors import DataError
 from edgesmith_pruning.scores.beta_rank import DeviationObserver, beta_rank, over_atoms
 
 
@@ -78,3 +79,9 @@ def test_an_atom_has_the_mean_rank_of_all_its_filters():
     ranks = [np.array([0.0, 1.0]), np.array([0.5, 0.2, 0.4, 0.1])]
     positions = [((0,), (1,)), ((0, 1), (2, 3))]
     np.testing.assert_allclose(over_atoms(ranks, positions, 2), [(0.0 + 0.7) / 3, (1.0 + 0.5) / 3])
+
+
+def test_images_of_another_size_are_refused():
+    observer = DeviationObserver(conv_node(np.ones((2, 1, 1, 1)))).update(np.ones((1, 1, 4, 4)), np.ones((1, 2, 4, 4)))
+    with pytest.raises(DataError, match="different sizes"):
+        observer.update(np.ones((1, 1, 5, 5)), np.ones((1, 2, 5, 5)))

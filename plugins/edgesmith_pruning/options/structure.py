@@ -14,6 +14,7 @@ Score = Literal[
     "second-moment",
     "second-moment-released",
     "similarity",
+    "beta-rank",
     "wanda",
     "fluctuation",
     "taylor",
@@ -71,8 +72,14 @@ class PruneStructureOptions(Selection):
         description="What an atom is worth. elimination: by how much the error rises after the others made up for it, "
         "weighed anew after each removal. second-moment (as published, or as released), wanda, fluctuation (FLAP): "
         "weights times what they meet. similarity: of two heads that attend alike one; other kinds by second-moment. "
-        "taylor: weights times gradients. magnitude, random: without data.",
+        "beta-rank: weights of filters times how their output varies against their input; other kinds by "
+        "second-moment. taylor: weights times gradients. magnitude, random: without data.",
         json_schema_extra={"searchable": ["elimination", "second-moment", "fluctuation", "taylor"]},
+    )
+    beta_direction: Literal["out_over_in", "in_over_out"] = Field(
+        default="out_over_in",
+        description="Which deviation beta-rank divides by which. in_over_out is the printed formula; it ranks filters "
+        "that never vary highest.",
     )
     refit: Literal["least-squares", "two-step", "bias", "none"] = Field(
         default="least-squares",

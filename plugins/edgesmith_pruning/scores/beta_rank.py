@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from edgesmith_calibration.errors import DataError
 from edgesmith_pruning.statistics.rows import kernel_of, padded, steps
 
 Float64 = NDArray[np.float64]
@@ -65,8 +66,18 @@ class DeviationObserver:
         Args:
             inputs: What the convolution reads, [images, channels, *places].
             outputs: What it gives, [images, filters, *places], all batches of one size.
+
+        Raises:
+            DataError: The images have another size than those before.
         """
         images = outputs.astype(np.float64).reshape(*outputs.shape[:2], -1)
+        if self._images and images.shape[1:] != self._outputs.shape[1:]:
+            raise DataError(
+                f"{self._node.name} gives images of different sizes",
+                expected="calibration images of one size",
+                why="Beta-Rank compares each place over images",
+                fix="resize the images, or choose another score",
+            )
         self._outputs = self._outputs + np.stack([images.sum(axis=0), np.square(images).sum(axis=0)])
         self._inputs = self._inputs + self._window_sums(inputs.astype(np.float64))
         self._images += len(outputs)

@@ -18,11 +18,12 @@ from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.scores.activations import over_atoms, paper_moments, released_moments, second_moment
 from edgesmith_pruning.scores.magnitude import random_scores
 from edgesmith_pruning.scores.similarity import DivergenceObserver, most_alike
+from edgesmith_pruning.statistics.beta_ranks import beta_ranks
 
 Float64 = NDArray[np.float64]
 StructureContext = Context[PruneStructureOptions]
 
-NETWORK_SCORES = ("random", "second-moment", "second-moment-released", "similarity", "taylor")
+NETWORK_SCORES = ("random", "second-moment", "second-moment-released", "similarity", "beta-rank", "taylor")
 
 _LAYERS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 
@@ -52,6 +53,8 @@ def network_scores(
     scores = _second_moments(model, units, layers, data(), context)
     if context.options.score == "similarity":
         scores |= _similarity(model, units, scores, data(), context)
+    if context.options.score == "beta-rank":
+        scores |= beta_ranks(model, units, data(), context)
     return scores
 
 
