@@ -1,5 +1,7 @@
 """MobileNetV2 with ImageNet weights, on photos."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -37,9 +39,22 @@ def mobilenet_200() -> Case:
     return mobilenet(200)
 
 
-def mobilenet_module() -> nn.Module:
-    """Return MobileNetV2 in evaluation mode; parameter names are those of torchvision's published weights."""
-    weights = package_file(PACKAGE, "*.pth")
+def mobilenet_weights() -> Path:
+    """Return the file of the weights.
+
+    Raises:
+        MissingDataError: The package that carries them is not installed.
+    """
+    return package_file(PACKAGE, "*.pth")
+
+
+def mobilenet_module(weights: Path | None = None) -> nn.Module:
+    """Return MobileNetV2 in evaluation mode; parameter names are those of torchvision's published weights.
+
+    Args:
+        weights: Their file, where the package that carries them is installed in another environment.
+    """
+    weights = weights or mobilenet_weights()
 
     def convolution(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
         layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
