@@ -232,3 +232,11 @@ def test_the_shell_script_is_valid_and_quotes_names(tmp_path):
 def test_the_compiler_lacks_the_types_that_the_rule_says_nobody_has(tmp_path, dtype, status):
     save(tmp_path, [node("Cast", ["x"], "c", to=dtype), node("Cast", ["c"], "y", to=TensorProto.FLOAT)], [])
     assert ask(tmp_path, "12.0")["status"] == status
+
+
+@needs_compiler
+def test_the_reason_is_told_and_not_the_missing_driver(tmp_path):
+    quantized(tmp_path, weights="float8", activation=ml_dtypes.float8_e4m3fn)
+    messages = [error["message"] for error in ask(tmp_path, "8.6")["errors"]]
+    assert any("fp8_e4m3" in message for message in messages), messages
+    assert not any("driver" in message for message in messages)
