@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--case", choices=sorted(CASES), action="append")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--samples", type=int, help="evaluation samples; none: all")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", choices=sorted(ROWS), action="append")
     arguments = parser.parse_args()
     console, failed = Console(), 0
     results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
@@ -115,7 +115,7 @@ def main() -> int:
         results.setdefault(name, {})["dense"] = dense
         for pattern in PATTERNS:
             for label, options in ROWS.items():
-                if arguments.only not in label:
+                if label not in (arguments.only or ROWS):
                     continue
                 used = options | {"pattern": pattern}
                 seeds = range(arguments.seeds or SEEDS[name])
