@@ -80,7 +80,7 @@ class AndroidQnn(Target):
                 f"QNN rejects the graph for {answer.architecture}: {answer.message}",
                 expected="a graph that Qualcomm's compiler builds",
                 why="The phone could not load it either.",
-                fix="Leave the operators of `edgesmith lint` out of the step that wrote them, or use android-cpu.",
+                fix="Quantize it (--recipe int8 with --data), mend what `edgesmith lint` finds, or use android-cpu.",
             )
         context.notes.remark(answer.remark())
         return lowered
