@@ -1,9 +1,14 @@
 """Protection: what must stay, written and read back, refused where it does not fit."""
 
+from pathlib import Path
+
 import pytest
 
+import edgesmith_pruning
 from edgesmith.errors import RecipeError
+from edgesmith.model import Model
 from edgesmith.protection import ProtectedAxis, Protection
+from edgesmith.testing import isolated_registry, run_recipe, tiny_mlp
 
 MADE = Protection(model="abc", data="128 texts", weights={"up": {1: ProtectedAxis(length=8, kept=(0, 3, 7))}})
 
@@ -35,3 +40,19 @@ def test_a_damaged_file_is_refused(content, tmp_path):
         (tmp_path / "protect.json").write_text(content)
     with pytest.raises(RecipeError, match="cannot be read"):
         Protection.load(tmp_path / "protect.json")
+
+
+def test_a_step_is_done_again_when_the_file_holds_other_places(tmp_path: Path) -> None:
+    registry = isolated_registry(edgesmith_pruning)
+    file = tmp_path / "protect.json"
+    options = {"criterion": "magnitude", "refit": False, "heads": True, "protect": str(file)}
+    recipe = {"steps": [{"method": "prune-weights", "options": options}]}
+    model = tiny_mlp()
+    name, length = next((v.name, v.shape[1]) for v in model.graph.initializers.values() if len(v.shape) == 2)
+    written = []
+    for weights in ({}, {name: {1: ProtectedAxis(length=length, kept=tuple(range(length)))}}):
+        Protection(weights=weights).save(file)
+        artifact = run_recipe(registry, model, recipe, out=tmp_path)
+        written.append(Model.load(artifact.entry).graph.initializers[name].const_value.numpy())
+    assert (written[0] == 0).any()
+    assert not (written[1] == 0).any()

@@ -12,6 +12,7 @@ from edgesmith.graph.cost import count_cost
 from edgesmith.host.building import build_files, require_accepted
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.lint import run_lints
+from edgesmith.host.options import hash_named_files
 from edgesmith.host.step import run_lowering, run_step
 from edgesmith.host.trial import Scoring
 from edgesmith.isolation.limits import Isolation
@@ -196,6 +197,7 @@ def _apply(
             "method_version": step.record.version,
             "distribution": step.distribution,
             "options": step.options.model_dump(mode="json"),
+            "named_files": hash_named_files(step.options),
             "dialect": _as_json(asdict(plan.target.dialect)),
             "data": calibration.fingerprint if calibration is not None else None,
             "scoring": f"{yardstick.metric_record.name} {yardstick.metric_record.version}",

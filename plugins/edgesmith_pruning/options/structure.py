@@ -1,6 +1,7 @@
 """Options of `prune-structure`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -99,7 +100,7 @@ class PruneStructureOptions(Selection):
     )
     add_biases: bool = Field(default=True, description="Give layers without a bias one where that helps.")
     batch_size: int = Field(default=1, ge=1, description="Samples per calibration run; a fixed batch stays.")
-    protect: str | None = Field(default=None, description="File with places of weights that must stay.")
+    protect: Path | None = Field(default=None, description="File with places of weights that must stay.")
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
 
     @model_validator(mode="after")

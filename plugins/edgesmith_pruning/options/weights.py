@@ -1,5 +1,6 @@
 """Options of `prune-weights`."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -83,7 +84,7 @@ class PruneWeightsOptions(Selection):
     operators: tuple[Operator, ...] = Field(
         default=("MatMul", "Gemm", "Conv"), min_length=1, description="Operators whose weights are pruned."
     )
-    protect: str | None = Field(default=None, description="File with places of weights that must stay.")
+    protect: Path | None = Field(default=None, description="File with places of weights that must stay.")
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
     batch_size: int = Field(default=1, ge=1, description="Samples per calibration run; a fixed batch stays.")
     activations_mib: int = Field(

@@ -1,11 +1,13 @@
 """Checks the options of a recipe step against the method's own pydantic model, with words a user can act on."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgesmith.errors import RecipeError
+from edgesmith.files import hash_file
 from edgesmith.host.brief import brief
 from edgesmith.host.names import suggest
 
@@ -36,6 +38,17 @@ def validate_options(method: str, model: type[BaseModel], options: Mapping[str, 
         return model.model_validate(dict(options))
     except ValidationError as error:
         raise _explain(method, allowed, error) from error
+
+
+def hash_named_files(options: BaseModel) -> dict[str, str]:
+    """Return the SHA-256 of each file that an option of type `Path` names, by option; a missing file has none.
+
+    What a step gives depends on what such a file holds, not on where it lies.
+    """
+    paths = {name: getattr(options, name) for name in type(options).model_fields}
+    return {
+        name: hash_file(path) if path.is_file() else "" for name, path in paths.items() if isinstance(path, Path)
+    }
 
 
 def option_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
