@@ -1,10 +1,13 @@
-"""ONNX operators that the QNN provider lists as supported (documentation of onnxruntime-qnn 2.7, read 2026-11)."""
+"""ONNX operators that the QNN provider lists as supported (documentation of onnxruntime-qnn 2.7, read 2026-11).
+
+Erf is listed within a written-out Gelu, which is where networks have it.
+"""
 
 SUPPORTED = frozenset(
     {
         "Abs", "Add", "And", "ArgMax", "ArgMin", "Asin", "Atan", "AveragePool", "BatchNormalization", "Cast",
         "Ceil", "Clip", "Concat", "Conv", "ConvTranspose", "Cos", "CumSum", "DepthToSpace", "DequantizeLinear",
-        "Div", "Einsum", "Elu", "Equal", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements",
+        "Div", "Einsum", "Elu", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements",
         "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual",
         "GridSample", "GroupNormalization", "GRU", "HardSigmoid", "HardSwish", "Identity",
         "InstanceNormalization", "Inverse", "IsInf", "IsNaN", "LRN", "LSTM", "LayerNormalization", "LeakyRelu",

@@ -25,7 +25,7 @@ FILE_NAME, RECIPE_FILE, SCRIPT_FILE = "model.onnx", "build.json", "build_context
 PROFILE = "edgesmith_onnxruntime:profiles/android-qnn.toml"
 
 LARGEST_BYTES_AT_ONCE = 64 * 2**20
-"""Models up to this size are compiled for every architecture at once; each binary is about as large as the model."""
+"""Models up to this size are compiled for every architecture at once; each binary is one to three times as large."""
 
 _CODES = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT32}
 
