@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from edgesmith.errors import EdgesmithError
 from edgesmith.host.context import Context
 from edgesmith.host.interfaces import Method
 from edgesmith.host.selection import unmatched_names
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
+from edgesmith.protection import Protection
 from edgesmith_pruning.finding.biases import drop_zero_biases
-from edgesmith_pruning.finding.selection import selected_units
+from edgesmith_pruning.finding.selection import protected_atoms, selected_units
 from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.pruning import Pruning, StructureContext
 from edgesmith_pruning.removal import Decision, remove
@@ -25,7 +27,12 @@ class PruneStructure(Method[PruneStructureOptions]):
         problem = unmatched_names(model.graph, options) or _missing(context)
         if problem:
             return Verdict.refuse(problem)
-        units = selected_units(model.ir, options, context.notes)
+        try:
+            units = selected_units(model.ir, options, context.notes)
+            if options.protect is not None:
+                protected_atoms(units, Protection.load(options.protect))
+        except EdgesmithError as error:
+            return Verdict.refuse(str(error))
         if not units:
             return Verdict.skip(_why_none(context))
         return Verdict.ok(nodes=tuple(dict.fromkeys(unit.name for unit in units)))

@@ -119,7 +119,7 @@ def test_protected_channels_stay(score, tmp_path, tiny_bert):
     # 24 of 64 channels are free, so no more than these go.
     np.testing.assert_array_equal(left, weight.const_value.numpy()[:40])
     with pytest.raises(RecipeError, match="counts 64 places on axis 0"):
-        prune(result, tmp_path, ratio=0.5, **options)
+        PruneStructure().apply(result, context_of(result, tmp_path, ratio=0.5, **options))
 
 
 def test_widths_are_multiples_of_what_the_target_likes(tmp_path, tiny_bert):
@@ -186,6 +186,7 @@ def test_missing_data_and_devices_are_refused_with_a_way_out(tmp_path, tiny_bert
 
     assert verdict(None).status == "refuse" and "set score to magnitude" in verdict(None).reason
     assert verdict(None, score="magnitude", refit="none").status == "ok"
+    assert verdict(data_of(tiny_bert), protect=str(tmp_path / "nowhere.json")).status == "refuse"
     assert "set budget to macs" in verdict(data_of(tiny_bert), budget="latency").reason
     assert "no node matches" in verdict(data_of(tiny_bert), only=["nowhere"]).reason
 
