@@ -124,6 +124,12 @@ class Pruning:
     def _at_outputs(self, unit: Unit, count: int, measured: Measured, ranking: Ranking) -> Ranking:
         """Return the ranking with costs measured at the outputs of the network."""
         known = [(layer, held) for layer, held in measured if held is not None]
+        few = [(layer, held.fit.rows) for layer, held in known if held.fit.rows < layer.inputs]
+        if few:
+            layer, rows = few[0]
+            # A refit to fewer rows than inputs fits anything, so what it costs cannot be measured.
+            self._context.notes.skip(unit.name, f"{rows} rows to fit {layer.inputs} inputs on; pass more samples")
+            return Ranking((), np.zeros(0))
         if self._output_error is None:
             context = self._context
             self._output_error = OutputError(

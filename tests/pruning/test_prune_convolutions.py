@@ -121,3 +121,14 @@ def test_a_repair_never_raises_the_calibration_error_of_a_layer(network, tmp_pat
     pruning.run()
     assert pruning.outcomes
     assert all(outcome.repaired <= outcome.dropped for outcome in pruning.outcomes)
+
+
+def test_a_layer_with_fewer_rows_than_inputs_stays_whole_where_costs_are_measured(tmp_path):
+    torch.manual_seed(0)
+    head = [torch.nn.Conv2d(8, 40, 1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ReLU(), *head, torch.nn.Linear(40, 5))
+    model = TorchModuleFrontend().load(module.eval(), example_inputs={"input": torch.from_numpy(photos(2))})
+    pruned, notes = prune(model, tmp_path, ratio=0.2, budget="macs", allocation="measured")
+    shapes = [value.shape for value in pruned.graph.initializers.values()]
+    assert any(40 in shape for shape in shapes)
+    assert any("12 rows to fit 40 inputs" in reason for reason in notes.skipped.values())

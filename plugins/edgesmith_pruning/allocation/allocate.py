@@ -75,7 +75,7 @@ class Allocation:
             ranking, energy = rankings[unit.key]
             step = 1 if unit.kind in ("heads", "query-heads") else self.tile
             rises = ranking.by_level(unit) / (energy or 1.0)
-            curves[unit.key] = Curve(rises, 1.0 if by_atoms else saves[unit.key], step)
+            curves[unit.key] = Curve(rises, 1.0 if by_atoms else saves[unit.key], step, first=unit.group_size % step)
         return curves
 
     def _search(self, family: Family) -> Counts:

@@ -1,6 +1,6 @@
 """One ranking over all units: what costs least error for what it saves goes first."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +21,14 @@ class Curve:
     saves: float
     """What one atom of every group saves."""
     step: int = 1
-    """Atoms go in multiples of this many; widths stay multiples of the tile."""
+    """How many atoms go at once; widths stay multiples of it."""
+    first: int = 0
+    """How many go first, where the width is no such multiple yet; 0: as many as later."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many atoms may go, none included."""
+        return 0, *range(self.first or self.step, len(self.rises) + 1, self.step)
 
 
 def ranked(curves: Mapping[str, Curve]) -> Family:
@@ -33,21 +40,21 @@ def ranked(curves: Mapping[str, Curve]) -> Family:
     Args:
         curves: One for each unit by its key.
     """
-    steps: list[tuple[float, str, int]] = []
+    steps: list[tuple[float, str, int, int]] = []
     for key, curve in curves.items():
         errors = np.concatenate([[0.0], np.cumsum(curve.rises)])
-        corners = _hull(np.arange(0, len(errors), curve.step), errors)
+        corners = _hull(curve.counts, errors)
         for first, last in pairwise(corners):
             slope = (errors[last] - errors[first]) / ((last - first) * max(curve.saves, 1e-12))
             # Along a straight piece of the hull single steps are equally good, so each may end the plan.
-            steps += [(slope, key, at) for at in range(first + curve.step, last + 1, curve.step)]
+            steps += [(slope, key, at, at - before) for before, at in pairwise(curve.counts) if first < at <= last]
     steps.sort()
-    savings = np.cumsum([curves[key].saves * curves[key].step for _, key, _ in steps])
+    savings = np.cumsum([curves[key].saves * size for _, key, _, size in steps])
     total = savings[-1] if len(savings) else 1.0
 
     def plan(level: float) -> dict[str, int]:
         counts = dict.fromkeys(curves, 0)
-        for (_, key, at), saved in zip(steps, savings, strict=True):
+        for (_, key, at, _), saved in zip(steps, savings, strict=True):
             if saved > level * total * (1 + 1e-12):
                 break
             counts[key] = at
@@ -56,10 +63,10 @@ def ranked(curves: Mapping[str, Curve]) -> Family:
     return plan
 
 
-def _hull(places: NDArray[np.intp], errors: Float64) -> list[int]:
+def _hull(places: Sequence[int], errors: Float64) -> list[int]:
     """Return the corners of the lower convex hull of the errors at these places."""
     corners: list[int] = []
-    for place in places.tolist():
+    for place in places:
         while len(corners) > 1 and _slope(errors, corners[-2], corners[-1]) >= _slope(errors, corners[-1], place):
             corners.pop()
         corners.append(place)
