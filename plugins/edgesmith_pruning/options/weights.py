@@ -57,7 +57,7 @@ class PruneWeightsOptions(Selection):
     )
     biases: bool = Field(default=True, description="Let biases keep the mean of each output. Needs refit.")
     damping: float = Field(
-        default=0.01,
+        default=0.03,
         gt=0,
         le=1,
         description="Part of the mean second moment of inputs that is added to each; more where samples are few.",

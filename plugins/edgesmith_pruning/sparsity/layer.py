@@ -32,7 +32,7 @@ class Rule:
     """Aim at dense weights that make up for the error of the inputs."""
     refit: bool = True
     """Fit what stays by least squares, where that lowers the error."""
-    damping: float = 0.01
+    damping: float = 0.03
     exact_width: int = 1024
     """Widest layer whose weights are removed one by one."""
     candidates: int = 4
