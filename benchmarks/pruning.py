@@ -27,11 +27,12 @@ CALIBRATION, TURNS = 200, 41
 PEER, MEASURING = "torch-pruning", "benchmarks.measuring"
 OURS: dict[str, dict[str, Any]] = {
     "edgesmith": {"allocation": "measured"},
+    "edgesmith, any width": {"allocation": "measured", "alignment": 1},
     "edgesmith, same share everywhere": {},
     "edgesmith, no refit": {"allocation": "measured", "refit": "none"},
     "edgesmith, magnitude, no refit": {"score": "magnitude", "refit": "none"},
 }
-PEERS = ("L2", "Taylor", "global L2")
+PEERS = ("L2", "Taylor", "global L2", "global L2, widths of 16")
 
 
 def deal(seed: int, folder: Path) -> dict[str, Path]:
