@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from edgesmith.host.hookspecs import hookimpl
-from edgesmith.host.records import Guarantee, Kind, MethodRecord, Order
+from edgesmith.host.records import Guarantee, Kind, MethodRecord, Needs, Order
 
 EDGESMITH_API = 1
 
@@ -33,6 +33,19 @@ METHODS = (
         order=_ORDER,
         tags=("unstructured", "2:4", "sparse"),
         source="Adaptive knowledge retention, arXiv 2310.13191, section 4; SparseGPT, arXiv 2301.00774",
+    ),
+    MethodRecord(
+        name="analyse-units",
+        version="0.1.0",
+        summary="Finds heads and channels behind an attribute, and protects them from the steps that follow.",
+        entry="edgesmith_pruning.analyse_units:AnalyseUnits",
+        kind=Kind.ANALYSE,
+        options="edgesmith_pruning.options.units:AnalyseUnitsOptions",
+        guarantee=Guarantee.EXACT,
+        needs=Needs(data=True),
+        order=_ORDER,
+        tags=("roles", "protection"),
+        source="Superficial Safety Alignment Hypothesis, arXiv 2410.10862, section 4",
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edgesmith.errors import EdgesmithError
 from edgesmith.host.context import Context
@@ -14,7 +15,7 @@ from edgesmith_pruning.finding.biases import drop_zero_biases
 from edgesmith_pruning.finding.selection import protected_atoms, selected_units
 from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.pruning import Pruning, StructureContext
-from edgesmith_pruning.removal import Decision, remove
+from edgesmith_pruning.removal import Decision, moved_protection, remove
 from edgesmith_pruning.sweep import Outcome
 
 
@@ -30,9 +31,9 @@ class PruneStructure(Method[PruneStructureOptions]):
         try:
             units = selected_units(model.ir, options, context.notes)
             if options.protect is not None:
-                protected_atoms(units, Protection.load(options.protect))
+                protected_atoms(units, Protection.chosen(options.protect, model.assets))
         except EdgesmithError as error:
-            return Verdict.refuse(str(error))
+            return Verdict.refuse(f"{error.what}; {error.fix}")
         if not units:
             return Verdict.skip(_why_none(context))
         return Verdict.ok(nodes=tuple(dict.fromkeys(unit.name for unit in units)))
@@ -52,7 +53,7 @@ class PruneStructure(Method[PruneStructureOptions]):
         context.notes.remark(_summary(decisions))
         if pruning.outcomes:
             context.notes.remark(_refits(pruning.outcomes))
-        return model.with_ir(result)
+        return replace(model.with_ir(result), assets=moved_protection(model.assets, decisions))
 
 
 def _missing(context: StructureContext) -> str:

@@ -54,7 +54,7 @@ class Pruning:
             raise _nothing()
         self.units, self._model = units, model.with_ir(dense)
         self._layers = find_layers(dense, units)
-        protection = Protection() if self._options.protect is None else Protection.load(self._options.protect)
+        protection = Protection.chosen(self._options.protect, model.assets)
         self._kept = protected_atoms(units, protection)
         self._rankings: dict[str, tuple[Ranking, float]] = {}
         self._scores: Mapping[str, Float64] = {}

@@ -1,11 +1,12 @@
 """What is removed, and its removal from the graph in one cut."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from edgesmith.graph.couplings import remove_many
+from edgesmith.protection import PROTECTION_ASSET, Protection
 from edgesmith_pruning.finding.records import Unit
 
 
@@ -31,3 +32,16 @@ def remove(model: ir.Model, decisions: Iterable[Decision]) -> ir.Model:
         [(each.unit.coupling, each.removed) for each in chosen if each.unit.nesting is None],
         within=[(each.unit.nesting, each.unit.choices(each.removed)) for each in chosen if each.unit.nesting],
     )
+
+
+def moved_protection(assets: Mapping[str, bytes], decisions: Iterable[Decision]) -> Mapping[str, bytes]:
+    """Return a model's files with the protection among them, if any, as it is after what the decisions remove."""
+    if PROTECTION_ASSET not in assets:
+        return assets
+    gone: dict[tuple[str, int], set[int]] = {}
+    for decision in decisions:
+        for place in (*decision.unit.producers, *decision.unit.consumers):
+            removed = (place.positions[atom] for atom in decision.removed)
+            gone.setdefault((place.weight, place.axis), set()).update(*removed)
+    protection = Protection.chosen("units", assets).without(gone)
+    return {**assets, PROTECTION_ASSET: protection.model_dump_json(indent=1).encode()}

@@ -11,8 +11,14 @@ from edgesmith.testing import conformance
 
 REGISTRY = load_registry(plugins=False)
 
-QUICK_OPTIONS = {"quantize-auto": {"time_budget_s": 0.5}, "recover": {"steps": 2}}
-"""Options that make a search or a training short. They are in every run, so their own edges are not tried."""
+QUICK_OPTIONS = {
+    "quantize-auto": {"time_budget_s": 0.5},
+    "recover": {"steps": 2},
+    "analyse-units": {"attribute_labels": [0]},
+}
+"""Options that make a search or a training short, or without which a method has nothing to do. They are in every run,
+so their own edges are not tried.
+"""
 
 RECORDS = {
     record.name: record

@@ -3,7 +3,7 @@
 Pruning removes none of these places, quantization rounds them more finely or not at all, recovery freezes them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgesmith.errors import RecipeError
 from edgesmith.files import write_atomically
+
+PROTECTION_ASSET = "protection.json"
+"""Name of the file among a model's assets in which a step leaves a protection for the steps behind it."""
+
+Choice = Literal["units"] | Path | None
+"""Type of the option `protect`: what analyse-units left, a file, or nothing."""
 
 _LARGEST_BYTES = 64_000_000
 
@@ -65,6 +71,21 @@ class Protection(BaseModel):
             )
         return frozenset(found.kept)
 
+    def without(self, removed: Mapping[tuple[str, int], Collection[int]]) -> "Protection":
+        """Return the protection for a model that lost places which were not protected.
+
+        Args:
+            removed: Weight and axis to the places that are gone.
+        """
+        weights = {name: dict(axes) for name, axes in self.weights.items()}
+        for (name, axis), gone in removed.items():
+            held = weights.get(name, {}).get(axis)
+            if held is not None:
+                left = [place for place in range(held.length) if place not in gone]
+                moved = tuple(index for index, place in enumerate(left) if place in set(held.kept))
+                weights[name][axis] = ProtectedAxis(length=len(left), kept=moved)
+        return self.model_copy(update={"weights": weights})
+
     def save(self, path: str | Path) -> None:
         """Write it as JSON, as a whole or not at all.
 
@@ -87,6 +108,33 @@ class Protection(BaseModel):
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise _unreadable(path, f"cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+    @classmethod
+    def chosen(cls, choice: Choice, assets: Mapping[str, bytes]) -> "Protection":
+        """Return what an option `protect` names; nothing is protected where it names nothing.
+
+        Args:
+            choice: "units", a file, or None.
+            assets: Of the model, where analyse-units leaves its protection.
+
+        Raises:
+            RecipeError: There is no such protection, or it cannot be read.
+        """
+        if choice is None:
+            return cls()
+        if choice != "units":
+            return cls.load(choice)
+        try:
+            return cls.model_validate_json(assets[PROTECTION_ASSET])
+        except KeyError as error:
+            raise RecipeError(
+                "protect names units, and no step before this one found any",
+                expected="a step analyse-units before this one, or the name of a file",
+                why="Without it nothing says which places to keep.",
+                fix="Put analyse-units into the recipe, or name the file that another run wrote.",
+            ) from error
+        except ValidationError as error:
+            raise _unreadable(Path(PROTECTION_ASSET), "among the files of the model is damaged") from error
 
 
 def _unreadable(path: Path, problem: str) -> RecipeError:

@@ -1,13 +1,13 @@
 """Options of `prune-structure`."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from edgesmith.host.records import Needs
 from edgesmith.host.selection import Selection
+from edgesmith.protection import Choice
 
 Kind = Literal["heads", "query-heads", "value-channels", "channels", "convolution-channels"]
 Score = Literal[
@@ -98,9 +98,18 @@ class PruneStructureOptions(Selection):
         default=True,
         description="Measure each layer in the network as pruned so far, so that it makes up for what was lost before.",
     )
+    token_weights: bool = Field(
+        default=True,
+        description="In transformers, weigh errors of each token by its size in the residual stream, as the next "
+        "normalization does. For elimination and refits.",
+        json_schema_extra={"searchable": [True, False]},
+    )
     add_biases: bool = Field(default=True, description="Give layers without a bias one where that helps.")
     batch_size: int = Field(default=1, ge=1, description="Samples per calibration run; a fixed batch stays.")
-    protect: Path | None = Field(default=None, description="File with places of weights that must stay.")
+    protect: Choice = Field(
+        default=None,
+        description="Places of weights that must stay: a file, or units for what analyse-units found before.",
+    )
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
 
     @model_validator(mode="after")
@@ -122,6 +131,11 @@ class PruneStructureOptions(Selection):
     def ridge_of(self, operator: str) -> float | None:
         """Return the ridge of a layer of that type; None where samples held out choose it."""
         return None if self.ridge is None and operator == "Conv" else self.ridge or DEFAULT_RIDGE
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether rows are weighed; published scores are left as they were published."""
+        return self.token_weights and (self.score == "elimination" or self.refit in ("least-squares", "two-step"))
 
     def holds_out(self, operator: str) -> bool:
         """Return whether samples are held out from the statistics of a layer of that type."""

@@ -1,0 +1,1 @@
+"""Roles of units: which serve an attribute, which general utility, which both or neither."""
