@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.measuring import THREADS, answer_parent, peak_bytes
 from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.unpadded import used_length
 from edgesmith.host.context import Context
 from edgesmith.model import Model
 from edgesmith_calibration.sources import ArraySource
@@ -17,7 +18,7 @@ from edgesmith_onnxruntime.cpu import OnnxCpu
 from edgesmith_pruning.options.weights import PruneWeightsOptions
 from edgesmith_pruning.prune_weights import PruneWeights
 
-COMPARED = 3
+COMPARED = 8
 """Evaluation samples on which all layers are compared."""
 
 
@@ -41,7 +42,7 @@ def child_prune(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def child_error(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the mean and largest relative squared error of the layers whose weights differ between two graphs."""
+    """Return the mean and largest relative squared error of the layers whose weights differ, without padding."""
     models = [Model.load(request[key]).ir for key in ("dense", "pruned")]
     weights = [{name: value.const_value for name, value in each.graph.initializers.items()} for each in models]
     changed = {name for name in weights[0] if not np.array_equal(weights[0][name].numpy(), weights[1][name].numpy())}
@@ -52,7 +53,8 @@ def child_error(request: Mapping[str, Any]) -> dict[str, Any]:
     with np.load(request["evaluation"]) as archive:
         arrays = {name: archive[name][:COMPARED] for name in sessions[0].input_names}
     for index in range(COMPARED):
-        feed = {name: array[index : index + 1] for name, array in arrays.items()}
+        shown = used_length(arrays["attention_mask"][index : index + 1]) if "attention_mask" in arrays else None
+        feed = {name: array[index : index + 1, :shown] for name, array in arrays.items()}
         dense, pruned = (each.run(feed) for each in sessions)
         for at, tap in enumerate(taps):
             errors[at] += np.square(dense[tap] - pruned[tap], dtype=np.float64).sum()
