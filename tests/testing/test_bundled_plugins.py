@@ -15,6 +15,7 @@ QUICK_OPTIONS = {
     "quantize-auto": {"time_budget_s": 0.5},
     "recover": {"steps": 2},
     "analyse-units": {"attribute_labels": [0]},
+    "remove-blocks": {"keep_first": 0},
 }
 """Options that make a search or a training short, or without which a method has nothing to do. They are in every run,
 so their own edges are not tried.

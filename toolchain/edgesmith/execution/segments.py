@@ -104,16 +104,34 @@ class SegmentedRun:
             yield self._waiting.popleft()
 
     def _session(self, segment: _Segment, feeds: Mapping[str, Array]) -> ReferenceSession:
-        graph = ir.convenience.extract(self._model.graph, segment.feeds, segment.fetches)
-        for value in graph.inputs:
-            array = feeds.get(str(value.name))
-            if array is None:  # the session says what the data lacks
-                continue
-            value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-            # Batches may differ in length, and a shape that was inferred may be that of one example.
-            value.shape = ir.Shape([None] * array.ndim)
-        model = ir.Model(graph, ir_version=self._model.ir_version, functions=[*self._model.functions.values()])
-        return ReferenceSession(model, optimization="all", threads=self._threads)
+        return piece_session(self._model, segment.feeds, segment.fetches, feeds, threads=self._threads)
+
+
+def piece_session(
+    model: ir.Model, feeds: Sequence[str], fetches: Sequence[str], arrays: Mapping[str, Array], *, threads: int = 1
+) -> ReferenceSession:
+    """Return a session that runs the part of a graph between some values and others.
+
+    Args:
+        model: The graph; it is not changed.
+        feeds: Values that the part reads.
+        fetches: Values that it makes.
+        arrays: What the fed values hold in one run, for their types.
+        threads: Threads used inside one operator.
+
+    Raises:
+        ModelError: The part does not load.
+    """
+    graph = ir.convenience.extract(model.graph, feeds, fetches)
+    for value in graph.inputs:
+        array = arrays.get(str(value.name))
+        if array is None:  # the session says what the data lacks
+            continue
+        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        # Batches may differ in length, and a shape that was inferred may be that of one example.
+        value.shape = ir.Shape([None] * array.ndim)
+    part = ir.Model(graph, ir_version=model.ir_version, functions=[*model.functions.values()])
+    return ReferenceSession(part, optimization="all", threads=threads)
 
 
 class _Kept:
@@ -173,8 +191,8 @@ class _Store:
 
 def _segments(graph: ir.Graph, stops: Sequence[tuple[str, ...]]) -> Iterator[_Segment]:
     values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
-    reads = {node: _read_values(node) for node in graph}
-    constant = _constant_nodes(graph, reads)
+    reads = {node: read_values(node) for node in graph}
+    constant = constant_nodes(graph, reads)
     targets = [[_find(values, name) for name in names] for names in stops]
     needed = [_ancestors(each, reads) for each in targets]
     remaining = set().union(*needed)
@@ -185,11 +203,11 @@ def _segments(graph: ir.Graph, stops: Sequence[tuple[str, ...]]) -> Iterator[_Se
         feeds = {value for node in nodes - constant for value in reads[node] if value not in made}
         later = {value for node in remaining for value in reads[node]}
         later |= {value for each in targets[index + 1 :] for value in each}
-        waiting = [value for value in later if _varies(value, constant) and value.producer() not in remaining]
+        waiting = [value for value in later if varies(value, constant) and value.producer() not in remaining]
         fetched = (made & set(waiting)) | (made & set(targets[index]))
         yield _Segment(
             names,
-            feeds=_names(value for value in feeds if _varies(value, constant)),
+            feeds=_names(value for value in feeds if varies(value, constant)),
             fetches=_names(fetched),
             waiting=_names(waiting),
         )
@@ -199,16 +217,17 @@ def _names(values: Iterable[ir.Value]) -> tuple[str, ...]:
     return tuple(sorted(str(value.name) for value in values))
 
 
-def _varies(value: ir.Value, constant: set[ir.Node]) -> bool:
+def varies(value: ir.Value, constant: set[ir.Node]) -> bool:
+    """Return whether a value depends on an input, given the nodes that depend on none."""
     producer = value.producer()
     return producer not in constant if producer is not None else value.const_value is None
 
 
-def _constant_nodes(graph: ir.Graph, reads: Mapping[ir.Node, set[ir.Value]]) -> set[ir.Node]:
+def constant_nodes(graph: ir.Graph, reads: Mapping[ir.Node, set[ir.Value]]) -> set[ir.Node]:
     """Return the nodes that depend on no input: each segment that needs them computes them itself."""
     constant: set[ir.Node] = set()
     for node in graph:
-        if not any(_varies(value, constant) for value in reads[node]):
+        if not any(varies(value, constant) for value in reads[node]):
             constant.add(node)
     return constant
 
@@ -224,7 +243,7 @@ def _ancestors(values: Iterable[ir.Value], reads: Mapping[ir.Node, set[ir.Value]
     return found
 
 
-def _read_values(node: ir.Node) -> set[ir.Value]:
+def read_values(node: ir.Node) -> set[ir.Value]:
     """Return what a node reads of the graph it stands in, bodies of control flow included."""
     found = {value for value in node.inputs if value is not None}
     for attribute in node.attributes.values():

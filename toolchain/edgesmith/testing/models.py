@@ -65,8 +65,8 @@ def tiny_cnn(*, seed: int = 0) -> Model:
     return _model(builder, "tiny_cnn", seed, {"head_0": "logits"}, kind="image-classification")
 
 
-def tiny_bert(*, seed: int = 0) -> Model:
-    """Return an encoder of two blocks (post norm) with a classifier.
+def tiny_bert(*, seed: int = 0, blocks: int = 2) -> Model:
+    """Return an encoder of some blocks (post norm) with a classifier.
 
     Inputs "input_ids" and "attention_mask" int64 [batch, sequence], output "logits" [batch, 4].
     """
@@ -76,7 +76,7 @@ def tiny_bert(*, seed: int = 0) -> Model:
     hidden = transformer.position_embedding(builder, hidden, sizes)
     hidden = transformer.layer_norm(builder, hidden, "embedding.norm", sizes.width)
     mask = transformer.visible_mask(builder)
-    for block in ("block0", "block1"):
+    for block in _names(blocks):
         attended = transformer.attention(builder, hidden, f"{block}.attention", sizes, added=mask)
         hidden = transformer.layer_norm(builder, builder.add("Add", attended, hidden), f"{block}.norm1", sizes.width)
         rewritten = transformer.mlp(builder, hidden, f"{block}.mlp", sizes)
@@ -87,8 +87,8 @@ def tiny_bert(*, seed: int = 0) -> Model:
     return _model(builder, "tiny_bert", seed, {logits: "logits"}, kind="text-classification")
 
 
-def tiny_vit(*, seed: int = 0) -> Model:
-    """Return a vision transformer of two blocks (pre norm) with a class token.
+def tiny_vit(*, seed: int = 0, blocks: int = 2) -> Model:
+    """Return a vision transformer of some blocks (pre norm) with a class token.
 
     Input "pixel_values" [batch, 3, 32, 32] in patches of 8, output "logits" [batch, 4].
     """
@@ -101,7 +101,7 @@ def tiny_vit(*, seed: int = 0) -> Model:
     token = builder.add("Expand", builder.weight("class.token", 1, 1, sizes.width), shape)
     hidden = builder.add("Concat", token, rows, axis=1)
     hidden = builder.add("Add", hidden, builder.weight("positions", 1, 17, sizes.width))
-    for block in ("block0", "block1"):
+    for block in _names(blocks):
         normal = transformer.layer_norm(builder, hidden, f"{block}.norm1", sizes.width)
         hidden = builder.add("Add", transformer.attention(builder, normal, f"{block}.attention", sizes), hidden)
         normal = transformer.layer_norm(builder, hidden, f"{block}.norm2", sizes.width)
@@ -112,8 +112,8 @@ def tiny_vit(*, seed: int = 0) -> Model:
     return _model(builder, "tiny_vit", seed, {logits: "logits"}, kind="image-classification")
 
 
-def tiny_gpt(*, seed: int = 0) -> Model:
-    """Return a causal language model of two blocks whose head is the token table (tied).
+def tiny_gpt(*, seed: int = 0, blocks: int = 2) -> Model:
+    """Return a causal language model of some blocks whose head is the token table (tied).
 
     Input "input_ids" int64 [batch, sequence], output "logits" [batch, sequence, 96].
     """
@@ -122,7 +122,7 @@ def tiny_gpt(*, seed: int = 0) -> Model:
     table = transformer.token_table(builder, sizes)
     hidden = transformer.position_embedding(builder, transformer.token_embedding(builder, table), sizes)
     mask = transformer.causal_mask(builder)
-    for block in ("block0", "block1"):
+    for block in _names(blocks):
         normal = transformer.layer_norm(builder, hidden, f"{block}.norm1", sizes.width)
         attended = transformer.attention(builder, normal, f"{block}.attention", sizes, hidden=mask)
         hidden = builder.add("Add", attended, hidden)
@@ -133,7 +133,7 @@ def tiny_gpt(*, seed: int = 0) -> Model:
     return _model(builder, "tiny_gpt", seed, {logits: "logits"}, kind="causal-lm")
 
 
-def tiny_llama(*, seed: int = 0) -> Model:
+def tiny_llama(*, seed: int = 0, blocks: int = 2) -> Model:
     """Return a causal language model with grouped queries (4 on 2), rotary positions, gated MLPs and RMS norms.
 
     Input "input_ids" int64 [batch, sequence], output "logits" [batch, sequence, 96].
@@ -142,7 +142,7 @@ def tiny_llama(*, seed: int = 0) -> Model:
     builder = _text_builder(seed, "input_ids")
     hidden = transformer.token_embedding(builder, transformer.token_table(builder, sizes))
     mask, rotary = transformer.causal_mask(builder), transformer.rotary_tables(builder, sizes)
-    for block in ("block0", "block1"):
+    for block in _names(blocks):
         normal = transformer.rms_norm(builder, hidden, f"{block}.norm1", sizes.width)
         attended = transformer.attention(builder, normal, f"{block}.attention", sizes, hidden=mask, rotary=rotary)
         hidden = builder.add("Add", hidden, attended)
@@ -257,6 +257,10 @@ def tiny_models(directory: Path) -> dict[str, Model]:
         directory: Holds the weights of the model with external data, for as long as it is used.
     """
     return {name: make() for name, make in TINY_MODELS.items()} | {"external": tiny_external(directory)}
+
+
+def _names(blocks: int) -> list[str]:
+    return [f"block{number}" for number in range(blocks)]
 
 
 def _relu6(builder: GraphBuilder, source: str) -> str:

@@ -1,0 +1,31 @@
+"""The folding family: fewer blocks, or blocks that share weights. Nothing heavy is imported until one is used."""
+
+from collections.abc import Sequence
+
+from edgesmith.host.hookspecs import hookimpl
+from edgesmith.host.records import Guarantee, Kind, MethodRecord, Order
+
+EDGESMITH_API = 1
+
+_ORDER = Order(before=(Kind.QUANTIZE,))
+
+METHODS = (
+    MethodRecord(
+        name="remove-blocks",
+        version="0.1.0",
+        summary="Removes blocks that change the residual stream least; a least-squares map makes up for them.",
+        entry="edgesmith_folding.remove_blocks:RemoveBlocks",
+        kind=Kind.FOLD,
+        options="edgesmith_folding.options.removal:RemoveBlocksOptions",
+        guarantee=Guarantee.LOSSY,
+        order=_ORDER,
+        tags=("depth", "blocks"),
+        source="ShortGPT, arXiv 2403.03853; Deeper Layers, arXiv 2403.17887; SLEB, arXiv 2402.09025",
+    ),
+)
+
+
+@hookimpl
+def register_methods() -> Sequence[MethodRecord]:
+    """Return the methods of this family."""
+    return METHODS

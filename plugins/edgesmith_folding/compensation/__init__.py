@@ -1,0 +1,1 @@
+"""Makes up in closed form for what a removed run of blocks did."""

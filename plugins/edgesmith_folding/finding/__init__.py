@@ -1,0 +1,1 @@
+"""What may be removed or shared, found in the graph."""

@@ -1,0 +1,1 @@
+"""Options of the folding methods. Imports neither onnx, numpy nor torch."""

@@ -1,0 +1,92 @@
+"""Judge: how much worse a graph answers on calibration data when blocks are left out."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgesmith.execution.observe import fixed_batch
+from edgesmith.graph.dataflow import Dataflow
+from edgesmith.graph.structure import Structure
+from edgesmith_calibration.sources import DataSource
+from edgesmith_folding.running.chain import BlockChain
+from edgesmith_folding.scores.losses import next_token_loss, squared_error
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Judge:
+    """Measures the mean loss of a graph without some blocks.
+
+    The loss of a causal language model is that of its own tokens; of other graphs the relative squared distance of
+    their outputs from those with all blocks.
+
+    Args:
+        model: The graph.
+        structure: Its structure.
+        chain: Runs it.
+        data: Samples; labels are not used.
+        batch_size: Samples per run.
+    """
+
+    def __init__(
+        self, model: ir.Model, structure: Structure, chain: BlockChain, data: DataSource, *, batch_size: int = 1
+    ) -> None:
+        self._chain, self._data = chain, data
+        self._batch_size = fixed_batch(model) or batch_size
+        self.language_model = language_model_of(model, structure)
+        """Names of the input with the tokens and the output with the logits; None for other graphs."""
+
+    def loss(self, removed: Collection[int] = ()) -> float:
+        """Return the loss without some blocks."""
+        total = weight = 0.0
+        for batch in self._data.batches(self._batch_size):
+            part, size = self._measure(batch.inputs, self._chain.run(batch.inputs, removed), None)
+            total, weight = total + part, weight + size
+        return total / max(weight, 1.0)
+
+    def losses_without(self, removed: Collection[int], tried: Collection[int]) -> dict[int, float]:
+        """Return the loss without one block more, for each block to try."""
+        totals: dict[int, float] = defaultdict(float)
+        weights: dict[int, float] = defaultdict(float)
+        for batch in self._data.batches(self._batch_size):
+            reference = None if self.language_model else self._chain.run(batch.inputs)
+            for number, outputs in self._chain.run_without_each(batch.inputs, removed, tried):
+                part, size = self._measure(batch.inputs, outputs, reference)
+                totals[number] += part
+                weights[number] += size
+        return {number: totals[number] / max(weights[number], 1.0) for number in totals}
+
+    def _measure(self, inputs: Arrays, outputs: Arrays, reference: Arrays | None) -> tuple[float, float]:
+        if self.language_model:
+            tokens, logits = self.language_model
+            return next_token_loss(outputs[logits], inputs[tokens])
+        return squared_error(outputs, self._chain.run(inputs) if reference is None else reference)
+
+
+def language_model_of(model: ir.Model, structure: Structure) -> tuple[str, str] | None:
+    """Return the names of the input with the tokens and the output with the logits of a causal language model.
+
+    None for a graph that scores no tokens at each position, or that sees later ones.
+    """
+    causal = [attention.causal for attention in structure.attentions]
+    if not causal or not all(causal):
+        return None
+    flow = Dataflow(model)
+    nodes = {node.name: node for node in model.graph}
+    inputs = {value.name for value in model.graph.inputs}
+    tables = [embedding for embedding in structure.embeddings if embedding.kind == "token"]
+    outputs = {value.name: value for value in model.graph.outputs}
+    for embedding in tables:
+        node = nodes.get(embedding.node)
+        indices = None if node is None or len(node.inputs) < 2 or node.inputs[1] is None else node.inputs[1]
+        tokens = None if indices is None else flow.skip_back(indices)
+        for head in structure.heads:
+            value = outputs.get(head.output)
+            if tokens is None or tokens.name not in inputs or head.classes != embedding.rows or value is None:
+                continue
+            if value.shape is not None and value.shape.rank() == 3:
+                return str(tokens.name), head.output
+    return None

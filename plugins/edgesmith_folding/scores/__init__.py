@@ -1,0 +1,1 @@
+"""What a block is worth, as short functions that can be held against their papers."""
