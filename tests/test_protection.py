@@ -7,7 +7,7 @@ import pytest
 import edgesmith_pruning
 from edgesmith.errors import RecipeError
 from edgesmith.model import Model
-from edgesmith.protection import ProtectedAxis, Protection
+from edgesmith.protection import PROTECTION_ASSET, ProtectedAxis, Protection
 from edgesmith.testing import isolated_registry, run_recipe, tiny_mlp
 
 MADE = Protection(model="abc", data="128 texts", weights={"up": {1: ProtectedAxis(length=8, kept=(0, 3, 7))}})
@@ -26,6 +26,23 @@ def test_places_are_those_of_the_weight_and_axis():
 def test_places_of_another_length_are_refused():
     with pytest.raises(RecipeError, match="counts 8 places on axis 1 of up, the model has 6"):
         MADE.places("up", 1, 6)
+
+
+def test_places_move_up_where_others_go():
+    moved = MADE.without({("up", 1): {1, 2, 6}, ("up", 0): {0}, ("down", 1): {0}})
+    assert moved.weights == {"up": {1: ProtectedAxis(length=5, kept=(0, 1, 4))}}
+    assert MADE.places("up", 1, 8) == {0, 3, 7}
+
+
+def test_an_option_names_nothing_or_a_file_or_what_a_step_left(tmp_path):
+    assert Protection.chosen(None, {PROTECTION_ASSET: b"not read"}) == Protection()
+    MADE.save(tmp_path / "protect.json")
+    assert Protection.chosen(tmp_path / "protect.json", {}) == MADE
+    assert Protection.chosen("units", {PROTECTION_ASSET: MADE.model_dump_json().encode()}) == MADE
+    with pytest.raises(RecipeError, match="no step before this one found any"):
+        Protection.chosen("units", {})
+    with pytest.raises(RecipeError, match="is damaged"):
+        Protection.chosen("units", {PROTECTION_ASSET: b"{"})
 
 
 @pytest.mark.parametrize("kept", [(3, 1), (1, 1), (8,), (-1,)])

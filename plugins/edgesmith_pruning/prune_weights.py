@@ -49,7 +49,7 @@ class PruneWeights(Method[PruneWeightsOptions]):
                 "magnitude and refit to false"
             )
         try:
-            _protected(layers, options, notes)
+            _protected(layers, model, options, notes)
         except EdgesmithError as error:
             return Verdict.refuse(error.what)
         return Verdict.ok(nodes=tuple(node.name or "" for layer in layers for node in layer.site.readers))
@@ -66,7 +66,7 @@ class PruneWeights(Method[PruneWeightsOptions]):
         structure = find_structure(result.ir)
         own_initializers(result.graph, find_sparse_layers(result.ir, structure, options, Notes()))
         layers = find_sparse_layers(result.ir, structure, options, context.notes)
-        stays = _protected(layers, options, context.notes)
+        stays = _protected(layers, model, options, context.notes)
         layers = tuple(layer for layer in layers if layer.name in stays)
         if not layers:
             raise _nothing(context.notes)
@@ -142,9 +142,11 @@ def _pattern_problem(options: PruneWeightsOptions) -> str:
     return f"the pattern {pattern} removes nothing: N must be smaller than M"
 
 
-def _protected(layers: Sequence[SparseLayer], options: PruneWeightsOptions, notes: Notes) -> dict[str, Mask]:
+def _protected(
+    layers: Sequence[SparseLayer], model: Model, options: PruneWeightsOptions, notes: Notes
+) -> dict[str, Mask]:
     """Return the weights that must stay for each layer, without the layers that could not follow the pattern then."""
-    protection = Protection() if options.protect is None else Protection.load(options.protect)
+    protection = Protection.chosen(options.protect, model.assets)
     pattern = Pattern.parse(options.pattern)
     stays = {}
     for layer in layers:

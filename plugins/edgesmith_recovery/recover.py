@@ -50,7 +50,7 @@ class Recover(Method[RecoverOptions]):
             )
         thawed = _thawed(model.ir, context.options)
         structure = find_structure(thawed.model)
-        weights = _weights(thawed.model, structure, context.options, context.notes)
+        weights = _weights(model.with_ir(thawed.model), structure, context.options, context.notes)
         recovered = _way(context.options)(model.with_ir(thawed.model), structure, weights, context)
         return model.with_ir(refreeze(model.ir, recovered, thawed))
 
@@ -87,7 +87,7 @@ def _check(model: Model, context: Context[RecoverOptions]) -> Verdict:
         return Verdict.skip("the model is the source of this run, so there is nothing to recover")
     thawed = _thawed(model.ir, options).model
     structure = find_structure(thawed)
-    weights = _weights(thawed, structure, options, Notes())
+    weights = _weights(model.with_ir(thawed), structure, options, Notes())
     if not weights:
         return Verdict.skip("no weight can be trained: all are codes, zero, protected or not selected")
     problem = _form_problem(thawed.graph, structure, weights, context)
@@ -148,6 +148,6 @@ def _signature(graph: ir.Graph) -> Mapping[str, ir.DataType | None]:
     return inputs | {f"output {value.name}": value.dtype for value in graph.outputs}
 
 
-def _weights(model: ir.Model, structure: Structure, options: RecoverOptions, notes: Notes) -> tuple[TrainedWeight, ...]:
-    protection = None if options.protect is None else Protection.load(options.protect)
+def _weights(model: Model, structure: Structure, options: RecoverOptions, notes: Notes) -> tuple[TrainedWeight, ...]:
+    protection = None if options.protect is None else Protection.chosen(options.protect, model.assets)
     return find_weights(model.graph, structure, options, protection, notes)

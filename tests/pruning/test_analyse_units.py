@@ -22,7 +22,9 @@ from edgesmith_pruning.analyse_units import AnalyseUnits
 from edgesmith_pruning.finding.units import find_units
 from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.options.units import AnalyseUnitsOptions
+from edgesmith_pruning.options.weights import PruneWeightsOptions
 from edgesmith_pruning.prune_structure import PruneStructure
+from edgesmith_pruning.prune_weights import PruneWeights
 from edgesmith_pruning.roles.ablation import divergence, prepare, random_groups
 from edgesmith_pruning.roles.assignment import Shares, assign_roles, atom_scores, first_until, most_mixed, standardized
 from edgesmith_pruning.roles.record import UNITS_ASSET, UnitRoles
@@ -303,3 +305,18 @@ def test_options_choose_what_is_analysed_and_protected(tmp_path, tiny_bert):
         for each in (result, more)
     )
     assert 0 < sum(map(len, few)) < sum(map(len, many))
+
+
+def test_sparse_weights_spare_what_was_found(tmp_path, tiny_bert):
+    data = tiny_data(tiny_bert, samples=24)
+    analysed, _ = analyse(tiny_bert, context_of(data, tmp_path, attribute_labels=[0]))
+    options = PruneWeightsOptions(protect="units", criterion="magnitude", refit=False)
+    sparse = PruneWeights().apply(analysed, Context(options, SIGNED, tmp_path, data, seed=3))
+    compared = 0
+    for name, axes in Protection.chosen("units", analysed.assets).weights.items():
+        before, after = (each.graph.initializers[name].const_value.numpy() for each in (analysed, sparse))
+        for axis, held in axes.items():
+            if before.ndim == 2 and (before != after).any():
+                np.testing.assert_array_equal(after.take(held.kept, axis), before.take(held.kept, axis))
+                compared += 1
+    assert compared > 3

@@ -28,7 +28,7 @@ from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Notes
 from edgesmith.model import Model
 from edgesmith.progress import SilentProgress
-from edgesmith.protection import ProtectedAxis, Protection
+from edgesmith.protection import PROTECTION_ASSET, ProtectedAxis, Protection
 from edgesmith_calibration.sources import Batch
 from edgesmith_recovery.finding.pairs import block_pairs
 from edgesmith_recovery.finding.weights import find_weights, trained_count
@@ -200,6 +200,19 @@ def test_a_protection_file_is_obeyed_and_one_of_another_model_refused(tmp_path: 
     context = replace(context, options=RecoverOptions(protect=tmp_path / "30.json"))
     verdict = Recover().check(damaged, context)
     assert verdict.status == "refuse" and "30 places" in verdict.reason
+
+
+def test_what_an_analysis_left_in_the_model_is_obeyed() -> None:
+    source = perceptron()
+    found = Protection(weights={"b1": {0: ProtectedAxis(length=24, kept=(0, 5))}})
+    damaged = sparse(source)
+    analysed = replace(damaged, assets={PROTECTION_ASSET: found.model_dump_json().encode()})
+    context = context_for(source, samples(), protect="units", **QUICK)
+    result = recover(analysed, context)
+    assert array(result, "b1")[[0, 5]].tobytes() == array(damaged, "b1")[[0, 5]].tobytes()
+    assert array(result, "b1").tobytes() != array(damaged, "b1").tobytes()
+    verdict = Recover().check(damaged, context)
+    assert verdict.status == "refuse" and "analyse-units" in verdict.reason
 
 
 def test_nodes_that_are_not_selected_keep_their_weights() -> None:

@@ -1,12 +1,12 @@
 """Options of `prune-weights`."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from edgesmith.host.records import Needs
 from edgesmith.host.selection import Selection
+from edgesmith.protection import Choice
 
 Criterion = Literal["knowledge-retention", "sparsegpt", "wanda", "magnitude", "randomized"]
 Operator = Literal["MatMul", "Gemm", "Conv"]
@@ -84,7 +84,10 @@ class PruneWeightsOptions(Selection):
     operators: tuple[Operator, ...] = Field(
         default=("MatMul", "Gemm", "Conv"), min_length=1, description="Operators whose weights are pruned."
     )
-    protect: Path | None = Field(default=None, description="File with places of weights that must stay.")
+    protect: Choice = Field(
+        default=None,
+        description="Places of weights that must stay: a file, or units for what analyse-units found before.",
+    )
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
     batch_size: int = Field(default=1, ge=1, description="Samples per calibration run; a fixed batch stays.")
     activations_mib: int = Field(

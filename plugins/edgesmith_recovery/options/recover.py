@@ -1,12 +1,12 @@
 """Options of `recover`."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict, Field
 
 from edgesmith.host.records import Needs
 from edgesmith.host.selection import Selection
+from edgesmith.protection import Choice
 
 Parameters = Literal["all", "low-rank", "biases-and-norms"]
 Adapter = Literal["mask-lora", "scale-lora", "lora-prune", "lora"]
@@ -103,8 +103,9 @@ class RecoverOptions(Selection):
         "they stay.",
     )
     keep_zeros: bool = Field(default=True, description="Leave exact zeros of matrices and kernels zero.")
-    protect: Path | None = Field(
-        default=None, description="File with protected channels (see analyse-units); they are not changed."
+    protect: Choice = Field(
+        default=None,
+        description="Channels that are not changed: a file, or units for what analyse-units found before.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where to train. auto takes a GPU where torch finds one."
