@@ -2,8 +2,8 @@
 
 Each seed deals the photos anew: 200 to calibrate with, the others to judge on. Every row removes the same share of MACs
 by the same float weights, and Torch-Pruning's batch normalization is estimated anew on the calibration photos. Files
-are judged and timed in ONNX Runtime, one process per seed and share, shuffled turns inside; times are processor time, which
-other work on the machine disturbs little.
+are judged and timed in ONNX Runtime, one process per seed and share, shuffled turns inside. Times are processor time,
+which other work on the machine disturbs little.
 """
 
 import argparse
@@ -114,6 +114,7 @@ def measure(seed: int, shares: list[float], names: list[str], arguments: argpars
             "models": files,
             "data": str(parts["evaluation"]),
             "turns": arguments.turns,
+            "cpu_time": True,
             "seed": seed,
         }
         _, times = call_child(MEASURING, "latency", **latency)
