@@ -128,7 +128,7 @@ class Pruning:
         if few:
             layer, rows = few[0]
             # A refit to fewer rows than inputs fits anything, so what it costs cannot be measured.
-            self._context.notes.skip(unit.name, f"{rows} rows to fit {layer.inputs} inputs on; pass more samples")
+            self._context.notes.skip(unit.name, f"{rows:.0f} rows to fit {layer.inputs} inputs on; pass more samples")
             return Ranking((), np.zeros(0))
         if self._output_error is None:
             context = self._context
