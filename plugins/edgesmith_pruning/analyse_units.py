@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import get_args
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.errors import EdgesmithError
@@ -17,8 +19,8 @@ from edgesmith_pruning.finding.records import Unit
 from edgesmith_pruning.finding.units import find_units
 from edgesmith_pruning.options.units import AnalyseUnitsOptions
 from edgesmith_pruning.roles.ablation import divergence, prepare, random_groups
-from edgesmith_pruning.roles.assignment import Role, Shares, assign_roles, most_mixed
-from edgesmith_pruning.roles.record import UNITS_ASSET, Effect, UnitGroup, UnitRoles
+from edgesmith_pruning.roles.assignment import Shares, assign_roles, most_mixed
+from edgesmith_pruning.roles.record import UNITS_ASSET, Effect, Role, UnitGroup, UnitRoles
 from edgesmith_pruning.roles.slices import Slices, open_slices
 from edgesmith_pruning.roles.statistics import Statistics, atom_costs, measure, stored_places, unit_scores
 
@@ -76,6 +78,7 @@ class _Analysis:
 
     @classmethod
     def of(cls, model: Model, context: Context[AnalyseUnitsOptions]) -> "_Analysis":
+        """Return the scores of a model's units on the two slices."""
         options, graph = context.options, model.graph
         units = _units(model, options, context.notes)
         whole = open_slices(model, context)
@@ -83,20 +86,23 @@ class _Analysis:
         known, remark = known.unpadded(model)
         if remark:
             context.notes.remark(remark)
-        settings = {"batch_size": options.batch_size, "threads": context.threads, "progress": context.progress}
-        statistics = [measure(model.ir, units, data, **settings) for data in (known.attribute, known.utility)]  # type: ignore[arg-type]
+        measured = partial(
+            measure, model.ir, units, batch_size=options.batch_size, threads=context.threads, progress=context.progress
+        )
+        statistics = measured(known.attribute), measured(known.utility)
         first, second = (np.concatenate([unit_scores(graph, unit, each) for unit in units]) for each in statistics)
         costs = np.concatenate([atom_costs(graph, unit) for unit in units])
-        pair = statistics[0], statistics[1]
         held_out, _ = held_out.unpadded(model)
-        return cls(model, context, units, held_out, whole.description, pair, first, second, costs)
+        return cls(model, context, units, held_out, whole.description, statistics, first, second, costs)
 
     def roles(self) -> list[Role]:
+        """Return the role of each unit."""
         options = self.context.options
         shares = Shares(options.redundant_share, options.attribute_share, options.utility_share)
         return assign_roles(self.attribute, self.utility, self.costs, shares)
 
     def record(self, roles: Sequence[Role]) -> UnitRoles:
+        """Return what was found, with ablations where the options ask for them."""
         named = np.array(roles)
         shares = {role: float(self.costs[named == role].sum() / self.costs.sum()) for role in get_args(Role)}
         groups = tuple(
@@ -171,13 +177,11 @@ class _Analysis:
                 random_utility=tuple(each[1] for each in moved[1:]),
             )
 
-    def _moved(self, other: object) -> tuple[float, float]:
-        settings = {"batch_size": self.context.options.batch_size, "threads": self.context.threads}
-        first, second = (
-            divergence(self.model.ir, other, data, **settings)  # type: ignore[arg-type]
-            for data in (self.held_out.attribute, self.held_out.utility)
-        )
-        return first, second
+    def _moved(self, other: ir.Model) -> tuple[float, float]:
+        """Return how far the outputs of another graph lie from the dense ones, on attribute and utility."""
+        options = self.context.options
+        moved = partial(divergence, self.model.ir, other, batch_size=options.batch_size, threads=self.context.threads)
+        return moved(self.held_out.attribute), moved(self.held_out.utility)
 
 
 def _units(model: Model, options: AnalyseUnitsOptions, notes: Notes) -> tuple[Unit, ...]:

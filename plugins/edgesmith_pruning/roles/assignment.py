@@ -5,14 +5,13 @@ Source: "Superficial Safety Alignment Hypothesis", arXiv 2410.10862, section 4 a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesmith_pruning.roles.record import Role
+
 Float64 = NDArray[np.float64]
-Role = Literal["attribute", "utility", "mixed", "redundant"]
-"""In the paper: exclusive safety unit, exclusive utility unit, complex unit, redundant unit."""
 
 
 @dataclass(frozen=True, slots=True)

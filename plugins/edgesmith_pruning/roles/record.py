@@ -8,6 +8,7 @@ UNITS_ASSET = "units.json"
 """Name of the file among the assets of a model."""
 
 Role = Literal["attribute", "utility", "mixed", "redundant"]
+"""In the paper: exclusive safety unit, exclusive utility unit, complex unit, redundant unit."""
 
 
 class _Record(BaseModel):
