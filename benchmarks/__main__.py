@@ -6,7 +6,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-HELPERS = {"__init__", "__main__", "measuring", "quantization_table", "sparsity_child", "structure_child"}
+HELPERS = {
+    "__init__",
+    "__main__",
+    "folding_child",
+    "measuring",
+    "quantization_table",
+    "sparsity_child",
+    "structure_child",
+}
 
 
 def main() -> int:

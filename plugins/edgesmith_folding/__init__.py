@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from edgesmith.host.hookspecs import hookimpl
-from edgesmith.host.records import Guarantee, Kind, MethodRecord, Order
+from edgesmith.host.records import Guarantee, Kind, MethodRecord, Needs, Order
 
 EDGESMITH_API = 1
 
@@ -18,9 +18,23 @@ METHODS = (
         kind=Kind.FOLD,
         options="edgesmith_folding.options.removal:RemoveBlocksOptions",
         guarantee=Guarantee.LOSSY,
+        needs=Needs(data=True),
         order=_ORDER,
         tags=("depth", "blocks"),
         source="ShortGPT, arXiv 2403.03853; Deeper Layers, arXiv 2403.17887; SLEB, arXiv 2402.09025",
+    ),
+    MethodRecord(
+        name="share-blocks",
+        version="0.1.0",
+        summary="Neighbouring blocks use one set of weights, which is stored once; norms stay private.",
+        entry="edgesmith_folding.share_blocks:ShareBlocks",
+        kind=Kind.FOLD,
+        options="edgesmith_folding.options.sharing:ShareBlocksOptions",
+        guarantee=Guarantee.LOSSY,
+        needs=Needs(data=True),
+        order=_ORDER,
+        tags=("depth", "size"),
+        source="FoldGPT, arXiv 2407.00928; Relaxed Recursive Transformers, arXiv 2410.20672",
     ),
 )
 

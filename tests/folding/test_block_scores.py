@@ -140,7 +140,7 @@ def test_ends_and_named_blocks_stay_and_the_seed_decides_a_draw():
     model = deep("gpt")
     options = {"score": "random", "compensation": "none", "keep_first": 1, "keep_last": 1, "count": 2}
     drawn = set()
-    for seed in range(12):
+    for seed in range(4):
         settings = context(RemoveBlocksOptions(**options, protect_blocks=(2,)))
         settings = type(settings)(settings.options, settings.dialect, settings.scratch, seed=seed)
         first = gone(RemoveBlocks().apply(model, settings))

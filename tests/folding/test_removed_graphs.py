@@ -29,7 +29,7 @@ from edgesmith_folding.running.chain import BlockChain
 SUBSETS = st.sets(st.integers(0, BLOCKS - 1), min_size=1, max_size=BLOCKS).map(sorted).map(tuple)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(name=st.sampled_from(PRE_NORM), blocks=SUBSETS, seed=st.integers(0, 5))
 def test_removing_blocks_equals_blocks_that_add_zero_bit_for_bit(name, blocks, seed):
     model = deep(name, seed)

@@ -16,6 +16,7 @@ QUICK_OPTIONS = {
     "recover": {"steps": 2},
     "analyse-units": {"attribute_labels": [0]},
     "remove-blocks": {"keep_first": 0},
+    "share-blocks": {"keep_first": 0, "keep_last": 0},
 }
 """Options that make a search or a training short, or without which a method has nothing to do. They are in every run,
 so their own edges are not tried.

@@ -129,7 +129,8 @@ def _bias(graph: ir.Graph, node: ir.Node, linear: Linear, values: Mapping[str, i
     """Return the bias of a layer, zeros where it had none; None where it is shared or no initializer."""
     if linear.bias is not None:
         found = graph.initializers.get(linear.bias)
-        return found if found is not None and len(found.uses()) == 1 and found.dtype == node.inputs[1].dtype else None  # type: ignore[union-attr]
+        own = found is not None and len(found.uses()) == 1 and found.dtype == values[linear.weight].dtype
+        return found if own else None
     editor = GraphEditor(graph)
     half = values[linear.weight].dtype == ir.DataType.FLOAT16
     zeros = editor.add_initializer(

@@ -1,0 +1,120 @@
+"""Removing blocks of SmolLM2-135M without training: scores side by side, with and without compensation.
+
+Every row removes as many blocks of the same graph. Calibration samples are drawn anew for each seed from the case's
+calibration part; perplexity is that of another novel. Each removal runs in a process of its own, which gives its time
+and peak memory. Latencies are medians of shuffled turns; the ideal ratio is that of MACs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import onnx_ir as ir
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measuring import call_child, quartiles, spread
+from benchmarks.models import smollm2
+from benchmarks.models.case import MissingDataError
+
+OUT = Path("build/bench/folding")
+CHILD, MEASURING = "benchmarks.folding_child", "benchmarks.measuring"
+SCORES: dict[str, dict[str, Any]] = {
+    "block influence": {"score": "block-influence"},
+    "angular": {"score": "angular"},
+    "SLEB": {"score": "sleb", "score_samples": 4},
+    "random": {"score": "random"},
+}
+FORMS = ("none", "folded", "product")
+COUNTS, SEEDS, RANDOM_SEEDS, SAMPLES, TURNS = (3, 6), 1, 5, 8, 15
+SHARING: dict[str, dict[str, Any]] = {
+    f"pairs of the middle third, {weights}": {"groups": [[n, n + 1] for n in range(10, 20, 2)], "weights": weights}
+    for weights in ("first", "mean", "weighted")
+}
+
+
+def plans(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return what is asked for, each with a name, a method, options and seeds."""
+    found = []
+    for count in arguments.count or COUNTS:
+        for score in arguments.score or SCORES:
+            for form in arguments.form or FORMS:
+                seeds = RANDOM_SEEDS if score == "random" else arguments.seeds
+                options = {**SCORES[score], "count": count, "compensation": form}
+                name = f"{count} removed, {score}, {form}"
+                found.append({"name": name, "method": "remove-blocks", "options": options, "seeds": seeds})
+    for name, options in SHARING.items() if arguments.sharing else ():
+        found.append({"name": name, "method": "share-blocks", "options": options, "seeds": arguments.seeds})
+    return found
+
+
+def measure(arguments: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    """Return one row for each plan; each is written as soon as it is there."""
+    from edgesmith.graph.cost import count_cost
+
+    case = smollm2()
+    quality = {"data": str(case.evaluation), "metric": case.metric, "samples": arguments.evaluation}
+    _, base = call_child(MEASURING, "quality", model=str(case.model), **quality)
+    console.print(f"unchanged: perplexity {base['perplexity']:.2f}")
+    macs = count_cost(ir.load(case.model)).macs
+    rows = []
+    for plan in plans(arguments):
+        row: dict[str, Any] = {**plan, "unchanged": base["perplexity"], "perplexity": [], "runs": []}
+        for seed in range(plan["seeds"]):
+            file = OUT / "folded.onnx"
+            request = {"model": str(case.model), "data": str(case.calibration), "file": str(file), "seed": seed}
+            request |= {"method": plan["method"], "options": plan["options"]}
+            _, run = call_child(CHILD, "fold", samples=arguments.samples, threads=arguments.threads, **request)
+            _, found = call_child(MEASURING, "quality", model=str(file), **quality)
+            row["runs"].append(run)
+            row["perplexity"].append(found["perplexity"])
+        row["macs"] = count_cost(ir.load(file)).macs / macs
+        if arguments.turns:
+            latency = {"models": {"before": str(case.model), "after": str(file)}, "data": str(case.evaluation)}
+            _, times = call_child(MEASURING, "latency", turns=arguments.turns, seed=0, **latency)
+            row["speedup"] = quartiles([a / b for a, b in zip(times["before"], times["after"], strict=True)])
+        rows.append(row)
+        console.print(f"{row['name']}: {', '.join(f'{value:.2f}' for value in row['perplexity'])}")
+        (OUT / f"{arguments.name}.json").write_text(json.dumps(rows, indent=2))
+    return rows
+
+
+def show(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print all rows."""
+    columns = ("perplexity", "of seeds", "MACs", "faster", "MiB", "s", "peak MiB")
+    table = Table("", *columns, title="SmolLM2-135M, no training")
+    for row in rows:
+        values, runs = row["perplexity"], row["runs"]
+        cells = [f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}", f"{row['macs']:.1%}"]
+        cells += [spread(row["speedup"]) if "speedup" in row else "", f"{runs[-1]['file_bytes'] / 2**20:.0f}"]
+        cells += [f"{mean(run['seconds'] for run in runs):.0f}"]
+        cells += [f"{max(run['peak_bytes'] for run in runs) / 2**20:.0f}"]
+        table.add_row(row["name"], *cells)
+    console.print(table)
+
+
+def main() -> None:
+    """Measure, print a table and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", action="append", type=int, help="blocks to remove; repeat for several")
+    parser.add_argument("--score", action="append", choices=SCORES, help="repeat for several; default: all")
+    parser.add_argument("--form", action="append", choices=FORMS, help="compensation; repeat for several")
+    parser.add_argument("--sharing", action="store_true", help="share pairs of blocks too")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration samples of 512 tokens")
+    parser.add_argument("--evaluation", type=int, default=None, help="evaluation samples; default: all")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=TURNS, help="timed turns; 0 measures no latency")
+    parser.add_argument("--name", default="smollm2", help="name of the JSON file")
+    arguments, console = parser.parse_args(), Console(width=140)
+    OUT.mkdir(parents=True, exist_ok=True)
+    try:
+        show(console, measure(arguments, console))
+    except MissingDataError as error:
+        console.print(f"left out: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One set of weights for several blocks: which blocks, and which weights."""

@@ -1,0 +1,139 @@
+"""Which blocks may share: neighbours in one stream that compute the same with other numbers."""
+
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgesmith.errors import StepError
+from edgesmith.graph.linear import Linear
+from edgesmith_folding.finding.places import Place
+from edgesmith_folding.options.sharing import ShareBlocksOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Sharer:
+    """A block that may share weights."""
+
+    place: Place
+    linears: tuple[Linear, ...]
+    """Its linear layers: attention, then MLP, in the order of the data."""
+    signature: Hashable
+    """Blocks of equal signature compute the same with other numbers."""
+    obstacle: str
+    """Why it cannot share; empty where it can."""
+
+
+def find_sharers(model: ir.Model, places: Mapping[int, Place]) -> dict[int, Sharer]:
+    """Return what each block could share.
+
+    Args:
+        model: The graph that the blocks were found in.
+        places: Blocks by number.
+    """
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    return {number: _sharer(model.graph, values, place) for number, place in places.items()}
+
+
+def choose_groups(options: ShareBlocksOptions, sharers: Mapping[int, Sharer]) -> tuple[tuple[int, ...], ...]:
+    """Return the groups that share.
+
+    Raises:
+        StepError: A group that is named cannot share.
+    """
+    if options.groups is not None:
+        for group in options.groups:
+            _require_alike(group, sharers)
+        return tuple(group for group in options.groups if len(group) > 1)
+    found: list[tuple[int, ...]] = []
+    current: list[int] = []
+    for number, sharer in sharers.items():
+        place = sharer.place
+        private = place.from_start < options.keep_first or place.from_end < options.keep_last or sharer.obstacle
+        if private or not current or sharer.signature != sharers[current[0]].signature or current[-1] + 1 != number:
+            current = []
+        if not private:
+            current.append(number)
+        if len(current) == options.group_size:
+            found.append(tuple(current))
+            current = []
+    return tuple(group for group in found if len(group) > 1)
+
+
+def _require_alike(group: tuple[int, ...], sharers: Mapping[int, Sharer]) -> None:
+    for number in group:
+        reason = "it does not exist" if number not in sharers else sharers[number].obstacle
+        if not reason and sharers[number].signature != sharers[group[0]].signature:
+            reason = f"it computes something else than block {group[0]}"
+        if reason:
+            raise StepError(
+                f"block {number} cannot share weights: {reason}",
+                expected="groups of blocks that compute the same with other numbers",
+                why="the option groups says which blocks share",
+                fix="list the blocks with `edgesmith inspect` and correct the option groups",
+            )
+
+
+def _sharer(graph: ir.Graph, values: Mapping[str, ir.Value], place: Place) -> Sharer:
+    linears = _linears(place)
+    stored = [graph.initializers.get(linear.weight) for linear in linears]
+    shapes = tuple(
+        (linear.op_type, linear.in_features, linear.out_features, linear.weight_axis, linear.bias is not None)
+        for linear in linears
+    )
+    made = {value for node in place.nodes for value in node.outputs}
+    read = {value for node in place.nodes for value in node.inputs if value is not None and value not in made}
+    # Masks and rotary tables: blocks with a sliding window read another mask than those without.
+    sides = frozenset(
+        str(value.name)
+        for value in read
+        if value.const_value is None and not _constant(value) and value.name != place.block.input
+    )
+    heads = tuple((each.heads, each.kv_heads, each.head_dim, each.causal) for each in place.block.attentions)
+    activations = tuple((each.activation, each.gated) for each in place.block.mlps)
+    operators = frozenset(Counter(node.op_type for node in place.nodes).items())
+    types = tuple(None if value is None else value.dtype for value in stored)
+    signature = (place.stream, shapes, types, sides, heads, activations, operators, place.block.norm)
+    return Sharer(place, linears, signature, _obstacle(graph, values, place, linears))
+
+
+def _linears(place: Place) -> tuple[Linear, ...]:
+    found: dict[str, Linear] = {}
+    for residual in place.block.residuals:
+        for attention in residual.attentions:
+            for projection in (attention.query, attention.key, attention.value, attention.output):
+                if projection is not None:
+                    found.setdefault(projection.linear.product, projection.linear)
+        for mlp in residual.mlps:
+            for linear in (mlp.gate, mlp.up, mlp.down):
+                if linear is not None:
+                    found.setdefault(linear.product, linear)
+    return tuple(found.values())
+
+
+def _constant(value: ir.Value) -> bool:
+    """Whether a value is made of initializers alone, such as a transposed weight."""
+    node = value.producer()
+    if node is None:
+        return value.const_value is not None
+    return all(source is None or _constant(source) for source in node.inputs)
+
+
+def _obstacle(graph: ir.Graph, values: Mapping[str, ir.Value], place: Place, linears: tuple[Linear, ...]) -> str:
+    if not place.nodes:
+        return place.obstacle
+    if not linears:
+        return "it has no linear layer in an attention or MLP"
+    for linear in linears:
+        value = graph.initializers.get(linear.weight)
+        node = values[linear.product].producer() if linear.product in values else None
+        if node is None or value is None or linear.op_type not in ("MatMul", "Gemm"):
+            return f"the weight of {linear.node} is no plain initializer of a MatMul or Gemm"
+        if value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or linear.weight_axis is None:
+            return f"the weight of {linear.node} is not stored as a float matrix"
+        if node.op_type == "Gemm" and set(node.attributes) - {"transB"}:
+            return f"{linear.node} scales its product"
+        if linear.bias is not None and linear.bias not in graph.initializers:
+            return f"the bias of {linear.node} is no initializer"
+    return ""
