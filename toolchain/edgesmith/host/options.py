@@ -1,13 +1,13 @@
 """Checks the options of a recipe step against the method's own pydantic model, with words a user can act on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgesmith.errors import RecipeError
-from edgesmith.files import hash_file
+from edgesmith.files import hash_directory, hash_file
 from edgesmith.host.brief import brief
 from edgesmith.host.names import suggest
 
@@ -41,14 +41,35 @@ def validate_options(method: str, model: type[BaseModel], options: Mapping[str, 
 
 
 def hash_named_files(options: BaseModel) -> dict[str, str]:
-    """Return the SHA-256 of each file that an option of type `Path` names, by option; a missing file has none.
+    """Return the SHA-256 of each file and directory that options name, by option: {"protect": ...}, {"files.0": ...}.
 
+    Every value of type `Path` counts, also inside lists, mappings and nested options. What is missing has the hash "".
     What a step gives depends on what such a file holds, not on where it lies.
     """
-    paths = {name: getattr(options, name) for name in type(options).model_fields}
-    return {
-        name: hash_file(path) if path.is_file() else "" for name, path in paths.items() if isinstance(path, Path)
-    }
+    return {place: _hash_if_there(path) for place, path in _named_paths(options, "")}
+
+
+def _named_paths(value: object, place: str) -> Iterator[tuple[str, Path]]:
+    """Yield every path in a value, with its place: "files.0"."""
+    children: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Path):
+        yield place, value
+    elif isinstance(value, BaseModel):
+        children = iter(value)
+    elif isinstance(value, Mapping):
+        children = value.items()
+    elif isinstance(value, list | tuple):
+        children = enumerate(value)
+    elif isinstance(value, set | frozenset):
+        children = enumerate(sorted(value, key=str))
+    for name, child in children:
+        yield from _named_paths(child, f"{place}.{name}" if place else str(name))
+
+
+def _hash_if_there(path: Path) -> str:
+    if path.is_dir():
+        return hash_directory(path)
+    return hash_file(path) if path.is_file() else ""
 
 
 def option_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
