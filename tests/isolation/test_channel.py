@@ -122,7 +122,7 @@ def test_a_request_is_read_back_as_it_was_written(tmp_path: Path, target: str) -
     plugin = registry.plugin_of(registry.method("quantize-int8"))
     facts = SourceFacts(0, "data", True)
     origin = PluginOrigin.of(plugin)
-    options = {"samples": 3, "shares": [0.1, 1e-300]}
+    options = {"samples": 3, "shares": [0.1, 1e-300, float("inf"), float("-inf"), float("nan")], "none": None}
     packed = pack_dialect(dialect)
     request = StepRequest(
         import_path=("a",),
@@ -141,7 +141,8 @@ def test_a_request_is_read_back_as_it_was_written(tmp_path: Path, target: str) -
         checkpoint="c",
     )
     request.write(tmp_path)
-    assert StepRequest.read(tmp_path) == request
+    # Written out, since NaN equals nothing.
+    assert repr(StepRequest.read(tmp_path)) == repr(request)
     assert unpack_dialect(StepRequest.read(tmp_path)) == dialect
 
 

@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from edgesmith.host.loader import load_registry
 from edgesmith.isolation.limits import Isolation
 from edgesmith.ledger import load_ledger
 from edgesmith.measure.runner import LatencyPlan
+from tests.isolation.processes import awaited, ends, plugin
 from tests.pipeline.conftest import Job
 
 QUICK = LatencyPlan(warmup_runs=2, min_rounds=3, max_rounds=3)
@@ -134,6 +133,19 @@ def test_a_killed_run_leaves_no_process_behind(job: Job) -> None:
     assert ends(step)
 
 
+def test_a_killed_run_takes_what_its_step_started_with_it(job: Job) -> None:
+    body = "import subprocess\nsubprocess.run([sys.executable, '-c', 'import time; time.sleep(120)  # bystander'])"
+    recipe = job.folder / "recipe.yaml"
+    recipe.write_text("steps: [{method: odd}]")
+    words = [sys.executable, "-m", "edgesmith", "--plugin", str(plugin(job.folder, body))]
+    run = subprocess.Popen([*words, *job.arguments("--recipe", str(recipe), "--isolate")], stderr=subprocess.DEVNULL)
+    step = started_step(run)
+    worker = awaited(lambda: [one for one in step.children() if "bystander" in " ".join(one.cmdline())])[0]
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert ends(worker) and ends(step)
+
+
 def test_interrupting_a_run_ends_its_step(job: Job) -> None:
     recipe = job.folder / "recipe.yaml"
     recipe.write_text("steps: [{method: never-ends}]")
@@ -148,28 +160,8 @@ def test_interrupting_a_run_ends_its_step(job: Job) -> None:
 
 def started_step(run: subprocess.Popen) -> psutil.Process:
     """Return the process of the step, once there is one."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        with suppress(psutil.Error):
-            for child in psutil.Process(run.pid).children():
-                if "edgesmith.isolation.child" in child.cmdline():
-                    return child
-        time.sleep(0.02)
-    run.kill()
-    pytest.fail("the run started no step")
-
-
-def ends(process: psutil.Process) -> bool:
-    """Return whether a process ends. Where nobody waits for it, a zombie is all that stays."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.02)
-    return False
+    children = psutil.Process(run.pid).children
+    return awaited(lambda: [one for one in children() if "edgesmith.isolation.child" in one.cmdline()])[0]
 
 
 @pytest.mark.parametrize("limits", [(0, None), (float("nan"), None), (1, 0), (-1, 5)])

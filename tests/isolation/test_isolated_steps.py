@@ -2,46 +2,29 @@
 
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edgesmith.cli import main
 from edgesmith.cli.settings import isolation_of
-from edgesmith.errors import PluginError, StepError
+from edgesmith.errors import Condition, PluginError, StepError
+from edgesmith.execution.sample import sample_inputs
 from edgesmith.host.context import Context
 from edgesmith.host.step import run_step
 from edgesmith.host.trial import Scoring
+from edgesmith.isolation.faults import RunError
 from edgesmith.isolation.limits import Isolation
+from edgesmith.isolation.parent import _manner
 from edgesmith.testing import fake_dialect, isolated_registry, run_method, tiny_mlp
 from edgesmith_calibration.metrics import Accuracy
+from edgesmith_calibration.sources import ArraySource, Batch
+from tests.isolation.processes import ends, named_in, plugin
 from tests.pipeline.conftest import Job
 
 LIMITS = Isolation(120)
 BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
-HEAD = """
-import sys
-import edgesmith
-from edgesmith import Guarantee, Kind, Method, MethodRecord, Verdict, hookimpl
-
-@hookimpl
-def register_methods():
-    return [MethodRecord(name="odd", version="1.0", summary="Odd.", entry=f"{__name__}:Odd", kind=Kind.GRAPH,
-        options="edgesmith.host.options:NoOptions", guarantee=Guarantee.LOSSY)]
-
-class Odd(Method):
-    def check(self, model, context):
-        return Verdict.ok()
-
-    def apply(self, model, context):
-"""
-
-
-def plugin(folder: Path, body: str) -> Path:
-    """Write a plugin file whose method does `body` in apply."""
-    path = folder / "odd_plugin.py"
-    path.write_text(HEAD + "".join(f"        {line}\n" for line in body.splitlines()))
-    return path
 
 
 def test_what_a_plugin_prints_does_not_mix_with_json(job: Job, capsys, tmp_path: Path) -> None:
@@ -72,12 +55,103 @@ def test_children_of_a_step_count_and_end_with_it(tmp_path: Path) -> None:
     body = (
         "import subprocess\n"
         "eater = 'import time; x = bytearray(600 << 20); time.sleep(60)'\n"
-        "subprocess.run([sys.executable, '-c', eater])\n"
-        "return model.clone()"
+        "eating = subprocess.Popen([sys.executable, '-c', eater])\n"
+        f"open({str(tmp_path / 'numbers')!r}, 'w').write(str(eating.pid))\n"
+        "eating.wait()"
     )
     registry = isolated_registry(plugin(tmp_path, body))
     with pytest.raises(StepError, match="MiB of memory, and may take 600"):
         run_method(registry, "odd", tiny_mlp(), isolation=Isolation(60, 600))
+    assert all(ends(process) for process in named_in(tmp_path / "numbers"))
+
+
+@pytest.mark.parametrize(
+    ("ending", "limit", "said"),
+    [("os._exit(7)", 60, "ended its process with code 7"), ("time.sleep(60)", 3, "did not end within 3 s")],
+)
+def test_workers_that_hold_the_line_keep_no_run_waiting(tmp_path: Path, ending: str, limit: int, said: str) -> None:
+    """One worker is in the process group of the step, and one in a session of its own."""
+    body = (
+        "import os, time\n"
+        f"numbers = open({str(tmp_path / 'numbers')!r}, 'w')\n"
+        "for leave in (lambda: None, os.setsid):\n"
+        "    if (worker := os.fork()) == 0:\n"
+        "        leave()\n"
+        "        time.sleep(90)\n"
+        "        os._exit(0)\n"
+        "    print(worker, file=numbers, flush=True)\n"
+        "time.sleep(2)\n" + ending
+    )
+    registry = isolated_registry(plugin(tmp_path, body))
+    with pytest.raises(StepError) as caught:
+        run_method(registry, "odd", tiny_mlp(), isolation=Isolation(limit))
+    assert said in caught.value.what
+    assert all(ends(process) for process in named_in(tmp_path / "numbers"))
+
+
+def test_memory_that_workers_share_counts_once(tmp_path: Path) -> None:
+    # 300 MiB in four processes are 1200 MiB of resident memory, and the toolchain comes on top.
+    body = (
+        "import os, time\n"
+        "shared = b'x' * (300 << 20)\n"
+        "for _ in range(3):\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(2)\n"
+        "        os._exit(0)\n"
+        "time.sleep(1)\n"
+        "return model.clone()"
+    )
+    registry = isolated_registry(plugin(tmp_path, body))
+    result = run_method(registry, "odd", tiny_mlp(), isolation=Isolation(120, 1000))
+    assert result.verdict.status == "ok"
+
+
+def test_a_forked_worker_has_no_line_to_the_run(tmp_path: Path) -> None:
+    body = (
+        "import os\n"
+        "if (worker := os.fork()) == 0:\n"
+        "    try:\n"
+        "        len(context.calibration)\n"
+        "    except OSError:\n"
+        "        os._exit(5)\n"
+        "    os._exit(0)\n"
+        "code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])\n"
+        "context.notes.remark(f'{code} {len(context.calibration)}')\n"
+        "return model.clone()"
+    )
+    source = ArraySource(sample_inputs(tiny_mlp().ir))
+    registry = isolated_registry(plugin(tmp_path, body))
+    result = run_method(registry, "odd", tiny_mlp(), calibration=source, isolation=LIMITS)
+    assert f"5 {len(source)}" in result.notes.remarks
+
+
+class Unreadable(ArraySource):
+    """Data that cannot be read, for a reason that no Edgesmith error gives."""
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        raise ValueError("the tape is torn")
+
+
+def test_what_fails_beside_the_method_is_named(tmp_path: Path) -> None:
+    model, registry = tiny_mlp(), isolated_registry(plugin(tmp_path, "return model.clone()"))
+    source = Unreadable(sample_inputs(model.ir))
+    with pytest.raises(ValueError, match="the tape is torn"):
+        run_method(registry, "odd", model, calibration=source)
+    with pytest.raises(RunError, match=r"^ValueError: the tape is torn$"):
+        run_method(registry, "odd", model, calibration=source, isolation=LIMITS)
+
+
+def test_the_broken_condition_is_known_in_the_run(tmp_path: Path) -> None:
+    registry = isolated_registry(plugin(tmp_path, "return None"))
+    for isolation in (None, LIMITS):
+        with pytest.raises(StepError) as caught:
+            run_method(registry, "odd", tiny_mlp(), isolation=isolation)
+        assert caught.value.condition is Condition.NEW_MODEL
+
+
+@pytest.mark.parametrize(("code", "said"), [(-9, "SIGKILL"), (-35, "signal 35"), (3, "code 3")])
+def test_every_manner_of_ending_has_a_name(code: int, said: str) -> None:
+    assert said in _manner(code)
 
 
 def test_a_class_that_is_not_there_is_the_same_fault_of_the_plugin(tmp_path: Path) -> None:

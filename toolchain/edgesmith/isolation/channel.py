@@ -4,6 +4,7 @@ import json
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -63,6 +64,11 @@ class Channel:
             return Message(dict(parsed["content"]), arrays)
         except (EOFError, OSError, ValueError, KeyError, TypeError):
             return None
+
+    def hang_up(self) -> None:
+        """End the conversation, from any thread and whoever else holds the other end: nothing more comes in."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the connection."""

@@ -1,6 +1,5 @@
-"""The process of a step: `python -m edgesmith.isolation.child SOCKET FOLDER PARENT`. Runs one step and answers."""
+"""The process of a step: `python -m edgesmith.isolation.child SOCKET FOLDER`. Runs one step and answers."""
 
-import ctypes
 import faulthandler
 import os
 import resource
@@ -11,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import EdgesmithError
 from edgesmith.isolation.request import (
     AFTER_DIRECTORY,
     BEFORE_DIRECTORY,
@@ -29,10 +27,12 @@ if TYPE_CHECKING:
     from edgesmith.model import Model
 
 
-def main(descriptor: int, folder: Path, parent: int) -> None:
-    """Run the step that is requested in `folder`, and answer the process `parent` over the socket `descriptor`."""
-    _die_with(parent)
+def main(descriptor: int, folder: Path) -> None:
+    """Run the step that is requested in `folder`, and answer the run over the socket `descriptor`."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _end_with_the_run(descriptor)
+    # What a forked worker asks would mix with what this process asks.
+    os.register_at_fork(after_in_child=lambda: _replace_by_nothing(descriptor))
     with (folder / STACK_FILE).open("w") as stack:
         faulthandler.enable(stack, all_threads=False)
         _serve(descriptor, folder)
@@ -52,7 +52,7 @@ def _serve(descriptor: int, folder: Path) -> None:
     channel.send(Message({"call": "begin"}))
     try:
         content = _perform(request, Run(channel, folder), folder)
-    except EdgesmithError as error:
+    except Exception as error:  # noqa: BLE001  raised again in the run, where it would have been without isolation
         content = {"error": faults.to_json(error)}
     channel.send(Message({"call": "done", **content}))
 
@@ -106,16 +106,24 @@ def _context(request: StepRequest, registry: "Registry", run: "Run", source: "Mo
     )
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when the run ends, however that happens."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "prctl"):
-        set_signal_of_parents_death = 1
-        library.prctl(set_signal_of_parents_death, int(signal.SIGKILL))
-    if os.getppid() != parent:
-        # The run ended before the kernel was told.
-        raise SystemExit(1)
+def _end_with_the_run(descriptor: int) -> None:
+    """Have a guard end this process group when the run ends, however that happens and whatever the step is doing.
+
+    Standard input is a pipe of which the run, and nobody else, holds the other end.
+    """
+    if os.fork() == 0:
+        os.close(descriptor)
+        os.read(sys.stdin.fileno(), 1)
+        os.killpg(0, signal.SIGKILL)
+    _replace_by_nothing(sys.stdin.fileno())
+
+
+def _replace_by_nothing(descriptor: int) -> None:
+    """Put the null device in the place of what `descriptor` stands for."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, descriptor)
+    os.close(nothing)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgesmith import errors
-from edgesmith.errors import EdgesmithError
+from edgesmith.errors import Condition, EdgesmithError, StepError
 
 
 class RunError(Exception):
-    """What the run failed with, not being of the family, while it answered a step."""
+    """What the run or the process of a step failed with, not being of the family."""
 
 
-def to_json(error: BaseException) -> dict[str, str]:
+def to_json(error: BaseException) -> dict[str, str | None]:
     """Return an error as JSON data."""
     if isinstance(error, EdgesmithError):
         known = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in errors.__all__)
@@ -21,7 +21,10 @@ def to_json(error: BaseException) -> dict[str, str]:
             "expected": error.expected,
             "why": error.why,
             "fix": error.fix,
+            "condition": error.condition if isinstance(error, StepError) else None,
         }
+    if isinstance(error, RunError):
+        return {"kind": "", "what": str(error)}
     return {"kind": "", "what": f"{type(error).__name__}: {error}"}
 
 
@@ -30,4 +33,7 @@ def from_json(parts: Mapping[str, Any]) -> Exception:
     if parts["kind"] not in errors.__all__:
         return RunError(parts["what"])
     kind: type[EdgesmithError] = getattr(errors, parts["kind"])
-    return kind(parts["what"], expected=parts["expected"], why=parts["why"], fix=parts["fix"])
+    error = kind(parts["what"], expected=parts["expected"], why=parts["why"], fix=parts["fix"])
+    if isinstance(error, StepError) and parts["condition"] is not None:
+        error.condition = Condition(parts["condition"])
+    return error

@@ -15,7 +15,10 @@ class Isolation:
     time_limit_seconds: float = 3600.0
     """Longest time that one step may take, with everything that it asks of the run."""
     memory_limit_mib: int | None = None
-    """Largest resident memory of the process and its children; None takes 90 % of what is free when a step begins."""
+    """Most memory of the process and its children together, with what they share counted once where that is known.
+
+    None takes 90 % of what is free when a step begins.
+    """
 
     def __post_init__(self) -> None:
         if not self.time_limit_seconds > 0 or (self.memory_limit_mib is not None and self.memory_limit_mib < 1):

@@ -1,6 +1,5 @@
 """The run's side of an isolated step: starts its process, answers it, and says how it ended."""
 
-import os
 import re
 import signal
 import socket
@@ -88,17 +87,18 @@ def _run(
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [*_CHILD, str(theirs.fileno()), name, str(os.getpid())],
+                [*_CHILD, str(theirs.fileno()), name],
                 pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
+                # Nothing is written to it: it is closed when the run ends, however that happens.
+                stdin=subprocess.PIPE,
                 # What a plugin prints must not mix with what the command line prints as JSON.
                 stdout=sys.__stderr__.fileno() if sys.__stderr__ else subprocess.DEVNULL,
                 start_new_session=True,
             )
         channel = Channel(ours, takes_arrays=False)
         try:
-            with Watchdog(process, isolation) as watchdog:
-                done = services.serve(channel, watchdog.begin)
+            with process.stdin, Watchdog(process, isolation, channel.hang_up) as watchdog:  # type: ignore[union-attr]
+                done = services.serve(channel, watchdog)
                 if done is None:
                     watchdog.await_end()
         finally:
@@ -185,7 +185,7 @@ def _ended(
 def _manner(code: int) -> str:
     if code >= 0:
         return f"ended its process with code {code} before the step was done"
-    name = signal.Signals(-code).name
+    name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
     hint = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
     return f"its process was ended by {name}{hint}"
 

@@ -1,5 +1,7 @@
 """The step's side: data, progress and trials of the run, asked for over the channel."""
 
+import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import count
@@ -35,6 +37,7 @@ class Run:
         self._channel = channel
         self._lock = Lock()
         self._numbers = count()
+        self._left: deque[int] = deque()
         self.folder = folder
 
     def ask(self, call: str, **arguments: object) -> Message:
@@ -45,13 +48,21 @@ class Run:
             RunError: The run failed.
         """
         with self._lock:
-            self._channel.send(Message({"call": call, "arguments": arguments}))
+            left = [self._left.popleft() for _ in range(len(self._left))]
+            self._channel.send(Message({"call": call, "arguments": arguments, "left": left}))
             answer = self._channel.receive()
         if answer is None:
             raise SystemExit("the run is gone")
         if "error" in answer.content:
             raise faults.from_json(answer.content["error"])
         return answer
+
+    def leave(self, number: int) -> None:
+        """Say with the next question that a source, a reading, a bar or a stage is used no more.
+
+        Nothing is sent now: a generator may be finalized at any moment, also while this thread asks something.
+        """
+        self._left.append(number)
 
     def hand_over(self, model: "Model") -> str:
         """Save a model where the run finds it, and return its name."""
@@ -66,6 +77,7 @@ class RemoteSource(DataSource):
     def __init__(self, run: Run, facts: SourceFacts) -> None:
         self._run = run
         self._number = facts.number
+        weakref.finalize(self, run.leave, facts.number).atexit = False
         self.description = facts.description
         self.has_labels = facts.has_labels
 
@@ -84,7 +96,7 @@ class RemoteSource(DataSource):
             while (batch := unpack(self._run.ask("next_batch", number=number))) is not None:
                 yield batch
         finally:
-            self._run.ask("close", number=number)
+            self._run.leave(number)
 
     def select(self, indices: ArrayLike) -> DataSource:
         """Return the samples at `indices`."""
@@ -115,7 +127,7 @@ class RemoteProgress:
                 yield item
                 self._run.ask("advance", number=number)
         finally:
-            self._run.ask("close", number=number)
+            self._run.leave(number)
 
     @contextmanager
     def stage(self, description: str) -> Iterator[None]:
@@ -124,7 +136,7 @@ class RemoteProgress:
         try:
             yield
         finally:
-            self._run.ask("close", number=number)
+            self._run.leave(number)
 
 
 class RemoteTrial:

@@ -1,8 +1,9 @@
 """What the process of a step must know before it can begin, as a file that holds plain data."""
 
 import importlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +79,13 @@ class StepRequest:
 
     def write(self, folder: Path) -> None:
         """Write the request into `folder`."""
-        (folder / REQUEST_FILE).write_bytes(_REQUEST.dump_json(self))
+        # Python's own JSON keeps infinities and NaN apart, which an option may be.
+        (folder / REQUEST_FILE).write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "StepRequest":
         """Return the request in `folder`."""
-        return _REQUEST.validate_json((folder / REQUEST_FILE).read_bytes())
+        return _REQUEST.validate_python(json.loads((folder / REQUEST_FILE).read_text(encoding="utf-8")))
 
 
 _REQUEST = TypeAdapter(StepRequest)

@@ -1,5 +1,6 @@
 """The run's side of an isolated step: answers what its process asks for, which is data, progress and trials."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import count
@@ -13,6 +14,7 @@ from edgesmith.isolation.request import SourceFacts
 
 if TYPE_CHECKING:
     from edgesmith.host.context import Context
+    from edgesmith.isolation.watchdog import Watchdog
     from edgesmith.model import Model
     from edgesmith_calibration.sources import Batch, DataSource
 
@@ -31,6 +33,7 @@ class Services:
         self._context = context
         self._folder = folder
         self._numbers = count()
+        self._seconds_left: Callable[[], float] = lambda: math.inf
         self._sources: dict[int, DataSource] = {}
         self._readings: dict[int, Iterator[Batch]] = {}
         self._tracks: dict[int, Iterator[None]] = {}
@@ -45,7 +48,6 @@ class Services:
             "open_track": self._open_track,
             "advance": self._advance,
             "open_stage": self._open_stage,
-            "close": self._close,
             "lower": self._lower,
             "speedups": self._speedups,
         }
@@ -58,22 +60,23 @@ class Services:
         self._sources[number] = source
         return SourceFacts(number, source.description, source.has_labels)
 
-    def serve(self, channel: Channel, begin: Callable[[], None]) -> Mapping[str, Any] | None:
+    def serve(self, channel: Channel, watchdog: "Watchdog") -> Mapping[str, Any] | None:
         """Answer until the process says that it is done, and return what it says; None where it ends without that.
 
         Args:
             channel: The connection to the process.
-            begin: Called when Python and the toolchain are loaded there, and the step begins.
+            watchdog: Is told when Python and the toolchain are loaded there, and the step begins.
         """
+        self._seconds_left = watchdog.seconds_left
         try:
             while (message := channel.receive()) is not None:
                 call = message.content.get("call")
                 if call == "done":
                     return message.content
                 if call == "begin":
-                    begin()
+                    watchdog.begin()
                     continue
-                channel.send(self._answer(str(call), message.content.get("arguments", {})))
+                channel.send(self._answer(str(call), message.content))
         except OSError:
             # The process ended while it was answered; whoever waits for it knows how.
             return None
@@ -84,9 +87,11 @@ class Services:
         for number in (*self._tracks, *self._stages):
             self._close(number)
 
-    def _answer(self, call: str, arguments: Mapping[str, Any]) -> Message:
+    def _answer(self, call: str, content: Mapping[str, Any]) -> Message:
         try:
-            answer = self._answers[call](**arguments)
+            for number in content["left"]:
+                self._close(number)
+            answer = self._answers[call](**content["arguments"])
         except KeyboardInterrupt:
             raise
         except Exception as error:  # noqa: BLE001  raised again in the process, where the method would have met it
@@ -134,8 +139,9 @@ class Services:
         self._stages[number].__enter__()
         return {"number": number}
 
-    def _close(self, number: int) -> Answer:
-        """Forget a reading, a bar or a stage."""
+    def _close(self, number: int) -> None:
+        """Forget a source, a reading, a bar or a stage."""
+        self._sources.pop(number, None)
         self._readings.pop(number, None)
         track = self._tracks.pop(number, None)
         if track is not None:
@@ -143,7 +149,6 @@ class Services:
         stage = self._stages.pop(number, None)
         if stage is not None:
             stage.__exit__(None, None, None)
-        return {}
 
     def _lower(self, model: str) -> Answer:
         if self._context.trial is None:
@@ -155,8 +160,9 @@ class Services:
     def _speedups(self, models: list[str], baseline: str, max_seconds: float) -> Answer:
         if self._context.trial is None:
             return {}
+        within_limit = min(max_seconds, self._seconds_left())
         tried = [self._load(model) for model in models]
-        found = self._context.trial.speedups(tried, self._load(baseline), max_seconds=max_seconds)
+        found = self._context.trial.speedups(tried, self._load(baseline), max_seconds=within_limit)
         return {"speedups": [one.model_dump(mode="json") for one in found]}
 
     def _load(self, name: str) -> "Model":

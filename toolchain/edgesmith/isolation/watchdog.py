@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Self
 
@@ -25,10 +26,15 @@ class Watchdog:
     Args:
         process: Leader of a process group of its own.
         isolation: The limits.
+        hang_up: Called once the process is gone, since processes that it started may hold its end of the connection.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", isolation: Isolation) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", isolation: Isolation, hang_up: Callable[[], None] = lambda: None
+    ) -> None:
         self._process = process
+        self._hang_up = hang_up
+        self._family: set[psutil.Process] = set()
         self._seconds = isolation.time_limit_seconds
         self.memory_mib = isolation.memory_limit_mib or max(1, int(free_bytes() * _FREE_SHARE / _MIB))
         self.reason = ""
@@ -44,12 +50,16 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
-        _signal_group(self._process, signal.SIGKILL)
+        self._kill()
         self._process.wait()
 
     def begin(self) -> None:
         """Count the time from now: the step begins, and what came before was not its own."""
         self._start = time.monotonic()
+
+    def seconds_left(self) -> float:
+        """Return how long the step may still take."""
+        return max(0.0, self._start + self._seconds - time.monotonic())
 
     def await_end(self) -> None:
         """Give a process that no longer speaks a moment to end, so that it is known how it ended."""
@@ -59,12 +69,14 @@ class Watchdog:
             self.reason = self.reason or "closed its connection to the run"
 
     def _watch(self) -> None:
-        while not self._done.wait(_LOOK_SECONDS):
-            used_mib = _resident_bytes(self._process.pid) / _MIB
-            if time.monotonic() - self._start > self._seconds:
+        while not self._done.wait(_LOOK_SECONDS) and self._process.poll() is None:
+            self._family = _family_of(self._process.pid) or self._family
+            if self.seconds_left() == 0:
                 self._end(f"did not end within {self._seconds:g} s")
-            elif used_mib > self.memory_mib:
+            elif (used_mib := _used_bytes(self._family, self.memory_mib * _MIB) / _MIB) > self.memory_mib:
                 self._end(f"took {used_mib:.0f} MiB of memory, and may take {self.memory_mib}")
+        if not self._done.is_set():
+            self._hang_up()
 
     def _end(self, reason: str) -> None:
         self.reason = reason
@@ -72,8 +84,16 @@ class Watchdog:
         _signal_group(self._process, signal.SIGABRT)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE_SECONDS)
-        _signal_group(self._process, signal.SIGKILL)
+        self._kill()
+        self._hang_up()
         self._done.set()
+
+    def _kill(self) -> None:
+        """End the process, its group, and what left the group but not the family."""
+        _signal_group(self._process, signal.SIGKILL)
+        for member in self._family:
+            with suppress(psutil.Error):
+                member.kill()
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
@@ -81,15 +101,29 @@ def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) ->
         os.killpg(process.pid, number)
 
 
-def _resident_bytes(number: int) -> int:
-    """Return the resident memory of a process and of the processes that it started; 0 where it has ended."""
+def _family_of(number: int) -> set[psutil.Process]:
+    """Return a process and the processes that it started; nothing where it has ended."""
     try:
         process = psutil.Process(number)
-        family = [process, *process.children(recursive=True)]
+        return {process, *process.children(recursive=True)}
     except psutil.Error:
-        return 0
+        return set()
+
+
+def _used_bytes(family: Collection[psutil.Process], enough: int) -> int:
+    """Return the memory of all processes together. Above `enough`, what they share counts once, where that is known.
+
+    Finding out takes long for large processes. Resident memory is known at once and never less.
+    """
+    resident = _sum(family, lambda member: member.memory_info().rss)
+    if resident <= enough:
+        return resident
+    return _sum(family, lambda member: (found := member.memory_full_info(), getattr(found, "pss", found.rss))[1])
+
+
+def _sum(family: Collection[psutil.Process], bytes_of: Callable[[psutil.Process], int]) -> int:
     total = 0
     for member in family:
         with suppress(psutil.Error):
-            total += int(member.memory_info().rss)
+            total += int(bytes_of(member))
     return total
