@@ -4,11 +4,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import models
 from edgesmith.model import Model
+
+# How long an example takes is a matter of the machine. Where CI is set, hypothesis takes its own profile "ci", which
+# also draws the same examples each time.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+if settings.get_current_profile_name() == "default":
+    settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from edgesmith.host.hookspecs import hookimpl
-from edgesmith.host.records import Guarantee, Kind, MethodRecord, Order
+from edgesmith.host.records import Guarantee, Kind, MethodRecord, Needs, Order
 
 EDGESMITH_API = 1
 
@@ -19,6 +19,7 @@ METHODS = (
         kind=Kind.QUANTIZE,
         options="edgesmith_quantization.options.int8:QuantizeInt8Options",
         guarantee=Guarantee.LOSSY,
+        needs=Needs(data=True),
         order=_ORDER,
         tags=("int8", "q/dq"),
         source="Jacob et al. 2018, arXiv 1712.05877, sections 2 and 3",
@@ -43,6 +44,7 @@ METHODS = (
         kind=Kind.QUANTIZE,
         options="edgesmith_quantization.options.fp8:QuantizeFp8Options",
         guarantee=Guarantee.LOSSY,
+        needs=Needs(data=True),
         order=_ORDER,
         tags=("fp8", "q/dq"),
         source="Li et al. 2023, arXiv 2312.05725; Micikevicius et al. 2022, arXiv 2209.05433",
@@ -55,6 +57,7 @@ METHODS = (
         kind=Kind.QUANTIZE,
         options="edgesmith_quantization.options.auto:QuantizeAutoOptions",
         guarantee=Guarantee.LOSSY,
+        needs=Needs(data=True),
         order=_ORDER,
         tags=("mixed-precision", "q/dq"),
         # It searches within a time and selects by times, so another run may end elsewhere.

@@ -28,6 +28,12 @@ def test_every_method_has_options_with_defaults_and_help(record):
     assert all(field.description for field in options.model_fields.values())
 
 
+@pytest.mark.parametrize("record", REGISTRY.methods(), ids=lambda record: record.name)
+def test_what_a_record_says_it_needs_is_what_its_defaults_need(record):
+    by_default = getattr(REGISTRY.validate_options(record, {}), "needs", record.needs)
+    assert (record.needs.data, record.needs.labels) == (by_default.data, by_default.labels)
+
+
 @pytest.mark.parametrize("target", REGISTRY.targets(), ids=lambda record: record.name)
 def test_every_target_names_a_runner_that_is_there(target):
     assert REGISTRY.runner(target.runner)
