@@ -1,9 +1,11 @@
 """The method `recover`: repairs what lossy steps cost, by learning from the source model on unlabelled data."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from edgesmith.data import fixed_batch_size
 from edgesmith.errors import EdgesmithError, StepError
 from edgesmith.graph.structure import Structure, find_structure
 from edgesmith.host.context import Context, Notes
@@ -29,30 +31,44 @@ class Recover(Method[RecoverOptions]):
     def check(self, model: Model, context: Context[RecoverOptions]) -> Verdict:
         """Return whether there is something to learn from, and something to train."""
         try:
-            return _check(model, context)
+            found = _prepare(model, context, Notes())
+            if isinstance(found, Verdict):
+                return found
+            if context.options.how != "closed-form":
+                _require_torch_graphs(found.thawed.model, context.source)
         except EdgesmithError as error:
             return Verdict.refuse(f"{error.what}; {error.fix}")
+        return Verdict.ok()
 
     def apply(self, model: Model, context: Context[RecoverOptions]) -> Model:
         """Return the recovered model.
 
         Raises:
             DataError: The data does not fit the model.
+            RecipeError: The file with protected channels does not.
             StepError: There is nothing to learn from or to train, or the loss is not finite.
+            UnsupportedOperatorError: A graph cannot be trained.
         """
-        verdict = self.check(model, context)
-        if verdict.status != "ok":
+        found = _prepare(model, context, context.notes)
+        if isinstance(found, Verdict):
             raise StepError(
-                f"recover has nothing to do: {verdict.reason}",
+                f"recover has nothing to do: {found.reason}",
                 expected="a model that a lossy step changed, its source, and data",
-                why="the step would change nothing",
-                fix="remove the step, or put it behind a lossy one",
+                why="The step would change nothing.",
+                fix="Remove the step, or put it behind a lossy one.",
             )
-        thawed = _thawed(model.ir, context.options)
-        structure = find_structure(thawed.model)
-        weights = _weights(model.with_ir(thawed.model), structure, context.options, context.notes)
-        recovered = _way(context.options)(model.with_ir(thawed.model), structure, weights, context)
-        return model.with_ir(refreeze(model.ir, recovered, thawed))
+        student = model.with_ir(found.thawed.model)
+        recovered = _way(context.options)(student, found.structure, found.weights, context)
+        return model.with_ir(refreeze(model.ir, recovered, found.thawed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What is trained: the graph with its codes thawed, its structure, and the weights."""
+
+    thawed: Thawed
+    structure: Structure
+    weights: tuple[TrainedWeight, ...]
 
 
 _Way = Callable[[Model, Structure, tuple[TrainedWeight, ...], Context[RecoverOptions]], ir.Model]
@@ -77,33 +93,48 @@ def _thawed(model: ir.Model, options: RecoverOptions) -> Thawed:
     return thaw(model) if options.train_codes else Thawed(model, {}, {})
 
 
-def _check(model: Model, context: Context[RecoverOptions]) -> Verdict:
+def _prepare(model: Model, context: Context[RecoverOptions], notes: Notes) -> _Prepared | Verdict:
+    """Return what is trained, or why nothing is. Weights that stay are named in the notes."""
     options, source, data = context.options, context.source, context.calibration
-    problem = unmatched_names(model.graph, options) or _data_problem(context) or _source_problem(model, context)
+    problem = (
+        unmatched_names(model.graph, options)
+        or _data_problem(model, context)
+        or _source_problem(model, context)
+        or _device_problem(options)
+    )
     if problem:
         return Verdict.refuse(problem)
     labelled = options.how == "distill" and options.labels_weight > 0 and data is not None and data.has_labels
     if source is not None and not labelled and source.digest() == model.digest():
         return Verdict.skip("the model is the source of this run, so there is nothing to recover")
-    thawed = _thawed(model.ir, options).model
-    structure = find_structure(thawed)
-    weights = _weights(model.with_ir(thawed), structure, options, Notes())
+    thawed = _thawed(model.ir, options)
+    structure = find_structure(thawed.model)
+    weights = _weights(model.with_ir(thawed.model), structure, options, notes)
     if not weights:
         return Verdict.skip("no weight can be trained: all are codes, zero, protected or not selected")
-    problem = _form_problem(thawed.graph, structure, weights, context)
-    if problem:
-        return Verdict.refuse(problem)
-    if options.how != "closed-form":
-        import torch
+    problem = _form_problem(thawed.model.graph, structure, weights, context)
+    return Verdict.refuse(problem) if problem else _Prepared(thawed, structure, weights)
 
-        from edgesmith.execution.torch_graph import TorchGraph
 
-        if options.device == "cuda" and not torch.cuda.is_available():
-            return Verdict.refuse("torch finds no NVIDIA GPU here; set device to auto or cpu")
-        TorchGraph(thawed)
-        if source is not None:
-            TorchGraph(source.ir)
-    return Verdict.ok()
+def _require_torch_graphs(student: ir.Model, source: Model | None) -> None:
+    """Try whether torch can train the student and run the source.
+
+    Raises:
+        UnsupportedOperatorError: It cannot.
+    """
+    from edgesmith.execution.torch_graph import TorchGraph
+
+    TorchGraph(student)
+    if source is not None:
+        TorchGraph(source.ir)
+
+
+def _device_problem(options: RecoverOptions) -> str:
+    if options.how == "closed-form" or options.device != "cuda":
+        return ""
+    import torch
+
+    return "" if torch.cuda.is_available() else "torch finds no NVIDIA GPU here; set device to auto or cpu"
 
 
 def _form_problem(
@@ -120,10 +151,17 @@ def _form_problem(
     return "" if found_pairs else "no blocks answer blocks of the source; set how to distill"
 
 
-def _data_problem(context: Context[RecoverOptions]) -> str:
+def _data_problem(model: Model, context: Context[RecoverOptions]) -> str:
     options, data = context.options, context.calibration
     if data is None or len(data) < 2:
         return "it needs two or more calibration samples, to learn from and to decide by; pass them with --data"
+    fixed = fixed_batch_size(model) or 1
+    count = len(data) if options.samples is None else min(len(data), options.samples)
+    if count < 2 * fixed:
+        return (
+            f"the graph takes {fixed} samples at once, so it needs {2 * fixed} calibration samples, to learn from and "
+            f"to decide by, and gets {count}; pass more with --data, or raise `samples`"
+        )
     if options.how != "distill" and options.select != "all":
         return "data is selected for `how: distill` only; set select to all"
     return ""

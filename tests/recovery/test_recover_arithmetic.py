@@ -17,16 +17,22 @@ from edgesmith_recovery.arithmetic.schedule import rate_factor
 ADAPTERS = ("mask-lora", "scale-lora", "lora-prune", "lora")
 
 
+@pytest.mark.parametrize("rank", [1, 3, 4, 5, 10, 16, 100])
 @pytest.mark.parametrize("inputs_are_columns", [True, False])
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_an_adapter_starts_as_the_identity(adapter: str, inputs_are_columns: bool) -> None:
+def test_an_adapter_starts_as_the_identity(adapter: str, inputs_are_columns: bool, rank: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    left, right = start(adapter, 6, 10, 4, inputs_are_columns=inputs_are_columns, generator=generator)
+    left, right = start(adapter, 6, 10, rank, inputs_are_columns=inputs_are_columns, generator=generator)
     weight = torch.randn(6, 10)
     found = updated(adapter, weight, left, right, 2.0)
-    # Four times 1/2 times 1/2 is 1 exactly; the others add exact zeros.
+    # Powers of two add up to 1 exactly in any order; the others add exact zeros.
     assert torch.equal(found, weight)
-    assert (left.shape, right.shape) == ((6, 4), (4, 10))
+    assert (left.shape, right.shape) == ((6, rank), (rank, 10))
+    if adapter == "scale-lora":
+        # Near 1 / sqrt(rank) as in the paper, and equal to it for powers of four.
+        ratios = torch.cat([left.flatten(), right.flatten()]) * rank**0.5
+        assert ratios.min() >= 0.5 and ratios.max() <= 2
+        assert rank not in (1, 4, 16) or (ratios == 1).all()
     # A gradient must reach one of the factors, or nothing would ever be learned.
     left.requires_grad_(), right.requires_grad_()
     updated(adapter, weight, left, right, 2.0).square().sum().backward()
@@ -60,6 +66,18 @@ def test_divergence_takes_classes_that_are_masked_out() -> None:
     assert torch.isfinite(loss) and torch.isfinite(student.grad).all()
 
 
+def test_classes_that_both_mask_out_add_nothing() -> None:
+    teacher = torch.tensor([[0.5, -torch.inf, 1.0], [2.0, -torch.inf, -1.0]])
+    student = torch.tensor([[0.1, -torch.inf, 1.0], [0.0, -torch.inf, 3.0]], requires_grad=True)
+    loss = divergence(student, teacher, 2.0)
+    loss.backward()
+    expected = divergence(student[:, ::2].detach(), teacher[:, ::2], 2.0)
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-6)
+    assert torch.isfinite(student.grad).all() and not student.grad[:, 1].any() and student.grad[:, ::2].all()
+    # What is no number is not taken for a masked class.
+    assert torch.isnan(divergence(student.detach(), torch.full((2, 3), torch.nan), 2.0))
+
+
 def test_relative_error_counts_only_what_is_shown() -> None:
     teacher = torch.ones(2, 3, 4)
     student = teacher.clone()
@@ -75,6 +93,7 @@ def test_ignored_labels_do_not_count() -> None:
     kept = labels.flatten() != -100
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1)[kept], labels.flatten()[kept])
     assert float(label_error(logits, labels)) == pytest.approx(float(expected), rel=1e-6)
+    assert float(label_error(logits, torch.full((2, 3), -100))) == 0
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine", "none"])

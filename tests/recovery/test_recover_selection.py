@@ -12,6 +12,8 @@ from edgesmith.model import Model
 from edgesmith_recovery.arithmetic.paser import allot, choose_samples, jensen_shannon, k_means, spectral_embedding
 from edgesmith_recovery.recover import Recover
 from edgesmith_recovery.selection.choose import compared, select_samples
+from edgesmith_recovery.training import whole
+from edgesmith_recovery.training.data import SampleBatches
 
 HALF = 30
 
@@ -65,12 +67,27 @@ def test_most_of_the_budget_goes_to_the_skill_that_was_damaged(damaged_skill: in
     assert np.array_equal(chosen, again)
 
 
-def test_training_uses_only_what_was_chosen(tiny_bert: Model) -> None:
+def test_training_uses_only_what_was_chosen(monkeypatch: pytest.MonkeyPatch, tiny_bert: Model) -> None:
+    chosen, loaded = [], []
+    load = SampleBatches.load
+
+    def select(*arguments):
+        chosen.extend(select_samples(*arguments).tolist())
+        return np.array(chosen)
+
+    def watched(self, samples):
+        loaded.extend(samples.tolist())
+        return load(self, samples)
+
+    monkeypatch.setattr(whole, "select_samples", select)
+    monkeypatch.setattr(SampleBatches, "load", watched)
     damaged = with_weights(tiny_bert, lambda name, a: np.where(np.abs(a) < 0.02, 0, a) if a.ndim == 2 else None)
-    context = context_for(tiny_bert, tokens(tiny_bert, 24), select="paser", select_share=0.25, clusters=3, steps=3)
+    options = {"select": "paser", "select_share": 0.25, "clusters": 3, "batch_size": 2, "epochs": 2}
+    context = context_for(tiny_bert, tokens(tiny_bert, 24), **options)
     recover(damaged, context)
-    # A tenth of 24 is held out, and a quarter of the other 22 is chosen.
+    # A tenth of 24 is held out, and a quarter of the other 22 is chosen: three batches, which make an epoch.
     assert context.notes.remarks[0].startswith(f"Chose {round(22 / 4)} of 22 samples")
+    assert len(chosen) == 6 and sorted(loaded) == sorted(2 * chosen)
 
 
 def test_without_a_source_nothing_can_be_compared() -> None:
@@ -86,6 +103,14 @@ def test_clusters_are_found_whatever_the_scale() -> None:
         found = k_means(spectral_embedding(points * scale, 3), 3, seed=0)
         assert [len(set(found[start : start + 20])) for start in (0, 20, 40)] == [1, 1, 1]
         assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_clustering_does_not_edit_its_input(count: int) -> None:
+    points = np.random.default_rng(4).normal(0, 1, (12, 3))
+    before = points.copy()
+    k_means(points, count, seed=0)
+    assert np.array_equal(points, before)
 
 
 @pytest.mark.parametrize("features", [np.ones((6, 3)), np.zeros((1, 3)), np.eye(2)])

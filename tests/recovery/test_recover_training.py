@@ -22,6 +22,7 @@ from tests.recovery.recovery_models import (
     with_weights,
 )
 
+from edgesmith.errors import DataError, StepError
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.graph.structure import find_structure
@@ -35,6 +36,7 @@ from edgesmith_recovery.finding.weights import find_weights, trained_count
 from edgesmith_recovery.options.recover import RecoverOptions
 from edgesmith_recovery.recover import Recover
 from edgesmith_recovery.training.checkpoint import Checkpoint
+from edgesmith_recovery.training.data import split_samples
 from edgesmith_recovery.training.distillation import Distillation, make_goal
 from edgesmith_recovery.training.trainer import Regime, Trainer
 from edgesmith_recovery.training.weights import LowRank, TrainedWeights, write_weights
@@ -80,14 +82,17 @@ def test_zeros_are_the_same_zeros_afterwards(options: dict) -> None:
         assert np.array_equal(before == 0, after == 0) and not np.array_equal(before, after)
 
 
-def test_plain_lora_fills_zeros_only_where_it_is_allowed_to() -> None:
+def test_plain_lora_fills_zeros_but_no_protected_channels(tmp_path: Path) -> None:
     source = perceptron()
     damaged = sparse(source)
-    options = {**QUICK, "parameters": "low-rank", "adapter": "lora"}
-    filled = recover(damaged, context_for(source, samples(), keep_zeros=False, **options))
-    kept = recover(damaged, context_for(source, samples(), **options))
-    assert (array(filled, "w2") == 0).mean() < 0.01
-    assert np.array_equal(array(kept, "w2") == 0, array(damaged, "w2") == 0)
+    Protection(weights={"w2": {1: ProtectedAxis(length=24, kept=(3, 7))}}).save(tmp_path / "kept.json")
+    options = {**QUICK, "parameters": "low-rank", "adapter": "lora", "protect": tmp_path / "kept.json"}
+    result = recover(damaged, context_for(source, samples(), **options))
+    assert (np.delete(array(result, "w2"), (3, 7), axis=1) == 0).mean() < 0.01
+    assert array(result, "w2")[:, [3, 7]].tobytes() == array(damaged, "w2")[:, [3, 7]].tobytes()
+    # Only matrices have such an update.
+    assert RecoverOptions(adapter="lora").fills_zeros is False
+    assert RecoverOptions(adapter="lora", parameters="low-rank", how="closed-form").fills_zeros is False
 
 
 @pytest.mark.parametrize("options", KEEPING)
@@ -268,6 +273,13 @@ def test_the_input_is_not_edited_and_the_seed_decides_everything() -> None:
     assert weights_of(first) != weights_of(other)
 
 
+def test_a_loss_that_is_not_finite_is_refused_in_four_sentences() -> None:
+    source = with_weights(perceptron(), lambda name, a: np.full_like(a, 1e30) if name in ("w1", "w3") else None)
+    with pytest.raises(StepError, match="before any training") as caught:
+        recover(sparse(perceptron()), context_for(source, samples(16), steps=1))
+    assert all(part[0].isupper() and part.endswith(".") for part in (caught.value.why, caught.value.fix))
+
+
 def test_a_rate_that_ruins_everything_leaves_the_model_as_it_was() -> None:
     source = perceptron()
     damaged = sparse(source, 0.05)
@@ -299,6 +311,78 @@ def test_labels_alone_teach_where_there_is_no_source() -> None:
         return int((ReferenceSession(each.ir).run(fresh)["y"].argmax(1) == wanted).sum())
 
     assert hits(result) > hits(model) + 20
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.full(24, 4), "from 4 to 4 for the output 'y' of shape"),
+        (np.full(24, -1), "from -1 to -1"),
+        (np.zeros((24, 3), np.int64), r"labels of shape \[\d+, 3\]"),
+    ],
+)
+def test_labels_that_are_no_classes_of_the_output_are_refused(labels: np.ndarray, words: str) -> None:
+    source = perceptron()
+    with pytest.raises(DataError, match=words) as caught:
+        recover(sparse(source), context_for(source, samples(24), labels=labels, **QUICK))
+    assert "labels_weight" in caught.value.fix
+    without = context_for(source, samples(24), labels=labels, labels_weight=0.0, **QUICK)
+    recover(sparse(source), without)
+    assert "Trained" in without.notes.remarks[-1]
+
+
+def fixed_batch(model: Model, size: int) -> Model:
+    """Return a copy that takes so many samples at once."""
+    copy = model.clone()
+    copy.graph.inputs[0].shape = ir.Shape([size, 16])
+    return copy
+
+
+@pytest.mark.parametrize("how", ["distill", "closed-form"])
+@pytest.mark.parametrize(("count", "most"), [(2, None), (4, None), (7, None), (20, 7)])
+def test_a_graph_with_a_fixed_batch_needs_two_batches(how: str, count: int, most: int | None) -> None:
+    source = fixed_batch(perceptron(), 4)
+    context = context_for(source, samples(count), how=how, samples=most)
+    verdict = Recover().check(sparse(source), context)
+    assert verdict.status == "refuse" and "needs 8 calibration samples" in verdict.reason
+    with pytest.raises(StepError) as caught:
+        Recover().apply(sparse(source), context)
+    assert all(part[0].isupper() and part.endswith(".") for part in (caught.value.why, caught.value.fix))
+
+
+@pytest.mark.parametrize("how", ["distill", "closed-form"])
+@pytest.mark.parametrize("count", [8, 11])
+def test_two_batches_are_enough_and_what_fills_none_is_left_out(how: str, count: int) -> None:
+    source = fixed_batch(perceptron(), 4)
+    split = split_samples(count, 0.1, 4, seed=0)
+    assert (split.training.size, split.held_out.size) == (4, 4)
+    context = context_for(source, samples(count), how=how, steps=2)
+    assert "held-out" in (recover(sparse(source), context), context.notes.remarks[-1])[1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(count=st.integers(2, 700), batch=st.integers(1, 40), share=st.floats(0.01, 0.5), seed=st.integers(0, 9))
+def test_a_split_has_whole_batches_on_either_side(count: int, batch: int, share: float, seed: int) -> None:
+    count = max(count, 2 * batch)
+    split = split_samples(count, share, batch, seed)
+    for part in (split.training, split.held_out):
+        assert part.size >= batch and part.size % batch == 0 and (np.diff(part) > 0).all()
+    assert not set(split.training) & set(split.held_out) and count - split.training.size - split.held_out.size < batch
+
+
+def test_applying_builds_each_torch_graph_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    start = TorchGraph.__init__
+
+    def watched(self, *arguments, **options):
+        built.append(self)
+        start(self, *arguments, **options)
+
+    source = perceptron()
+    damaged, context = sparse(source), context_for(source, samples(16), steps=1)
+    monkeypatch.setattr(TorchGraph, "__init__", watched)
+    Recover().apply(damaged, context)
+    assert len(built) == 2
 
 
 def test_padded_positions_neither_count_nor_run(tiny_bert: Model) -> None:
@@ -420,6 +504,29 @@ def test_time_ends_a_training_and_the_rate_falls_to_its_end() -> None:
     # fifth of the time, the most that scores may take. So sixteen updates are left.
     assert advance.step == len(rates) == 16 and advance.seconds == 20
     assert rates[-1] < 0.1 * max(rates) and max(rates) > 0.8e-2
+
+
+def test_frozen_entries_do_not_count_in_the_length_of_a_gradient() -> None:
+    damaged = sparse(perceptron())
+    graph, weights = trained(damaged, RecoverOptions())
+    zeros = {name: torch.from_numpy(array(damaged, name) == 0) for name in ("w1", "w2", "w3")}
+
+    def objective(batch: torch.Tensor, *, deployed: bool = False) -> torch.Tensor:
+        answers = torch.func.functional_call(graph, weights.effective(deployed=deployed), ({"x": batch},))["y"]
+        # What pulls at zeros would take most of the gradient.
+        return answers.square().sum() + 1e6 * sum(weights.leaves[name][places].sum() for name, places in zeros.items())
+
+    trainer = Trainer(weights, objective, Numbers(), Regime(steps=1, seconds=None, learning_rate=1e-3, clip=0.5))
+    lengths = []
+
+    def measure(*_: object) -> None:
+        for name, leaf in weights.leaves.items():
+            lengths.append(leaf.grad[~zeros[name]].norm() if name in zeros else leaf.grad.norm())
+
+    trainer._optimizer.register_step_pre_hook(measure)
+    trainer.run(SilentProgress(), "")
+    # torch divides by the norm plus 1e-6.
+    assert len(lengths) == 6 and float(torch.stack(lengths).norm()) == pytest.approx(0.5, rel=1e-4)
 
 
 def test_the_result_is_never_worse_than_the_start_on_what_decides() -> None:

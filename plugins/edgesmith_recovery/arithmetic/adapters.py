@@ -15,12 +15,16 @@ def start(
 ) -> tuple[Tensor, Tensor]:
     """Return left and right factors that leave the weight as it is.
 
-    scale-lora starts with all entries 1 / sqrt(rank), so that their product is 1. The others start with normal numbers
-    of deviation 1 / rank on the side of the inputs (the paper's A) and zeros on the other (B).
+    scale-lora starts with all entries 1 / sqrt(rank), so that their product is 1. Where that root is no power of two,
+    entries are powers of two near it instead, since only their products add up to 1 exactly. The others start with
+    normal numbers of deviation 1 / rank on the side of the inputs (the paper's A) and zeros on the other (B).
     """
     if adapter == "scale-lora":
-        value = 1 / math.sqrt(rank)
-        return torch.full((rows, rank), value), torch.full((rank, columns), value)
+        root = 2.0 ** round(math.log2(rank) / 2)
+        whole = 2 ** math.ceil(math.log2(rank))
+        parts = torch.ones(rank)
+        parts[: whole - rank] = 2
+        return torch.full((rows, rank), 1 / root), (root / whole * parts)[:, None].repeat(1, columns)
     if inputs_are_columns:
         return torch.zeros(rows, rank), torch.randn(rank, columns, generator=generator) / rank
     return torch.randn(rows, rank, generator=generator) / rank, torch.zeros(rank, columns)

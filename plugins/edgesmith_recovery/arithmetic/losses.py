@@ -25,10 +25,12 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float, shown: Tens
     with torch.no_grad():
         log = F.log_softmax(targets / temperature, -1)
         probabilities = log.exp()
-        # A probability of 0 has a logarithm of -inf where a model masks classes, and adds nothing.
-        entropy = -torch.where(probabilities > 0, probabilities * log, 0).sum(-1).mean()
+        # A probability of 0 has a logarithm of -inf where a model masks classes, and adds nothing. The student masks
+        # the same classes, so the same holds of its logarithms.
+        entropy = -torch.where(probabilities == 0, 0, probabilities * log).sum(-1).mean()
         del log
-    return temperature**2 * (F.cross_entropy(rows / temperature, probabilities) - entropy)
+    cross = -torch.where(probabilities == 0, 0, probabilities * F.log_softmax(rows / temperature, -1)).sum(-1).mean()
+    return temperature**2 * (cross - entropy)
 
 
 def relative_error(student: Tensor, teacher: Tensor, shown: Tensor | None = None) -> Tensor:
@@ -46,5 +48,7 @@ def relative_error(student: Tensor, teacher: Tensor, shown: Tensor | None = None
 
 
 def label_error(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross entropy of logits [..., classes] with integer labels [...]."""
-    return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten().long(), ignore_index=IGNORED_LABEL)
+    """Return the mean cross entropy of logits [..., classes] with integer labels [...]; 0 where no label counts."""
+    rows, wanted = logits.flatten(0, -2).float(), labels.flatten().long()
+    total = F.cross_entropy(rows, wanted, ignore_index=IGNORED_LABEL, reduction="sum")
+    return total / (wanted != IGNORED_LABEL).sum().clamp_min(1)

@@ -42,7 +42,7 @@ def spectral_embedding(features: Float64, count: int) -> Float64:
 def k_means(points: Float64, count: int, seed: int, rounds: int = 50) -> Indices:
     """Return the cluster of each point. Centres start far apart (k-means++), at places that the seed decides."""
     generator = np.random.default_rng(seed)
-    centres = points[generator.integers(len(points))][None]
+    centres = points[[generator.integers(len(points))]]
     while len(centres) < min(count, len(points)):
         nearest = np.square(points[:, None] - centres[None]).sum(axis=2).min(axis=1)
         if nearest.sum() == 0:

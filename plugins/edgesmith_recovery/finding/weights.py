@@ -139,7 +139,7 @@ def _frozen(value: ir.Value, role: Role, options: RecoverOptions, protection: Pr
     array = value.const_value.numpy()
     frozen: Mask = np.zeros(array.shape, bool)
     # Biases start at zero in many networks; only where weights multiply is a zero somebody's decision.
-    if options.keep_zeros and role in ("matrix", "table"):
+    if not options.fills_zeros and role in ("matrix", "table"):
         frozen |= array == 0
     for axis, length in enumerate(array.shape) if protection is not None else ():
         places = sorted(protection.places(value.name or "", axis, length)) if protection is not None else []

@@ -33,7 +33,8 @@ class RecoverOptions(Selection):
     adapter: Adapter = Field(
         default="mask-lora",
         description="Form of low-rank updates. mask-lora and scale-lora keep zeros while training; lora-prune puts "
-        "them back at the end, so training sees another network; lora fills them, which makes a sparse weight dense.",
+        "them back at the end, so training sees another network; lora fills them, also where keep_zeros is "
+        "set, which makes a sparse weight dense.",
     )
     rank: int = Field(default=16, ge=1, le=4096, description="Rank of low-rank updates.")
     alpha: float = Field(default=32.0, gt=0, description="Low-rank updates count alpha / rank times.")
@@ -118,6 +119,12 @@ class RecoverOptions(Selection):
     def needs(self) -> Needs:
         """What these very options need: closed forms need no gradients."""
         return Needs(data=True) if self.how == "closed-form" else _TRAINING
+
+    @property
+    def fills_zeros(self) -> bool:
+        """Whether zeros of matrices may become other numbers: where they need not be kept, and with plain LoRA."""
+        plain = self.how != "closed-form" and self.parameters == "low-rank" and self.adapter == "lora"
+        return plain or not self.keep_zeros
 
     @property
     def highest_rate(self) -> float:

@@ -27,17 +27,17 @@ class Split:
 
 
 def split_samples(count: int, share: float, batch: int, seed: int) -> Split:
-    """Return a random split, at least one batch on either side.
+    """Return a random split into whole batches, at least one on either side.
 
     Args:
-        count: Number of samples.
+        count: Number of samples, those of two batches at least.
         share: Share that is held out.
         batch: Samples that a run needs at least: the graph's fixed batch size, or 1.
         seed: Decides which.
     """
     order = np.random.default_rng(seed).permutation(count)
     held = max(min(round(count * share), _MOST_HELD_OUT) // batch * batch, batch)
-    return Split(np.sort(order[held:]), np.sort(order[:held]))
+    return Split(np.sort(order[held : count // batch * batch]), np.sort(order[:held]))
 
 
 def training_samples(model: Model, context: Context[RecoverOptions]) -> tuple[DataSource, Split, int]:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
+from edgesmith.errors import DataError
 from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.execution.unpadded import Padding
 from edgesmith.graph.structure import Structure
 from edgesmith_calibration.sources import Batch
-from edgesmith_recovery.arithmetic.losses import divergence, label_error, relative_error
+from edgesmith_recovery.arithmetic.losses import IGNORED_LABEL, divergence, label_error, relative_error
 from edgesmith_recovery.finding.pairs import Pair
 from edgesmith_recovery.options.recover import RecoverOptions
 from edgesmith_recovery.training.weights import TrainedWeights
@@ -100,6 +101,9 @@ class Distillation:
         Args:
             batch: Inputs, and labels where they count.
             deployed: With the weights as they will be written, and without a gradient.
+
+        Raises:
+            DataError: The labels are not classes of the output that they belong to.
         """
         inputs = {name: self._tensor(array) for name, array in batch.inputs.items()}
         shown = None if self._padding is None else inputs[self._padding.mask] != 0
@@ -110,7 +114,7 @@ class Distillation:
             with torch.set_grad_enabled(not deployed):
                 found = functional_call(self._student, self._weights.effective(deployed=deployed), (inputs, taps))
         with torch.set_grad_enabled(not deployed):
-            return self._loss(found, taught, None if batch.labels is None else self._tensor(batch.labels), shown)
+            return self._loss(found, taught, batch.labels, shown)
 
     def _taught(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self._teacher is None:
@@ -120,7 +124,11 @@ class Distillation:
         return found
 
     def _loss(
-        self, found: Mapping[str, Tensor], taught: Mapping[str, Tensor], labels: Tensor | None, shown: Tensor | None
+        self,
+        found: Mapping[str, Tensor],
+        taught: Mapping[str, Tensor],
+        labels: NDArray[Any] | None,
+        shown: Tensor | None,
     ) -> Tensor:
         goal = self._goal
         loss = torch.zeros((), device=self._student.device)
@@ -135,7 +143,9 @@ class Distillation:
             part = relative_error(found[pair.student], taught[pair.teacher], _shown_for(found[pair.student], shown))
             loss = loss + goal.pairs_weight / len(goal.pairs) * part
         if goal.labelled is not None and labels is not None:
-            loss = loss + goal.labels_weight * label_error(found[goal.labelled], labels)
+            logits = found[goal.labelled]
+            _require_labels(labels, tuple(logits.shape), goal.labelled)
+            loss = loss + goal.labels_weight * label_error(logits, self._tensor(labels))
         return loss
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
@@ -146,3 +156,21 @@ def _shown_for(value: Tensor, shown: Tensor | None) -> Tensor | None:
     """Return the places that count of a value, or None where it has no positions."""
     fits = shown is not None and value.ndim > shown.ndim and value.shape[: shown.ndim] == shown.shape
     return shown if fits else None
+
+
+def _require_labels(labels: NDArray[Any], logits: tuple[int, ...], output: str) -> None:
+    """Refuse labels that are not one class for each row of logits [..., classes].
+
+    Raises:
+        DataError: They have another shape, or name classes that the output does not have.
+    """
+    counted = labels[labels != IGNORED_LABEL]
+    if labels.shape == logits[:-1] and (counted.size == 0 or (counted.min() >= 0 and counted.max() < logits[-1])):
+        return
+    values = f" from {counted.min()} to {counted.max()}" if counted.size else ""
+    raise DataError(
+        f"labels of shape {list(labels.shape)}{values} for the output {output!r} of shape {list(logits)}",
+        expected=f"integers of shape {list(logits[:-1])} from 0 to {logits[-1] - 1}; {IGNORED_LABEL} does not count",
+        why="A label is the position of its class among the logits.",
+        fix="Correct the labels, or set labels_weight to 0 to learn from the source alone.",
+    )

@@ -187,6 +187,7 @@ class Trainer(Generic[Key, Item]):
         for part in range(regime.accumulate):
             loss = self._objective(self._batch(self._advance.step * regime.accumulate + part))
             (loss / regime.accumulate).backward()  # type: ignore[no-untyped-call]
+        self._weights.clear_frozen_gradients()
         norm = torch.nn.utils.clip_grad_norm_(list(self._weights.leaves.values()), regime.clip)
         # An update with a NaN would spoil every weight for good; the next batch may be fine.
         if torch.isfinite(norm):
@@ -261,6 +262,6 @@ def _require_finite(loss: float) -> None:
         raise StepError(
             f"the loss on held-out data is {loss} before any training",
             expected="finite outputs of the model and of its source on the calibration data",
-            why="nothing can be learned from such a loss",
-            fix="check the data, and the steps before this one",
+            why="Nothing can be learned from such a loss.",
+            fix="Check the data, and the steps before this one.",
         )

@@ -92,8 +92,15 @@ class TrainedWeights:
             halves = {name: self.leaves[name].to(dtype) for name, dtype in self._halves.items()}
             return halves | {name: self._with_update(name, deployed) for name in self._factored}
 
+    def clear_frozen_gradients(self) -> None:
+        """Set the gradient of frozen entries to zero: it must not count where the length of the gradient does."""
+        for name, frozen in self._frozen.items():
+            gradient = self.leaves[name].grad if name in self.leaves else None
+            if gradient is not None:
+                gradient.masked_fill_(frozen.mask, 0.0)
+
     def keep_frozen(self) -> None:
-        """Put frozen entries back after an update, bit for bit: decay and momentum move them without a gradient."""
+        """Put frozen entries back after an update, bit for bit: decay moves them without a gradient."""
         with torch.no_grad():
             for name, frozen in self._frozen.items():
                 if name in self.leaves:
