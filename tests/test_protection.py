@@ -31,6 +31,7 @@ def test_places_of_another_length_are_refused():
 def test_places_move_up_where_others_go():
     moved = MADE.without({("up", 1): {1, 2, 6}, ("up", 0): {0}, ("down", 1): {0}})
     assert moved.weights == {"up": {1: ProtectedAxis(length=5, kept=(0, 1, 4))}}
+    assert moved.model == ""
     assert MADE.places("up", 1, 8) == {0, 3, 7}
 
 

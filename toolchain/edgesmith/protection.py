@@ -42,7 +42,10 @@ class Protection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["edgesmith-protection-1"] = "edgesmith-protection-1"
-    model: str = Field(default="", description="Digest of the model that it was made for (`Model.digest`).")
+    model: str = Field(
+        default="",
+        description="Digest of the model that it was made for (`Model.digest`); empty where a step cut that since.",
+    )
     data: str = Field(default="", description="What data it was made with, for people.")
     weights: Mapping[str, Mapping[int, ProtectedAxis]] = Field(
         default_factory=dict, description="Initializer name to axis to places."
@@ -72,7 +75,7 @@ class Protection(BaseModel):
         return frozenset(found.kept)
 
     def without(self, removed: Mapping[tuple[str, int], Collection[int]]) -> "Protection":
-        """Return the protection for a model that lost places which were not protected.
+        """Return the protection for a model that lost places which were not protected. It names no model any more.
 
         Args:
             removed: Weight and axis to the places that are gone.
@@ -84,7 +87,7 @@ class Protection(BaseModel):
                 left = [place for place in range(held.length) if place not in gone]
                 moved = tuple(index for index, place in enumerate(left) if place in set(held.kept))
                 weights[name][axis] = ProtectedAxis(length=len(left), kept=moved)
-        return self.model_copy(update={"weights": weights})
+        return self.model_copy(update={"model": "", "weights": weights})
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, as a whole or not at all.
