@@ -32,7 +32,9 @@ def install(tmp_path, monkeypatch) -> Install:
     """Return a function that installs a distribution with one plugin module for the time of a test."""
     modules: list[str] = []
 
-    def install(name: str, *, version="0.3", requires="edgesmith>=0.1,<9", method="halve", source=None) -> None:
+    def install(
+        name: str, *, version="0.3", requires="edgesmith>=0.1,<9", method="halve", source=None, editable=False
+    ) -> None:
         folder = tmp_path / name
         module = name.replace("-", "_")
         modules.append(module)
@@ -43,6 +45,8 @@ def install(tmp_path, monkeypatch) -> Install:
         (information / "METADATA").write_text("\n".join(lines) + "\n")
         (information / "entry_points.txt").write_text(f"[edgesmith]\nmain = {module}\n")
         (folder / f"{module}.py").write_text(RECORD.format(name=method) if source is None else source)
+        if editable:
+            (information / "direct_url.json").write_text('{"url": "file:///here", "dir_info": {"editable": true}}')
         monkeypatch.syspath_prepend(folder)
 
     yield install

@@ -189,6 +189,24 @@ def test_an_edited_plugin_file_is_another_version(plugin_file):
     assert len(set(versions)) == 2
 
 
+def test_an_edited_module_of_an_editable_install_is_another_version(install, tmp_path):
+    install("edge-draft", editable=True)
+    install("edge-fixed", method="quarter")
+
+    def versions() -> dict[str, str]:
+        plugins = load_registry().plugins
+        return {each.distribution: each.version for each in plugins if each.distribution.startswith("edge-")}
+
+    before = versions()
+    assert versions() == before
+    for name in ("edge_draft", "edge_fixed"):
+        with (tmp_path / name.replace("_", "-") / f"{name}.py").open("a") as file:
+            file.write("# edited\n")
+    after = versions()
+    assert before["edge-draft"].startswith("0.3+") and after["edge-draft"] != before["edge-draft"]
+    assert before["edge-fixed"] == after["edge-fixed"] == "0.3"
+
+
 def test_a_plugin_file_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(PluginError, match="is not a plugin file"):
         load_registry(files=[tmp_path / "absent.py"])

@@ -5,6 +5,7 @@ pluggy's own loader stops at the first broken import and does not name the distr
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -78,8 +79,32 @@ def _entry_point_candidate(
     entry: importlib.metadata.EntryPoint, distribution: importlib.metadata.Distribution
 ) -> Candidate:
     name = canonicalize_name(distribution.name)
-    requires = None if name == OWN_DISTRIBUTION else tuple(distribution.requires or ())
-    return Candidate(name, distribution.version, entry.name, entry.load, requires)
+    if name == OWN_DISTRIBUTION:
+        return Candidate(name, distribution.version, entry.name, entry.load, None)
+    version = distribution.version
+    if _is_editable(distribution):
+        version += _content(entry.module.partition(".")[0])
+    return Candidate(name, version, entry.name, entry.load, tuple(distribution.requires or ()))
+
+
+def _is_editable(distribution: importlib.metadata.Distribution) -> bool:
+    """Whether what is imported is the author's own folder, and so may change at any time (PEP 610)."""
+    try:
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        return bool(origin.get("dir_info", {}).get("editable"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _content(package: str) -> str:
+    """Return a version suffix that follows the Python files of a package: results are cached by the version."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return ""
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))] or [Path(spec.origin or "")]
+    hashes = [hash_file(file) for file in files if file.is_file()]
+    return f"+{sha256(' '.join(hashes).encode()).hexdigest()[:12]}"
 
 
 def file_candidate(path: Path) -> Candidate:
