@@ -40,6 +40,11 @@ BROKEN_IN_APPLY = {
     "nan_output": ("output 'y' is NaN", "first at node 'up_projection' (Gemm)"),
     "breaks_guarantee": ("promised outputs within 0.0001", "output 'y' is off by"),
     "invalid_graph": ("not valid ONNX", "axis"),
+    "removes_used_node": ("node 'activation' reads 'up_projection_output', which no node or input produces",),
+    "raising_tensor": ("returned a Model that cannot be read: OSError: the weights are gone",),
+    "no_graph": ("returned a Model whose ir is of type NoneType",),
+    "no_task": ("returned a Model whose task is of type NoneType",),
+    "remarks_bytes": ("noted a remark of type bytes",),
     "unknown_operator": ("ONNX Runtime does not run", "Mystery"),
 }
 

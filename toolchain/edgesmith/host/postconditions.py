@@ -1,7 +1,8 @@
 """What every rewritten graph must fulfil. The host checks it, so that no method has to, and none can forget.
 
-Checked in this order, cheapest first: a new Model; the same inputs and outputs by name, dtype and rank; a valid ONNX
-graph; it loads in ONNX Runtime; its outputs on sample data are finite where those before were; the guarantee holds.
+Checked in this order, cheapest first: a new Model; the same inputs and outputs by name, dtype and rank; values that are
+there when they are read; a valid ONNX graph; it loads in ONNX Runtime; its outputs on sample data are finite where
+those before were; the guarantee holds.
 A graph that is too large to be run beside what else is in memory is loaded and not run, and the report says so.
 """
 
@@ -12,7 +13,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from edgesmith.errors import Condition, DataError, ModelError, StepError
+from edgesmith.host.brief import brief
 from edgesmith.host.records import Guarantee
+from edgesmith.host.wiring import find_loose_end
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,6 +101,7 @@ def check_result(
 
     rewritten = _require_new_model(before, after, promise)
     _require_same_interface(before.ir, rewritten.ir, promise)
+    _require_wired(rewritten.ir, promise)
     _require_valid(before.ir, rewritten.ir, promise)
     obstacle = obstacle_to_running(before.ir) or obstacle_to_running(rewritten.ir)
     if obstacle:
@@ -141,13 +145,14 @@ def _batch_size(model: "ir.Model") -> int:
 def _require_new_model(before: "Model", after: object, promise: Promise) -> "Model":
     from edgesmith.model import Model
 
-    if not isinstance(after, Model):
+    problem = _misfit(after) if isinstance(after, Model) else f"an object of type {type(after).__name__}"
+    if problem is not None or not isinstance(after, Model):
         raise fail(
             promise,
             Condition.NEW_MODEL,
-            f"returned an object of type {type(after).__name__}",
-            expected="a Model",
-            why="The next step and the target need a graph.",
+            f"returned {problem}",
+            expected="a Model, made with model.clone() or model.with_ir(graph)",
+            why="The next step and the target need a graph, and know by the task what it is for.",
         )
     if after is before or after.ir is before.ir:
         raise fail(
@@ -158,6 +163,23 @@ def _require_new_model(before: "Model", after: object, promise: Promise) -> "Mod
             why="A step that edits its input cannot be undone or resumed.",
         )
     return after
+
+
+def _misfit(model: "Model") -> str | None:
+    """Return "a Model whose ..." for a part that is missing or of another type. Python checks neither."""
+    import onnx_ir as ir
+
+    from edgesmith.model import Provenance
+    from edgesmith.task import Task
+
+    for part, kind in (("ir", ir.Model), ("task", Task), ("provenance", Provenance), ("assets", Mapping)):
+        held = getattr(model, part, None)
+        if not isinstance(held, kind):
+            return f"a Model whose {part} is of type {type(held).__name__}, not {kind.__name__}"
+    for name, content in model.assets.items():
+        if not isinstance(name, str) or not isinstance(content, bytes):
+            return f"a Model whose asset {brief(name)} is of type {type(content).__name__}, not bytes under a name"
+    return None
 
 
 def _require_same_interface(before: "ir.Model", after: "ir.Model", promise: Promise) -> None:
@@ -187,6 +209,20 @@ def _changed(promise: Promise, what: str) -> StepError:
         expected="the same dtype and number of dimensions",
         why="Whoever runs the model feeds and reads arrays of that form.",
     )
+
+
+def _require_wired(after: "ir.Model", promise: Promise) -> None:
+    problem = find_loose_end(after.graph)
+    for function in after.functions.values():
+        problem = problem or find_loose_end(function)
+    if problem is not None:
+        raise fail(
+            promise,
+            Condition.VALID,
+            f"made a graph in which {problem}",
+            expected="nodes that read inputs and initializers of their own graph, and outputs of nodes before them",
+            why="No runtime can run it, and the host cannot even copy it.",
+        )
 
 
 def _require_valid(before: "ir.Model", after: "ir.Model", promise: Promise) -> None:

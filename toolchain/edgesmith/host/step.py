@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgesmith.errors import Condition, EdgesmithError, StepError
 from edgesmith.host.context import Context, Notes
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from edgesmith.model import Model
 
 __all__ = ["StepResult", "author_of", "check_method", "perform", "run_lowering", "run_step"]
+
+FoundT = TypeVar("FoundT")
 
 CHECK_CRASHED = "check crashed: "
 """How the reason of a refusal begins that stands for a crash in `check`."""
@@ -145,9 +147,10 @@ def perform(registry: "Registry", record: MethodRecord, model: "Model", context:
     verdict = _check(kind, given, context, author)
     if verdict.status != "ok":
         _require_untouched(given, digest, promise)
+        _require_texts(context.notes, promise)
         return StepResult(model, verdict, 0.0, context.notes)
     rewrite = _rewrite(lambda: kind().apply(given, context), given, digest, promise, context)
-    if rewrite.model.digest() == digest:
+    if _proven(rewrite.model.digest, promise) == digest:
         context.notes.remark(f"{record.name} said that it applies and changed nothing.")
     steps = (*model.provenance.steps, f"{record.name} {record.version}")
     finished = replace(rewrite.model, provenance=replace(model.provenance, steps=steps))
@@ -168,9 +171,12 @@ def _rewrite(
         raise _crash(promise.author, error) from error
     seconds = time.perf_counter() - start
     _require_untouched(given, digest, promise)
+    _require_texts(context.notes, promise)
     samples = sample_batch(given, context.calibration, seed=context.seed)
     made_up = context.calibration is None
-    proof = check_result(given, rewritten, promise, samples, threads=context.threads, random=made_up)
+    proof = _proven(
+        lambda: check_result(given, rewritten, promise, samples, threads=context.threads, random=made_up), promise
+    )
     for remark in proof.remarks:
         context.notes.remark(remark)
     return StepResult(rewritten, Verdict.ok(), seconds, context.notes, proof.relative_error)
@@ -185,13 +191,54 @@ def _check(kind: "type[Method[Any]]", model: "Model", context: Context[Any], aut
         return Verdict.refuse(f"{CHECK_CRASHED}{author}: {_line(error)}{_place(error)}{_at_node(error)}")
     if not isinstance(verdict, Verdict) or verdict.status not in ("ok", "skip", "refuse"):
         return Verdict.refuse(f"{CHECK_CRASHED}{author}: returned {type(verdict).__name__}, not a Verdict")
+    nodes = verdict.nodes if isinstance(verdict.nodes, tuple) else (verdict.nodes,)
+    if not all(isinstance(text, str) for text in (verdict.reason, *nodes)):
+        return Verdict.refuse(f"{CHECK_CRASHED}{author}: returned a Verdict whose reason or nodes are not text")
     if verdict.status != "ok" and not verdict.reason:
         return replace(verdict, reason=f"{author} gave no reason")
     return verdict
 
 
+def _proven(look: Callable[[], FoundT], promise: Promise) -> FoundT:
+    """Return what looking at a result finds. What a plugin returned may run its code, as tensors made on demand do."""
+    try:
+        return look()
+    except (KeyboardInterrupt, EdgesmithError):
+        raise
+    except BaseException as error:
+        raise fail(
+            promise,
+            Condition.RUNS,
+            f"returned a Model that cannot be read: {_line(_root(error))}",
+            expected="weights, names and attributes that can be read, hashed and saved",
+            why="The host proves every result by running it.",
+            cause=error,
+        ) from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return the first of a chain of exceptions: libraries wrap what a tensor raised."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
+
+
+def _require_texts(notes: Notes, promise: Promise) -> None:
+    texts = [("remark", text) for text in notes.remarks]
+    texts += [("skipped node or its reason", text) for pair in notes.skipped.items() for text in pair]
+    for role, text in texts:
+        if not isinstance(text, str):
+            raise fail(
+                promise,
+                Condition.NO_CRASH,
+                f"noted a {role} of type {type(text).__name__}",
+                expected="text (str), as context.notes.remark and context.notes.skip take it",
+                why="Remarks are kept with the result and printed in the report.",
+            )
+
+
 def _require_untouched(given: "Model", digest: str, promise: Promise) -> None:
-    if given.digest() != digest:
+    if not _has_digest(given, digest):
         raise fail(
             promise,
             Condition.INPUT_UNTOUCHED,
@@ -199,6 +246,15 @@ def _require_untouched(given: "Model", digest: str, promise: Promise) -> None:
             expected="a rewrite of model.clone(), with new arrays for changed weights",
             why="The model before the step must stay what it was: the ledger compares with it, and undo returns to it.",
         )
+
+
+def _has_digest(model: "Model", digest: str) -> bool:
+    try:
+        return model.digest() == digest
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001  the graph could be hashed before the plugin had it, so it was changed
+        return False
 
 
 def _refusal(author: str, verdict: Verdict) -> StepError:
