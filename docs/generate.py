@@ -35,9 +35,15 @@ def page_of(record: MethodRecord) -> Path:
 
 
 def with_options(page: str, registry: Registry, record: MethodRecord) -> str:
-    """Return a page with the table of the method's options, at its end where it had none."""
+    """Return a page with the table of the method's options, at its end where it had none.
+
+    Raises:
+        ValueError: The end of the table is not marked, so that what follows it could not be kept.
+    """
     before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    _, marked, after = rest.partition(END)
+    if rest and not marked:
+        raise ValueError(f"the page of {record.name} has {BEGIN!r} without {END!r}")
     if not rest:
         before, after = f"{page.rstrip()}\n\n## Options\n\n", "\n"
     return f"{before}{BEGIN}\n{option_table(registry, record)}\n{END}{after}"

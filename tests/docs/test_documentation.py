@@ -70,6 +70,14 @@ def test_each_option_says_what_it_sets(record):
         assert schema.get("description", "").strip(), f"option {name} of {record.name} has no description"
 
 
+def test_what_follows_a_table_is_never_lost():
+    record = REGISTRY.method("quantize-int8")
+    page = GENERATOR.with_options("# quantize-int8\n", REGISTRY, record) + "What follows.\n"
+    assert GENERATOR.with_options(page, REGISTRY, record) == page
+    with pytest.raises(ValueError, match="without"):
+        GENERATOR.with_options(page.replace(GENERATOR.END, ""), REGISTRY, record)
+
+
 def test_generated_text_is_current():
     stale = [path.relative_to(ROOT) for path, text in GENERATOR.pages().items() if path.read_text() != text]
     assert stale == [], "run `make docs`, or: python docs/generate.py"

@@ -104,6 +104,8 @@ def test_strangers_are_held_against_each_other_by_kind_and_tag():
     with pytest.raises(RecipeError) as caught:
         check_order((encode, SPARSIFY), registry)
     for part in (
+        # Seen from either side, the numbers stand in the order of the names.
+        "sparsify after encode (step 2 and step 1): `encode` declares after=sparse",
         "sparsify after encode (step 2 and step 1): `sparsify` declares before=quantize, from sparse-lab 2.1 "
         "(quantize is the kind of `encode`, from tiny-codes 0.7)",
         "`encode` declares after=sparse, from tiny-codes 0.7 (sparse is the tag of `sparsify`, from sparse-lab 2.1)",

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from edgesmith.testing import conformance, isolated_registry
+from edgesmith.errors import ModelError, PluginError
+from edgesmith.host.loader import load_registry
+from edgesmith.testing import conformance, isolated_registry, tiny_mlp
+from edgesmith.testing.conformance.runners import RunnerBench, a_file_that_cannot_run_is_refused
+from edgesmith.testing.subject import find_subject
 
 BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
 
@@ -130,6 +134,55 @@ def test_a_fault_fails_the_check_that_is_about_it(fault, tmp_path):
     registry = isolated_registry(write(tmp_path, "faulty", changes))
     checks = {check.name: check for check in conformance(registry)}
     assert checks[wanted]().status == "failed"
+
+
+def test_what_runs_in_this_process_only_is_not_called_repeatable(tmp_path):
+    """The other process makes the tiny models itself and has no other: it compared nothing."""
+    changes = {
+        "check": "if model.graph.name != 'mine':\n            return Verdict.skip('it is not mine')",
+        "factor": "(hash('a') & 0xFFFFFF) / 2**24",
+    }
+    mine = tiny_mlp()
+    mine.graph.name = "mine"
+    checks = conformance(isolated_registry(write(tmp_path, "choosy", changes)), models={"mine": mine})
+    results = {check.name: check() for check in checks}
+    assert results["it applies or says why"].what.startswith("applied to 1 of")
+    assert results["another process gives the same bytes"].status == "not-applicable"
+
+
+@pytest.mark.parametrize("name", ["wrong_api", "bad_record", "misspelt_hook", "import_error"])
+def test_a_plugin_that_does_not_load_has_no_empty_suite(name):
+    with pytest.raises(PluginError, match="does not load"):
+        conformance(isolated_registry(BAD_PLUGINS / f"{name}.py"))
+
+
+def test_a_suite_is_never_empty(tmp_path):
+    registry = isolated_registry(write(tmp_path, "sound", {}))
+    with pytest.raises(PluginError, match="nothing named 'scal' to check") as caught:
+        conformance(registry, "scal")
+    assert "`scale`" in caught.value.fix
+    path = tmp_path / "watcher.py"
+    path.write_text("from edgesmith import hookimpl\n\n@hookimpl\ndef before_step(event):\n    pass\n")
+    with pytest.raises(PluginError, match="there is nothing to check"):
+        conformance(isolated_registry(path))
+
+
+def test_a_quick_look_at_a_target_takes_the_models_of_the_user():
+    subject, name = find_subject("onnx-cpu", load_registry(plugins=False))
+    check, *_ = conformance(subject, name, models={"mine": tiny_mlp()}, thorough=False)
+    assert check.bench.verdicts["mine"].status == "ok"
+
+
+def test_a_runner_refuses_with_an_error_of_measurements():
+    class Careless:
+        def outputs(self, entry, batches):
+            raise ModelError("what", expected="expected", why="why", fix="fix")
+
+    registry = load_registry(plugins=False)
+    bench = RunnerBench(registry, registry.runners()[0])
+    bench.runner = Careless()
+    result = a_file_that_cannot_run_is_refused(bench)
+    assert (result.status, result.what) == ("failed", "a missing file gives ModelError")
 
 
 def test_heavy_imports_are_named(tmp_path):

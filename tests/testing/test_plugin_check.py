@@ -59,13 +59,39 @@ def test_a_fault_is_shown_with_what_was_asked_and_what_to_do_and_exit_code_2(cap
     assert "do  Start with model.clone()" in shown
 
 
+CHOOSY = """
+from edgesmith import Guarantee, Kind, Method, MethodRecord, Verdict, hookimpl
+
+@hookimpl
+def register_methods():
+    return [MethodRecord(name="choosy", version="1.0", summary="Renames one graph.", entry="{stem}:Choosy",
+        kind=Kind.GRAPH, options="edgesmith.host.options:NoOptions", guarantee=Guarantee.EXACT)]
+
+class Choosy(Method):
+    def check(self, model, context):
+        return Verdict.ok() if model.graph.name == "mine" else Verdict.skip("it is not mine")
+
+    def apply(self, model, context):
+        result = model.clone()
+        result.graph.doc_string = "chosen"
+        return result
+"""
+
+
 def test_a_model_of_the_user_is_tried_besides(tmp_path, capsys):
-    write_onnx(tiny_mlp().ir, tmp_path / "mine.onnx")
-    path = str(BAD_PLUGINS / "edits_input.py")
-    assert main(["plugin", "check", path, "--quick", "--json", "--model", str(tmp_path / "mine.onnx")]) == 2
-    report = json.loads(capsys.readouterr().out)
-    assert report["ok"] is False
-    assert any(check["status"] == "failed" for check in report["checks"])
+    """The method applies to no other, so that the check of that fails without the option."""
+    mine = tiny_mlp()
+    mine.graph.name = "mine"
+    write_onnx(mine.ir, tmp_path / "mine.onnx")
+    path = tmp_path / "choosy.py"
+    path.write_text(CHOOSY.format(stem=path.stem))
+    said = []
+    for words in ((), ("--model", str(tmp_path / "mine.onnx"))):
+        main(["plugin", "check", str(path), "--quick", "--json", *words])
+        checks = {check["check"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+        said.append((checks["it applies or says why"]["status"], checks["it applies or says why"]["what"]))
+    assert said[0][0] == "failed"
+    assert said[1][0] == "ok" and said[1][1].startswith("applied to 1 of")
 
 
 @pytest.mark.parametrize(

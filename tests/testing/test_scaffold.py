@@ -4,6 +4,7 @@ By default four kinds pass their own tests in this environment; the method is bu
 Edgesmith into a fresh environment, tested and used there. The slow run does that for every kind, and type-checks all.
 """
 
+import ast
 import importlib.util
 import json
 import os
@@ -17,11 +18,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from edgesmith import __version__
 from edgesmith.cli import main
 from edgesmith.errors import OutputError, PluginError
-from edgesmith.scaffold import KINDS, LONGEST_NAME, create_plugin
+from edgesmith.scaffold import KINDS, LONGEST_NAME, _core_range, create_plugin
 from edgesmith.serialization import write_onnx
 from edgesmith.testing import tiny_bert
 
@@ -74,6 +76,30 @@ def test_a_project_is_complete(create, kind):
         assert (folder / file).is_file(), file
     text = "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
     assert "{{ name" not in text and "{%" not in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_project_declares_what_it_imports(create, kind):
+    folder = create(kind)
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    requirements = (*project["dependencies"], *project["optional-dependencies"]["test"])
+    declared = {re.split("[<>=]", one)[0] for one in requirements}
+    imported = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            imported |= {name.partition(".")[0] for name in names}
+    assert imported - sys.stdlib_module_names - {name_of(kind).replace("-", "_")} <= declared
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("0.6.2", ">=0.6,<0.7"), ("1.4.0", ">=1.4,<2"), ("1.0rc1", ">=1.0rc1,<2"), ("0.7.dev3", ">=0.7.dev3,<0.8")],
+)
+def test_a_project_takes_the_version_that_wrote_it(version, expected):
+    assert _core_range(version) == expected
+    assert SpecifierSet(expected).contains(version, prereleases=True)
 
 
 @pytest.mark.parametrize("name", ["a", "x" * LONGEST_NAME, "my-quite-long-name-of-a-new-kind"])

@@ -122,10 +122,11 @@ def _declaration(record: MethodRecord, constraint: str, word: str) -> str:
 def _explain(violation: Violation, records: Sequence[MethodRecord], registry: "Registry") -> str:
     declaring, other = records[violation.declaring], records[violation.other]
     relation = "together with" if violation.constraint == "excludes" else "after"
-    first, second = (declaring, other) if violation.constraint != "after" else (other, declaring)
+    pair = (violation.declaring, violation.other)
+    one, two = pair if violation.constraint != "after" else reversed(pair)
     role = _role(other, violation.word)
     return (
-        f"{first.name} {relation} {second.name} (step {violation.declaring + 1} and step {violation.other + 1}): "
+        f"{records[one].name} {relation} {records[two].name} (step {one + 1} and step {two + 1}): "
         f"{_declaration(declaring, violation.constraint, violation.word)}, "
         f"from {registry.distribution_of(declaring)} ({violation.word} is the {role} of `{other.name}`, from "
         f"{registry.distribution_of(other)})"

@@ -7,7 +7,7 @@ workflow that runs them. Its author starts from something that runs and replaces
 import importlib.util
 import keyword
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from edgesmith import __version__
@@ -30,6 +30,15 @@ _COMMON = {
     "test_conformance.py": "tests/test_conformance.py",
 }
 """Template to file, for every kind."""
+
+_IMPORTED: Mapping[str, tuple[str, ...]] = {
+    "method": ("numpy>=1.26", "onnx_ir>=0.1.14", "pydantic>=2.7"),
+    "target": ("onnx_ir>=0.1.14",),
+    "metric": ("numpy>=1.26",),
+    "runner": ("numpy>=1.26",),
+    "lint": ("onnx_ir>=0.1.14",),
+}
+"""What the code of each kind imports besides Edgesmith."""
 
 
 def create_plugin(name: str, kind: str, out: Path, *, taken: Collection[str] = ()) -> tuple[Path, ...]:
@@ -105,18 +114,19 @@ def _render(name: str, kind: str) -> dict[Path, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    module = name.replace("-", "_")
     words = {
         "name": name,
         "kind": kind,
-        "module": name.replace("-", "_"),
+        "module": module,
         "cls": "".join(word.capitalize() for word in name.split("-")),
-        "core_range": _core_range(__version__),
+        "requirements": [f"edgesmith{_core_range(__version__)}", *_IMPORTED[kind]],
     }
-    package = Path("src") / words["module"]
+    package = Path("src") / module
     files = {template: Path(path) for template, path in _COMMON.items()}
     for template in environment.list_templates(filter_func=lambda each: each.startswith(f"{kind}/")):
         file = template.removeprefix(f"{kind}/").removesuffix(".jinja")
-        place = Path("tests") / f"test_{words['module']}.py" if file == "test.py" else package / file
+        place = Path("tests") / f"test_{module}.py" if file == "test.py" else package / file
         files[template.removesuffix(".jinja")] = place
     found = {path: environment.get_template(f"{name}.jinja").render(words) for name, path in files.items()}
     return {**found, package / "py.typed": ""}
@@ -127,5 +137,9 @@ def _core_range(version: str) -> str:
 
     Before 1.0 a minor version may break.
     """
-    major, minor = (int(part) for part in version.split(".")[:2])
-    return f">={major}.{minor},<{major + 1}" if major else f">=0.{minor},<0.{minor + 1}"
+    from packaging.version import Version
+
+    this = Version(version)
+    # A range takes a pre-release only if it names one.
+    lowest = this if this.is_prerelease else f"{this.major}.{this.minor}"
+    return f">={lowest},<{this.major + 1}" if this.major else f">={lowest},<0.{this.minor + 1}"

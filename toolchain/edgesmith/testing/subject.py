@@ -22,7 +22,7 @@ def find_subject(word: str, registry: Registry) -> tuple[Registry, str | None]:
         PluginError: There is no such plugin, or it does not load.
     """
     if word.endswith(".py") or Path(word).is_file():
-        return Registry([_loaded(file_candidate(Path(word)).load())]), None
+        return Registry([loaded(file_candidate(Path(word)).load())]), None
     name = canonicalize_name(word)
     everything: list[Plugin | Tombstone] = [*registry.plugins, *registry.tombstones]
     named = [
@@ -39,7 +39,7 @@ def find_subject(word: str, registry: Registry) -> tuple[Registry, str | None]:
             fix=f"{suggest(word, known)} `edgesmith plugins` lists what is installed; a project is installed with "
             "`python -m pip install --editable .` in its folder.",
         )
-    found = [_loaded(plugin) for plugin in named]
+    found = [loaded(plugin) for plugin in named]
     whole = any(name in (plugin.distribution, canonicalize_name(plugin.entry_point)) for plugin in found)
     return Registry(found), None if whole else word
 
@@ -48,7 +48,12 @@ def _names(plugin: Plugin | Tombstone) -> tuple[str, ...]:
     return plugin.names if isinstance(plugin, Tombstone) else tuple(record.name for record in plugin.records)
 
 
-def _loaded(plugin: Plugin | Tombstone) -> Plugin:
+def loaded(plugin: Plugin | Tombstone) -> Plugin:
+    """Return a plugin that is whole.
+
+    Raises:
+        PluginError: It does not load.
+    """
     if isinstance(plugin, Plugin):
         return plugin
     raise PluginError(

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from edgesmith.errors import PluginError
+from edgesmith.host.names import suggest
 from edgesmith.host.records import LintRecord, MethodRecord, MetricRecord, Record, RunnerRecord, TargetRecord
 from edgesmith.host.registry import WORDS, Registry
 from edgesmith.model import Model
@@ -25,6 +27,7 @@ from edgesmith.testing.conformance.records import record_is_complete, registerin
 from edgesmith.testing.conformance.result import CheckResult, failed, not_applicable
 from edgesmith.testing.conformance.runners import RUNNER_CHECKS, RunnerBench
 from edgesmith.testing.conformance.targets import TARGET_CHECKS, TargetBench
+from edgesmith.testing.subject import loaded
 
 __all__ = ["Check", "CheckResult", "conformance"]
 
@@ -96,7 +99,12 @@ def conformance(
         models: Further models by name to try a method or target on, besides the tiny ones of every family.
         options: Options for every run of a method: those without a default, and those that make it quick.
         thorough: Repeat runs of a method on every graph it applies to, and not on the smallest and largest only.
+
+    Raises:
+        PluginError: A plugin does not load, or there is nothing to check: no test must pass for want of a case.
     """
+    for broken in registry.tombstones:
+        loaded(broken)
     checks = []
     for plugin in registry.plugins:
         for record in plugin.records:
@@ -104,6 +112,14 @@ def conformance(
                 kind, own = _SUITES.get(type(record), (Bench, ()))
                 bench: Bench[Any] = kind(registry, record, models, options, thorough=thorough)
                 checks += [_check(record, bench, function) for function in (*_FOR_ALL, *own)]
+    if not checks:
+        known = [record.name for plugin in registry.plugins for record in plugin.records]
+        raise PluginError(
+            "there is nothing to check" if name is None else f"there is nothing named {name!r} to check",
+            expected=f"the name of a record of the plugin: {', '.join(known) or 'it has none'}",
+            why="A suite without checks passes whatever the plugin does.",
+            fix=suggest(name, known) if name else "Register a method, target, metric, runner or lint.",
+        )
     return tuple(checks)
 
 

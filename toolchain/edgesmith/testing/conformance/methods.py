@@ -115,13 +115,15 @@ def another_process_gives_the_same_bytes(bench: MethodBench) -> CheckResult:
             "Let the method depend on nothing but its context.",
         )
     theirs = json.loads(done.stdout.splitlines()[-1])
+    if not theirs:
+        return not_applicable("The method applied to none of the tiny models, and the process makes no others.")
     for attempt in bench.representatives:
         if attempt.model in theirs and theirs[attempt.model] != _digest(attempt):
             return failed(
                 f"{attempt.where}: another graph in another process",
                 "Do not iterate over sets of texts or values, nor sort by id(): their order changes with the process.",
             )
-    return _somewhere(bench)
+    return ok()
 
 
 def it_answers_for_its_own_result(bench: MethodBench) -> CheckResult:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgesmith.errors import EdgesmithError
+from edgesmith.errors import EdgesmithError, MeasurementError
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.host.records import RunnerRecord
@@ -103,9 +103,9 @@ def a_file_that_cannot_run_is_refused(bench: RunnerBench) -> CheckResult:
     for path, words in ((Path(bench.scratch) / "missing.onnx", "a missing file"), (wrong, "a model of other inputs")):
         try:
             list(bench.runner.outputs(path, [Batch(bench.inputs)]))
-        except EdgesmithError:
+        except MeasurementError:
             continue
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (EdgesmithError, OSError, ValueError, KeyError, RuntimeError) as error:
             return failed(f"{words} gives {type(error).__name__}", _REFUSE)
         return failed(f"{words} is run without a word", _REFUSE)
     return ok()

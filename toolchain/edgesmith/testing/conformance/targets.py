@@ -44,7 +44,7 @@ class TargetBench(Bench[TargetRecord]):
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
         """The verdict on each model."""
-        names = self.models if self.thorough else _REPRESENTATIVES
+        names = self.models if self.thorough else (*_REPRESENTATIVES, *self._further)
         return {name: check_target(self.record, self.target, self.models[name]) for name in names}
 
     @cached_property
