@@ -41,11 +41,12 @@ def child_fold(request: Mapping[str, Any]) -> dict[str, Any]:
             removal = Context(RemoveBlocksOptions(**request["options"]), DIALECT, Path(folder), data, **settings)
             result, notes = RemoveBlocks().apply(model, removal), removal.notes
     seconds = time.perf_counter() - started
-    write_onnx(result.ir, Path(request["file"]))
+    file = Path(request["file"])
+    write_onnx(result.ir, file)
     return {
         "seconds": seconds,
         "peak_bytes": peak_bytes(),
-        "file_bytes": Path(request["file"]).stat().st_size,
+        "file_bytes": sum(each.stat().st_size for each in file.parent.glob(f"{file.name}*")),
         "remarks": notes.remarks,
     }
 
