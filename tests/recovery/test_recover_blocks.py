@@ -30,12 +30,11 @@ from edgesmith_recovery.finding.pairs import Pair, block_pairs
 from edgesmith_recovery.finding.segments import cut
 from edgesmith_recovery.finding.weights import find_weights
 from edgesmith_recovery.options.recover import RecoverOptions
-from edgesmith_recovery.reconstruction import blocks as reconstruction
 from edgesmith_recovery.recover import Recover
 from edgesmith_recovery.training.data import split_samples
 
 MODELS = ("tiny_bert", "tiny_llama")
-BLOCKS = {"how": "blocks", "epochs": 5, "batch_size": 8, "learning_rate": 5e-4}
+BLOCKS = {"how": "blocks", "steps": 4, "batch_size": 8, "learning_rate": 5e-4}
 
 
 def gap(model: Model, source: Model, data: dict[str, np.ndarray], value: str) -> float:
@@ -65,8 +64,8 @@ def test_a_segment_computes_what_the_graph_does(name: str, request: pytest.Fixtu
 @pytest.mark.parametrize(("name", "parameters"), [("tiny_bert", "low-rank"), ("tiny_llama", "all")])
 def test_no_block_is_worse_than_before(name: str, parameters: str, request: pytest.FixtureRequest) -> None:
     source: Model = request.getfixturevalue(name)
-    damaged, data, fresh = sparse(source, 0.8), tokens(source, 40), tokens(source, 20, seed=7)
-    context = context_for(source, data, how="blocks", parameters=parameters, epochs=5)
+    damaged, data, fresh = sparse(source, 0.8), tokens(source, 24), tokens(source, 12, seed=7)
+    context = context_for(source, data, how="blocks", parameters=parameters, steps=8, learning_rate=1e-3)
     result = recover(damaged, context)
     for block in find_structure(source.ir).blocks:
         assert gap(result, source, fresh, block.output) < gap(damaged, source, fresh, block.output)
@@ -84,21 +83,23 @@ def without_training_of(index: int, result: Model, damaged: Model) -> Model:
     return with_weights(result, lambda name, _: array(damaged, name) if name in names else None)
 
 
-@pytest.mark.parametrize(("rate", "gain"), [(1e-3, True), (0.3, False)])
-def test_errors_per_block_never_rise(
-    monkeypatch: pytest.MonkeyPatch, tiny_llama: Model, rate: float, gain: bool
-) -> None:
-    # At the end whole graphs are compared, and the one before comes back where it is better; that would hide a block.
-    monkeypatch.setattr(reconstruction, "better_of", lambda before, after, *_: after)
+@pytest.mark.parametrize(
+    "rates",
+    [
+        {"learning_rate": 1e-3, "warm_up": 0.0},
+        # Rises to a rate that ruins what the first steps gained.
+        {"learning_rate": 1e-2, "warm_up": 0.95, "decay": "none"},
+    ],
+)
+def test_errors_per_block_never_rise(tiny_llama: Model, rates: dict) -> None:
     damaged, data = sparse(tiny_llama), tokens(tiny_llama, 16)
-    options = {"how": "blocks", "steps": 6, "batch_size": 8, "learning_rate": rate, "warm_up": 0.0}
-    result = recover(damaged, context_for(tiny_llama, data, **options))
+    result = recover(damaged, context_for(tiny_llama, data, how="blocks", steps=6, batch_size=8, **rates))
     chosen = split_samples(16, 0.1, 1, seed=0).held_out
     decides = {name: values[chosen] for name, values in data.items()}
     for index, block in enumerate(find_structure(damaged.ir).blocks):
         before = without_training_of(index, result, damaged)
         was, is_now = (gap(each, tiny_llama, decides, block.output) for each in (before, result))
-        assert is_now < was if gain else is_now <= was
+        assert is_now < was
 
 
 class Killed(SilentProgress):
@@ -112,7 +113,7 @@ class Killed(SilentProgress):
 
 
 def test_a_killed_run_goes_on_behind_the_last_finished_block(tmp_path: Path, tiny_llama: Model) -> None:
-    damaged, data = sparse(tiny_llama), tokens(tiny_llama, 24)
+    damaged, data = sparse(tiny_llama), tokens(tiny_llama, 16)
     expected = weights_of(recover(damaged, context_for(tiny_llama, data, **BLOCKS)))
     context = context_for(tiny_llama, data, place=tmp_path / "state", **BLOCKS)
     with pytest.raises(KeyboardInterrupt):
@@ -210,7 +211,7 @@ def test_blocks_that_are_left_learn_from_those_they_came_from(tiny_llama: Model,
     damaged = drop_block(tiny_llama, removed)
     kept = teacher.blocks[1 - removed].output
     assert block_pairs(find_structure(damaged.ir), teacher) == (Pair(kept, kept),)
-    context = context_for(tiny_llama, tokens(tiny_llama, 32), steps=20, blocks=compared, learning_rate=5e-4)
+    context = context_for(tiny_llama, tokens(tiny_llama, 16), steps=8, blocks=compared, learning_rate=1e-3)
     result = recover(damaged, context)
     assert "fell from" in context.notes.remarks[-1]
     output, fresh = tiny_llama.graph.outputs[0].name, tokens(tiny_llama, 40, seed=7)
