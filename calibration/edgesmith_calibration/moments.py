@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from edgesmith_calibration.errors import DataError
 
 Float64 = NDArray[np.float64]
+Rows = NDArray[np.floating]
 
 _ROWS_PER_BLOCK = 2048
 
@@ -26,7 +27,8 @@ class Moments:
     """Sum of x y^T, [inputs + 1, outputs]."""
     energy: float
     """Sum of |y|^2."""
-    rows: int
+    rows: float
+    """How many rows there were, or the sum of their weights."""
 
     @property
     def mean(self) -> Float64:
@@ -62,40 +64,45 @@ class MomentsObserver:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._waiting: list[tuple[NDArray[np.floating], NDArray[np.floating]]] = []
+        self._waiting: list[tuple[Rows, Rows, Rows]] = []
         self._gram = self._cross = np.zeros((0, 0))
         self._energy = 0.0
-        self._rows = 0
+        self._rows = 0.0
 
-    def update(self, inputs: NDArray[np.floating], outputs: NDArray[np.floating]) -> None:
+    def update(self, inputs: Rows, outputs: Rows, weights: Rows | None = None) -> None:
         """Add rows.
 
         Args:
             inputs: What the layer reads, [rows, inputs].
             outputs: What it should give, [rows, outputs].
+            weights: How much each row counts, [rows]; all alike by default.
 
         Raises:
             DataError: A number is NaN or infinite.
         """
+        weights = np.ones(len(inputs)) if weights is None else weights
         for start in range(0, len(inputs), _ROWS_PER_BLOCK):
-            self._waiting.append((inputs[start : start + _ROWS_PER_BLOCK], outputs[start : start + _ROWS_PER_BLOCK]))
-            if sum(len(part) for part, _ in self._waiting) >= _ROWS_PER_BLOCK:
+            part = slice(start, start + _ROWS_PER_BLOCK)
+            self._waiting.append((inputs[part], outputs[part], weights[part]))
+            if sum(len(each) for each, _, _ in self._waiting) >= _ROWS_PER_BLOCK:
                 self._add_waiting()
 
     def _add_waiting(self) -> None:
         if not self._waiting:
             return
-        rows = sum(len(part) for part, _ in self._waiting)
-        x = np.ones((rows, self._waiting[0][0].shape[1] + 1))
-        np.concatenate([part for part, _ in self._waiting], out=x[:, :-1])
-        y = np.concatenate([part for _, part in self._waiting]).astype(np.float64)
+        inputs, outputs, weights = zip(*self._waiting, strict=True)
         self._waiting = []
+        roots = np.sqrt(np.concatenate(weights, dtype=np.float64))[:, None]
+        x = np.ones((len(roots), inputs[0].shape[1] + 1))
+        np.concatenate(inputs, out=x[:, :-1])
+        x *= roots
+        y = np.concatenate(outputs) * roots
         if not self._rows:
             self._gram, self._cross = np.zeros((x.shape[1], x.shape[1])), np.zeros((x.shape[1], y.shape[1]))
         self._gram += x.T @ x
         self._cross += x.T @ y
         self._energy += float(np.vdot(y, y))
-        self._rows += rows
+        self._rows += float(np.square(roots).sum())
         if not np.isfinite(self._energy) or not np.isfinite(self._gram[-1]).all():
             raise DataError(
                 f"{self._name} reads or gives numbers that are not finite",

@@ -21,7 +21,7 @@ from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.repair.held_out_refit import held_out_refit
 from edgesmith_pruning.repair.least_squares import dropped, pulled, refit
 from edgesmith_pruning.statistics.held_out import HeldOut, HeldOutObserver
-from edgesmith_pruning.statistics.rows import input_rows, output_rows
+from edgesmith_pruning.statistics.rows import input_rows, output_rows, token_weights
 
 Float64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -67,7 +67,10 @@ class Sweep:
                 aim = there[target[0]]
                 if layer.tail.other is not None:
                     aim = aim - here[layer.tail.other]
-                observer.update(input_rows(node, here[layer.consumer.source]), output_rows(node, aim))
+                weights = None
+                if self.options.weighs_tokens and layer.tail.total is not None and node.op_type != "Conv":
+                    weights = token_weights(output_rows(node, there[target[0]]))
+                observer.update(input_rows(node, here[layer.consumer.source]), output_rows(node, aim), weights)
             yield layer, observer.moments
 
     def repair(self, working: ir.Model, layer: Layer, held: HeldOut, kept: Mask, bias: str | None) -> Outcome:

@@ -51,6 +51,19 @@ def test_the_error_is_that_of_the_rows(seed):
     assert observed(x, y, [60]).error(layer) == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_weight_counts_a_row_so_often():
+    x, y = rows(20)
+    counts = np.random.default_rng(1).integers(0, 4, 20)
+    weighed = MomentsObserver("layer")
+    weighed.update(x, y, counts.astype(np.float64))
+    repeated = observed(np.repeat(x, counts, axis=0), np.repeat(y, counts, axis=0), [int(counts.sum())])
+    np.testing.assert_allclose(weighed.moments.gram, repeated.gram, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(weighed.moments.cross, repeated.cross, rtol=1e-9, atol=1e-9)
+    assert weighed.moments.energy == pytest.approx(repeated.energy)
+    assert weighed.moments.rows == pytest.approx(counts.sum())
+    np.testing.assert_allclose(weighed.moments.mean, repeated.mean, rtol=1e-9)
+
+
 def test_numbers_that_are_not_finite_are_refused():
     x, y = rows(4)
     x[2, 1] = np.nan

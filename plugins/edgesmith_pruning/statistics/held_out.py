@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgesmith_calibration.moments import Moments, MomentsObserver
 
 Float64 = NDArray[np.float64]
+Rows = NDArray[np.floating]
 
 EVERY = 4
 """Every fourth batch is held out."""
@@ -48,11 +49,11 @@ class HeldOutObserver:
         self._fit, self._judge = MomentsObserver(name), MomentsObserver(name)
         self._hold_out, self._batches = hold_out, 0
 
-    def update(self, inputs: NDArray[np.floating], outputs: NDArray[np.floating]) -> None:
+    def update(self, inputs: Rows, outputs: Rows, weights: Rows | None = None) -> None:
         """Add the rows of one batch (see `MomentsObserver.update`)."""
         self._batches += 1
         apart = self._hold_out and self._batches % EVERY == 0
-        (self._judge if apart else self._fit).update(inputs, outputs)
+        (self._judge if apart else self._fit).update(inputs, outputs, weights)
 
     @property
     def moments(self) -> HeldOut:

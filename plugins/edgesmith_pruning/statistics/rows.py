@@ -37,6 +37,18 @@ def output_rows(node: ir.Node, array: Array) -> Array:
     return array.reshape(-1, array.shape[-1])
 
 
+def token_weights(stream: Array) -> Array:
+    """Return how much an error at each token counts: one over its mean square in the residual stream, [rows].
+
+    The next normalization divides by just that. Without it a few tokens of huge norm, such as the first of a text in a
+    language model, decide what a layer is fitted to.
+
+    Args:
+        stream: The residual sum in the dense network, [rows, width].
+    """
+    return np.asarray(1 / np.maximum(np.square(stream, dtype=np.float64).mean(axis=1), 1e-12))
+
+
 def padded(node: ir.Node, array: Array, kernel: Sequence[int]) -> Array:
     """Return an image with the zeros that a convolution sees around it, [images, channels, *places]."""
     rank = len(kernel)
