@@ -11,6 +11,7 @@ from edgesmith.testing.conformance.runners import RunnerBench, a_file_that_canno
 from edgesmith.testing.subject import find_subject
 
 BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
+BUNDLED = load_registry(plugins=False)
 
 FOUND_BY = {
     "crash_in_check": "check is total",
@@ -168,7 +169,7 @@ def test_a_suite_is_never_empty(tmp_path):
 
 
 def test_a_quick_look_at_a_target_takes_the_models_of_the_user():
-    subject, name = find_subject("onnx-cpu", load_registry(plugins=False))
+    subject, name = find_subject("onnx-cpu", BUNDLED)
     check, *_ = conformance(subject, name, models={"mine": tiny_mlp()}, thorough=False)
     assert check.bench.verdicts["mine"].status == "ok"
 
@@ -178,11 +179,16 @@ def test_a_runner_refuses_with_an_error_of_measurements():
         def outputs(self, entry, batches):
             raise ModelError("what", expected="expected", why="why", fix="fix")
 
-    registry = load_registry(plugins=False)
-    bench = RunnerBench(registry, registry.runners()[0])
+    bench = RunnerBench(BUNDLED, BUNDLED.runners()[0])
     bench.runner = Careless()
     result = a_file_that_cannot_run_is_refused(bench)
     assert (result.status, result.what) == ("failed", "a missing file gives ModelError")
+
+
+@pytest.mark.parametrize("record", BUNDLED.runners(), ids=lambda record: record.name)
+def test_each_runner_refuses_what_cannot_run(record):
+    result = a_file_that_cannot_run_is_refused(RunnerBench(BUNDLED, record))
+    assert result.status == "ok", result
 
 
 def test_heavy_imports_are_named(tmp_path):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from edgesmith.errors import MeasurementError
+from edgesmith.errors import MeasurementError, ModelError
 from edgesmith.measure.runner import (
     Conditions,
     LatencyComparison,
@@ -48,23 +48,27 @@ class ReferenceRunner(Runner):
         """Yield the outputs of `entry` for each batch, by output name."""
         from edgesmith.execution.reference import ReferenceSession
 
-        session = ReferenceSession(entry, optimization=OPTIMIZATION, threads=self.threads)
-        for batch in batches:
-            missing = [name for name in session.input_names if name not in batch.inputs]
-            if missing:
-                raise MeasurementError(
-                    f"no data for input {', '.join(missing)} of {entry}",
-                    expected=f"arrays named {', '.join(session.input_names)}",
-                    why="the graph cannot run without all of its inputs",
-                    fix=f"rename the arrays (given: {', '.join(batch.inputs) or 'none'}) or add the missing ones",
-                )
-            yield session.run({name: batch.inputs[name] for name in session.input_names})
+        try:
+            session = ReferenceSession(entry, optimization=OPTIMIZATION, threads=self.threads)
+            for batch in batches:
+                missing = [name for name in session.input_names if name not in batch.inputs]
+                if missing:
+                    raise MeasurementError(
+                        f"no data for input {', '.join(missing)} of {entry}",
+                        expected=f"arrays named {', '.join(session.input_names)}",
+                        why="The graph cannot run without all of its inputs.",
+                        fix=f"Rename the arrays (given: {', '.join(batch.inputs) or 'none'}) or add the missing ones.",
+                    )
+                yield session.run({name: batch.inputs[name] for name in session.input_names})
+        except ModelError as error:
+            # As every runner does, so that a caller knows which errors mean that there is no number.
+            raise MeasurementError(error.what, expected=error.expected, why=error.why, fix=error.fix) from error
 
 
 def _refuse(what: str) -> NoReturn:
     raise MeasurementError(
         f"the reference runner has no {what}",
         expected="a runner on the device",
-        why="numbers of this machine would be taken for the device's",
-        fix="validate the artifact on the device",
+        why="Numbers of this machine would be taken for the device's.",
+        fix="Validate the artifact on the device.",
     )
