@@ -45,3 +45,26 @@ def test_inspect_refuses_what_no_frontend_reads(capsys, tmp_path):
     assert (code, out) == (2, "")
     assert "notes.onnx" in err
     assert "Traceback" not in err
+
+
+def test_what_plugins_print_stays_out_of_json_and_a_traced_crash_shows_its_traceback(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGESMITH_STORE", str(tmp_path / "store"))
+    (tiny_mlp().save(tmp_path / "saved") / "model.onnx").rename(tmp_path / "mlp.onnx")
+    plugins = [f"--plugin={BAD_PLUGINS / name}.py" for name in ("prints", "crash_in_check")]
+    wanted = ("inspect", str(tmp_path / "mlp.onnx"), "--json")
+    code, out, err = run(capsys, *plugins, *wanted)
+    assert code == 0
+    assert "prints" in {row["method"] for row in json.loads(out)["methods"]}
+    assert all(f"printed {where}\n" in err for where in ("at import", "in a hook", "in check"))
+    assert "Traceback" not in err
+    code, out, err = run(capsys, "--trace-plugins", *plugins, *wanted)
+    assert json.loads(out)
+    assert "the whole traceback\nTraceback (most recent call last)" in err
+    assert "KeyError: 'absent'" in err
+    assert "Traceback" not in run(capsys, *plugins, *wanted)[2]
+
+
+def test_help_is_a_result_also_beside_json(capsys):
+    code, out, _ = run(capsys, "inspect", "--json", "--help")
+    assert code == 0
+    assert "Example: edgesmith inspect" in " ".join(out.split())

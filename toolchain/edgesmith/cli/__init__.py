@@ -7,6 +7,7 @@ heavy packages inside functions only.
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from typer.core import TyperGroup
 
 from edgesmith import __version__
 from edgesmith.cli.interruption import interruptions_arrive
-from edgesmith.cli.output import show_error, show_line
+from edgesmith.cli.output import only_json_on_stdout, show_error, show_line
 from edgesmith.cli.settings import GlobalOptions
 from edgesmith.errors import EdgesmithError
 
@@ -90,7 +91,11 @@ def _configure(
         typer.Option("--plugin", metavar="FILE", help="Load a plugin from a Python file. May be repeated."),
     ] = None,
     trace_plugins: Annotated[
-        bool, typer.Option("--trace-plugins", help="Print each call into a plugin on standard error.")
+        bool,
+        typer.Option(
+            "--trace-plugins",
+            help="Print each call into a plugin, and whole tracebacks of its faults, on standard error.",
+        ),
     ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
@@ -111,6 +116,12 @@ for _name in COMMANDS:
     _GROUPS[_group].command(_word, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
 
 
+def _results_apart(arguments: Sequence[str]) -> AbstractContextManager[None]:
+    """Keep JSON results free of what plugins print. Help is printed by others, so it is let through."""
+    wanted = "--json" in arguments and "--help" not in arguments
+    return only_json_on_stdout() if wanted else nullcontext()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
@@ -118,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Ctrl-C, and 1 for a fault of Edgesmith or of a plugin, which is shown with a traceback.
     """
     try:
-        with interruptions_arrive():
+        with interruptions_arrive(), _results_apart(sys.argv[1:] if arguments is None else arguments):
             app(arguments, prog_name="edgesmith")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_UNEXPECTED if stop.code else 0

@@ -2,8 +2,10 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -11,9 +13,23 @@ if TYPE_CHECKING:
     from edgesmith.errors import EdgesmithError
 
 
+_JSON_STREAM: ContextVar[TextIO | None] = ContextVar("json_stream", default=None)
+
+
+@contextmanager
+def only_json_on_stdout() -> Iterator[None]:
+    """Send what anybody else prints meanwhile, plugins and libraries, to standard error."""
+    token = _JSON_STREAM.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _JSON_STREAM.reset(token)
+
+
 def write_json(data: object) -> None:
-    """Write JSON data on standard output."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write JSON data on standard output, also while everything else is kept from there."""
+    (_JSON_STREAM.get() or sys.stdout).write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(text: str) -> None:

@@ -1,5 +1,6 @@
 """Options that several commands have: the global ones, with the registry that they ask for, and isolation."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +29,31 @@ def registry_of(context: typer.Context) -> "Registry":
     from edgesmith.host.loader import load_registry
 
     options = context.ensure_object(GlobalOptions)
+    if options.trace:
+        _show_tracebacks(context)
     return load_registry(
         plugins=options.plugins,
         disable=options.disable,
         files=options.files,
         trace=show_line if options.trace else None,
     )
+
+
+class _Shown(logging.Handler):
+    """Writes log records where the command line writes everything that is no result."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        show_line(self.format(record))
+
+
+def _show_tracebacks(context: typer.Context) -> None:
+    """Show what the host logs of faults in plugins, with their tracebacks, until the command ends."""
+    logger, handler = logging.getLogger("edgesmith.host"), _Shown()
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    context.call_on_close(lambda: logger.setLevel(level))
+    context.call_on_close(lambda: logger.removeHandler(handler))
 
 
 def isolation_of(wanted: bool, time_limit_seconds: float | None, memory_limit_mib: int | None) -> "Isolation | None":

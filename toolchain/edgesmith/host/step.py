@@ -4,17 +4,18 @@ The method is handed a copy of the graph, so the caller's graph is intact whatev
 as BaseException (a plugin may call `sys.exit`); only Ctrl-C passes through.
 """
 
+import logging
 import random
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgesmith.errors import Condition, EdgesmithError, StepError
 from edgesmith.host.context import Context, Notes
+from edgesmith.host.places import definition_of, home_of, own_frame, show_frame
 from edgesmith.host.postconditions import Promise, check_result, fail, sample_batch
 from edgesmith.host.records import MethodRecord, StepEvent, TargetRecord
 from edgesmith.host.verdict import Verdict
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from edgesmith.model import Model
 
 __all__ = ["StepResult", "author_of", "check_method", "perform", "run_lowering", "run_step"]
+
+_LOGGER = logging.getLogger(__name__)
 
 FoundT = TypeVar("FoundT")
 
@@ -128,7 +131,9 @@ def run_lowering(record: TargetRecord, target: "Target", model: "Model", context
     """
     given = model.clone()
     promise = Promise(f"target {record.name} {record.version}")
-    return _rewrite(lambda: target.lower(given, context), given, given.digest(), promise, context)
+    return _rewrite(
+        lambda: target.lower(given, context), (type(target), "lower"), given, given.digest(), promise, context
+    )
 
 
 def author_of(registry: "Registry", record: MethodRecord, options: object) -> str:
@@ -149,7 +154,7 @@ def perform(registry: "Registry", record: MethodRecord, model: "Model", context:
         _require_untouched(given, digest, promise)
         _require_texts(context.notes, promise)
         return StepResult(model, verdict, 0.0, context.notes)
-    rewrite = _rewrite(lambda: kind().apply(given, context), given, digest, promise, context)
+    rewrite = _rewrite(lambda: kind().apply(given, context), (kind, "apply"), given, digest, promise, context)
     if _proven(rewrite.model.digest, promise) == digest:
         context.notes.remark(f"{record.name} said that it applies and changed nothing.")
     steps = (*model.provenance.steps, f"{record.name} {record.version}")
@@ -158,9 +163,17 @@ def perform(registry: "Registry", record: MethodRecord, model: "Model", context:
 
 
 def _rewrite(
-    work: "Callable[[], Model]", given: "Model", digest: str, promise: Promise, context: Context[Any]
+    work: "Callable[[], Model]",
+    called: tuple[type, str],
+    given: "Model",
+    digest: str,
+    promise: Promise,
+    context: Context[Any],
 ) -> StepResult:
-    """Return what `work` makes of `given`, with everything checked that a rewrite must fulfil."""
+    """Return what `work` makes of `given`, with everything checked that a rewrite must fulfil.
+
+    `called` is the class of the plugin that `work` calls, and the name of the method.
+    """
     _seed(context.seed)
     start = time.perf_counter()
     try:
@@ -168,7 +181,7 @@ def _rewrite(
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise _crash(promise.author, error) from error
+        raise _crash(promise.author, error, *called) from error
     seconds = time.perf_counter() - start
     _require_untouched(given, digest, promise)
     _require_texts(context.notes, promise)
@@ -188,7 +201,9 @@ def _check(kind: "type[Method[Any]]", model: "Model", context: Context[Any], aut
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  contains plugin faults, see the head of this file
-        return Verdict.refuse(f"{CHECK_CRASHED}{author}: {_line(error)}{_place(error)}{_at_node(error)}")
+        _keep_traceback(author, error)
+        place = f"{_place(error, kind, 'check')}{_at_node(error)}"
+        return Verdict.refuse(f"{CHECK_CRASHED}{author}: {_line(error)}{place}")
     if not isinstance(verdict, Verdict) or verdict.status not in ("ok", "skip", "refuse"):
         return Verdict.refuse(f"{CHECK_CRASHED}{author}: returned {type(verdict).__name__}, not a Verdict")
     nodes = verdict.nodes if isinstance(verdict.nodes, tuple) else (verdict.nodes,)
@@ -206,6 +221,7 @@ def _proven(look: Callable[[], FoundT], promise: Promise) -> FoundT:
     except (KeyboardInterrupt, EdgesmithError):
         raise
     except BaseException as error:
+        _keep_traceback(promise.author, error)
         raise fail(
             promise,
             Condition.RUNS,
@@ -267,17 +283,23 @@ def _refusal(author: str, verdict: Verdict) -> StepError:
     )
 
 
-def _crash(author: str, error: BaseException) -> StepError:
+def _crash(author: str, error: BaseException, owner: type, hook: str) -> StepError:
     """Return the error for a crash in `apply`. A refusal by the method keeps its own advice."""
+    _keep_traceback(author, error)
     where = f"{author}{_at_node(error)}"
     if isinstance(error, EdgesmithError):
         return StepError(f"{where}: {error.what}", expected=error.expected, why=error.why, fix=error.fix)
     return StepError(
-        f"{where}: crashed with {_line(error)}{_place(error)}",
+        f"{where}: crashed with {_line(error)}{_place(error, owner, hook)}",
         expected="a method that checks its input in `check` and applies without an exception",
         why="The step has no result. The model before it is intact, and a corrected run resumes there.",
         fix="Remove the step, change its options, or report the crash to the author of the plugin.",
     ).broke(Condition.NO_CRASH)
+
+
+def _keep_traceback(author: str, error: BaseException) -> None:
+    """Log all of a fault that an error shows the gist of. `edgesmith --trace-plugins` prints it."""
+    _LOGGER.debug("%s: the whole traceback", author, exc_info=error)
 
 
 def _line(error: BaseException) -> str:
@@ -285,12 +307,14 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _place(error: BaseException) -> str:
-    """Return " at my_plugin.py:19" for the innermost frame of the crash, or nothing where the call itself failed."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames or frames[-1].filename == __file__:
-        return ""
-    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
+def _place(error: BaseException, owner: type, hook: str) -> str:
+    """Return " at my_plugin.py:19" for the last frame of the crash in the plugin's own code.
+
+    Where the call itself failed, it is the place where the plugin defines what was called.
+    """
+    found = traceback.extract_tb(error.__traceback__)
+    frames = [(frame.filename, frame.lineno or 0) for frame in found if frame.filename != __file__]
+    return show_frame(own_frame(frames, home_of(owner)) or definition_of(getattr(owner, hook, None)))
 
 
 def _at_node(error: BaseException) -> str:
