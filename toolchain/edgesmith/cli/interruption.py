@@ -1,6 +1,6 @@
 """Ctrl-C that always arrives."""
 
-import _thread
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,9 @@ def interruptions_arrive() -> Iterator[None]:
 
     def raise_again(dropped: Any) -> None:
         if dropped.exc_type is KeyboardInterrupt:
-            timer = threading.Timer(_DELAY_SECONDS, _thread.interrupt_main)
+            # A signal, and not `interrupt_main`, because it also ends a system call such as a sleep.
+            main_thread = threading.main_thread().ident or 0
+            timer = threading.Timer(_DELAY_SECONDS, signal.pthread_kill, (main_thread, signal.SIGINT))
             timer.daemon = True
             timer.start()
         else:
