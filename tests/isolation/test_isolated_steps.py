@@ -78,6 +78,7 @@ def test_workers_that_hold_the_line_keep_no_run_waiting(tmp_path: Path, ending: 
         "    if (worker := os.fork()) == 0:\n"
         "        leave()\n"
         "        time.sleep(90)\n"
+        f"        open({str(tmp_path / 'undisturbed')!r}, 'w')\n"
         "        os._exit(0)\n"
         "    print(worker, file=numbers, flush=True)\n"
         "time.sleep(2)\n" + ending
@@ -87,6 +88,7 @@ def test_workers_that_hold_the_line_keep_no_run_waiting(tmp_path: Path, ending: 
         run_method(registry, "odd", tiny_mlp(), isolation=Isolation(limit))
     assert said in caught.value.what
     assert all(ends(process) for process in named_in(tmp_path / "numbers"))
+    assert not (tmp_path / "undisturbed").exists()
 
 
 def test_memory_that_workers_share_counts_once(tmp_path: Path) -> None:
