@@ -17,10 +17,14 @@ BROKEN_AT_LOAD = {
     "import_error": ("import", "a_package_that_does_not_exist"),
     "exits_at_import": ("import", "SystemExit: 3"),
     "wrong_api": ("api", "99"),
-    "bad_record": ("records", "Bad Name!"),
+    "bad_record": (
+        "records",
+        "'Bad Name!' has a malformed name (expected: lower-case words joined by hyphens, such as 'quantize-int8')",
+    ),
+    "unknown_kind": ("records", "has kind='fold-it' (expected: one of Kind.GRAPH, Kind.PRUNE, "),
     "wrong_record_type": ("records", "dict"),
     "returns_nothing": ("records", "NoneType"),
-    "misspelt_hook": ("hooks", "register_method"),
+    "misspelt_hook": ("hooks", "the unknown hook 'register_method' (expected: the name of a hook"),
     "wrong_hook_argument": ("hooks", "registry"),
     "raises_in_hook": ("records", "RuntimeError: no licence found"),
 }
@@ -88,9 +92,13 @@ def test_a_plugin_that_does_not_load_is_listed_and_the_others_work(name):
     assert (tombstone.distribution, tombstone.entry_point, tombstone.stage) == (f"file:{name}", name, stage)
     assert fragment in tombstone.error
     assert "\n" not in tombstone.error
-    assert tombstone.error.removeprefix("SystemExit: ") in tombstone.traceback
+    assert tombstone.error.removeprefix("SystemExit: ").partition(" (expected: ")[0] in tombstone.traceback
     assert [record.name for record in registry.methods()] == ["copy"]
     assert run_method(registry, "copy", tiny_mlp()).verdict.status == "ok"
+
+
+def test_a_misspelt_hook_is_told_the_nearest_name():
+    assert "Did you mean `register_methods`?" in registry_with("misspelt_hook").tombstones[0].error
 
 
 def test_asking_for_what_a_broken_plugin_would_bring_says_that_it_is_broken():

@@ -143,9 +143,9 @@ class Candidate:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the one line that a listing shows of `error`: what failed, with the type unless it is ours."""
+    """Return the one line that a listing shows of `error`: what failed and what was expected, or its type and text."""
     if isinstance(error, PluginError):
-        return error.what
+        return f"{error.what} (expected: {error.expected})"
     text = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -214,9 +214,9 @@ def _open_hooks(module: ModuleType) -> tuple[pluggy.PluginManager, tuple[str, ..
         if hook not in known:
             raise PluginError(
                 f"it implements the unknown hook {hook!r}",
-                expected="the name of a hook in edgesmith.host.hookspecs",
+                expected=f"the name of a hook in edgesmith.host.hookspecs. {suggest(hook, known)}",
                 why="A misspelt hook would never be called.",
-                fix=suggest(hook, known),
+                fix="Plugin author: correct the name. User: update the plugin or edgesmith.",
             )
     manager.check_pending()
     return manager, hooks

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields
+from enum import Enum
 from typing import Any, get_args, get_origin
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -44,7 +45,7 @@ def _check_types(record: Record | Needs | Order) -> None:
     for declared in fields(record):
         value = getattr(record, declared.name)
         if not _has_type(value, declared.type):
-            raise _fault(f"{label} has {declared.name}={_short(value)}", f"{declared.name} of type {declared.type}")
+            raise _fault(f"{label} has {declared.name}={_short(value)}", _description(declared.type))
         if isinstance(value, Needs | Order):
             _check_types(value)
 
@@ -56,6 +57,15 @@ def _has_type(value: object, annotation: Any) -> bool:
     if annotation in (int, float):
         return isinstance(value, int if annotation is int else int | float) and not isinstance(value, bool)
     return isinstance(value, annotation)
+
+
+def _description(annotation: Any) -> str:
+    """Return how to write a value of a field's type."""
+    if get_origin(annotation) is tuple:
+        return f"a tuple of {get_args(annotation)[0].__name__}"
+    if issubclass(annotation, Enum):
+        return f"one of {', '.join(f'{annotation.__name__}.{member.name}' for member in annotation)}"
+    return f"a value of type {annotation.__name__}"
 
 
 def _check_dotted_path(label: str, field_name: str, value: str) -> None:
