@@ -29,6 +29,7 @@ from benchmarks import models
 from benchmarks.measuring import THREADS, call_child, quartiles, spread
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.graph.opset import raise_opset
+from edgesmith.graph.weight_sites import WeightSite
 from edgesmith.host.context import Context, Notes
 from edgesmith.measure.machine import describe_machine
 from edgesmith.model import Model, Provenance
@@ -37,7 +38,6 @@ from edgesmith.task import Task
 from edgesmith_onnxruntime.cpu import DIALECT, OnnxCpu
 from edgesmith_quantization.arithmetic.blocks import BlockCodes
 from edgesmith_quantization.arithmetic.splitting import SplitScheme, find_owners, round_unsplit, split_by_owner
-from edgesmith.graph.weight_sites import WeightSite
 from edgesmith_quantization.forms.weight_form import write_weight
 from edgesmith_quantization.options.split import QuantizeSplitOptions
 from edgesmith_quantization.quantize_split import QuantizeSplit, find_split_sites

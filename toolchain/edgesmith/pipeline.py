@@ -222,9 +222,7 @@ def _apply(
             source=source.clone(),
             checkpoint=checkpoint,
         )
-        result = run_step(
-            workshop.registry, step.record, model, context, index=row.index, isolation=workshop.isolation
-        )
+        result = run_step(workshop.registry, step.record, model, context, index=row.index, isolation=workshop.isolation)
         if result.verdict.status == "refuse":
             raise StepError(
                 f"Step {row.index} ({step.label}) refuses this model: {result.verdict.reason}",
