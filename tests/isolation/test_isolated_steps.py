@@ -180,8 +180,8 @@ def test_a_metric_of_no_plugin_cannot_be_made_again() -> None:
 
 def test_a_plugin_that_exists_in_memory_only_says_so() -> None:
     (record,) = isolated_registry(BAD_PLUGINS / "raises_in_observer.py").methods()
-    registry = isolated_registry(records=(record,), distribution="made-up")
-    with pytest.raises(PluginError, match=r"made-up 1\.0 is broken: ModuleNotFoundError"):
+    registry = isolated_registry(records=(record,), distribution="in-memory-only")
+    with pytest.raises(PluginError, match=r"in-memory-only 1\.0 is broken: ModuleNotFoundError"):
         run_method(registry, "copy", tiny_mlp(), isolation=LIMITS)
 
 
