@@ -16,6 +16,7 @@ from edgesmith_pruning.removal import Decision, remove
 from graph.coupling_networks import networks
 
 FAMILIES = ("tiny_bert", "tiny_distilbert", "tiny_vit", "tiny_dinov2", "tiny_gpt2", "tiny_llama", "tiny_cnn")
+KINDS_OF_ATTENTION = ("heads", "value-channels")
 KINDS = {
     "tiny_bert": {"heads", "value-channels", "channels"},
     "tiny_llama": {"heads", "query-heads", "value-channels", "channels"},
@@ -97,3 +98,10 @@ def assert_equal(ours, theirs, inputs) -> None:
     """Outputs are sums of numbers near 1 in another order: 1e-6 of their size, and of what cancelled in them."""
     for left, right in zip(outputs(ours, inputs), outputs(theirs, inputs), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-6 * max(1.0, float(np.abs(right).max())))
+
+
+def test_values_of_a_single_head_are_no_heads(tiny_bert):
+    heads, values = ([unit for unit in find_units(tiny_bert.ir) if unit.kind == kind] for kind in KINDS_OF_ATTENTION)
+    alone = remove(tiny_bert.ir, [Decision(unit, tuple(range(1, unit.size))) for unit in heads])
+    kinds = [unit.kind for unit in find_units(alone) if unit.kind in KINDS_OF_ATTENTION]
+    assert kinds == ["value-channels"] * len(values)

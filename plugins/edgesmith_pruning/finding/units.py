@@ -12,6 +12,8 @@ from edgesmith_pruning.finding.records import Consumer, Kind, Place, Unit
 _SUMS = {"MatMul": 1, "Gemm": 1, "Conv": 1}
 """Operators that can be refitted, and the input that holds the weight."""
 
+_SCORING = ("Softmax", "Attention")
+
 
 def find_units(model: ir.Model, notes: Notes | None = None) -> tuple[Unit, ...]:
     """Return what can be removed from a graph, in the order in which the graph reads it.
@@ -101,7 +103,8 @@ class _Finder:
             for value in node.inputs
             if value is not None
         }
-        self._scores = {node.inputs[0].name for node in graph if node.op_type == "Softmax" and node.inputs[0]}
+        # Heads tell scores apart: the inputs of Softmax, or the queries of an operator that is attention as a whole.
+        self._scores = {node.inputs[0].name for node in graph if node.op_type in _SCORING and node.inputs[0]}
 
     def units_of(self, coupling: Coupling) -> Iterator[Unit]:
         """Yield the unit of a coupling, if it has one."""
@@ -132,9 +135,9 @@ class _Finder:
     def _kind(self, coupling: Coupling, nesting: Nesting | None) -> Kind:
         places = {slot.value for slot in coupling.activations}
         if places & set(self._products):
-            if nesting is None:
-                return "heads"
-            return "query-heads" if places & self._scores else "value-channels"
+            if not places & self._scores:
+                return "value-channels"
+            return "heads" if nesting is None else "query-heads"
         operators = {self._readers[slot.reader].op_type for slot in coupling.slots}
         return "convolution-channels" if operators & {"Conv", "ConvTranspose"} else "channels"
 
