@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.folding.folding_models import BLOCKS, PRE_NORM, arrays_of, deep, inputs_of
+from tests.folding.folding_models import BLOCKS, MODELS, PRE_NORM, arrays_of, deep, inputs_of
 from tests.small_graphs import context, operators, quantize, run
 
 from edgesmith.errors import StepError
@@ -206,6 +206,11 @@ def test_weighted_weights_lose_less_than_the_first_on_the_stream():
         for weights in WEIGHTS
     }
     assert errors["weighted"] < errors["first"]
+
+
+def test_graphs_of_any_depth_are_read():
+    deepest = MODELS["vit"](seed=0, blocks=48)
+    assert ShareBlocks().check(deepest, context(ShareBlocksOptions(weights="mean"))).status == "ok"
 
 
 def test_it_says_what_it_needs():

@@ -114,10 +114,15 @@ def _linears(place: Place) -> tuple[Linear, ...]:
 
 def _constant(value: ir.Value) -> bool:
     """Whether a value is made of initializers alone, such as a transposed weight."""
-    node = value.producer()
-    if node is None:
-        return value.const_value is not None
-    return all(source is None or _constant(source) for source in node.inputs)
+    pending, seen = [value], {value}
+    while pending:
+        node = (source := pending.pop()).producer()
+        if node is None and source.const_value is None:
+            return False
+        sources = {each for each in (() if node is None else node.inputs) if each is not None} - seen
+        seen |= sources
+        pending += sources
+    return True
 
 
 def _obstacle(graph: ir.Graph, values: Mapping[str, ir.Value], place: Place, linears: tuple[Linear, ...]) -> str:
