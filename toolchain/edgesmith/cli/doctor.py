@@ -14,6 +14,7 @@ from edgesmith.cli.output import write_json, write_text
 from edgesmith.cli.settings import registry_of
 
 if TYPE_CHECKING:
+    from edgesmith.host.plugin import Plugin
     from edgesmith.host.registry import Registry
 
 EXAMPLE = "edgesmith doctor > report.txt"
@@ -49,7 +50,7 @@ def examine(registry: "Registry") -> dict[str, object]:
                 "version": plugin.version,
                 "entry_point": plugin.entry_point,
                 "hooks": list(plugin.hooks),
-                "unmet": _unmet_packages(registry, plugin.label),
+                "unmet": _unmet_packages(plugin),
             }
             for plugin in registry.plugins
         ],
@@ -87,18 +88,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _unmet_packages(registry: "Registry", label: str) -> list[str]:
+def _unmet_packages(plugin: "Plugin") -> list[str]:
     """Return what the records of a plugin need and is not installed, as "record: package"."""
     from edgesmith.host.needs import missing_packages
+    from edgesmith.host.records import MethodRecord, TargetRecord
 
-    methods = [(registry.distribution_of(one), one.name, one.needs.packages) for one in registry.methods()]
-    targets = [(registry.distribution_of(one), one.name, one.packages) for one in registry.targets()]
-    return [
-        f"{name}: {phrase}"
-        for owner, name, packages in (*methods, *targets)
-        if owner == label
-        for phrase in missing_packages(packages)
-    ]
+    needed = [(one.name, one.needs.packages) for one in plugin.records if isinstance(one, MethodRecord)]
+    needed += [(one.name, one.packages) for one in plugin.records if isinstance(one, TargetRecord)]
+    return [f"{name}: {phrase}" for name, packages in needed for phrase in missing_packages(packages)]
 
 
 def _clashes(registry: "Registry") -> list[str]:
