@@ -78,7 +78,14 @@ def macs(file: str) -> int:
 
 
 def measure(seed: int, shares: list[float], names: list[str], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return one row for each share and tool, and one for the dense network."""
+    """Return one row for each share and tool, and one for the dense network.
+
+    With `--resume` rows that an earlier run wrote stay as they are.
+    """
+    record = OUT / f"seed{seed}.json"
+    earlier = json.loads(record.read_text()) if arguments.resume and record.exists() else []
+    rows: list[dict[str, Any]] = [row for row in earlier if "error" not in row]
+    known = {(row["tool"], row["share"]) for row in rows}
     parts = deal(seed, OUT / f"seed{seed}")
     dense = str(mobilenet().model)
     quality: dict[str, Any] = {
@@ -87,10 +94,13 @@ def measure(seed: int, shares: list[float], names: list[str], arguments: argpars
         "reference": str(OUT / "reference.npy"),
     }
     _, before = call_child(MEASURING, "quality", model=dense, write_reference=True, **quality)
-    rows = [{"tool": "dense", "share": 0.0, "seed": seed, "macs": 1.0, **before}]
+    if not rows:
+        rows.append({"tool": "dense", "share": 0.0, "seed": seed, "macs": 1.0, **before})
     for share in shares:
         files = {"dense": dense}
         for name in names:
+            if (name, share) in known:
+                continue
             file = OUT / f"{name}-{share}-{seed}.onnx".replace(" ", "_").replace(",", "")
             request: dict[str, Any] = {
                 "data": str(parts["calibration"]),
@@ -119,10 +129,10 @@ def measure(seed: int, shares: list[float], names: list[str], arguments: argpars
         }
         _, times = call_child(MEASURING, "latency", **latency)
         for row in rows:
-            if row["share"] == share and row["tool"] in times:
+            if row["share"] == share and row["tool"] in files:
                 pairs = zip(times["dense"], times[row["tool"]], strict=True)
                 row["time"] = [after / before for before, after in pairs]
-        (OUT / f"seed{seed}.json").write_text(json.dumps(rows, indent=2))
+        record.write_text(json.dumps(rows, indent=2))
     return rows
 
 
@@ -153,7 +163,8 @@ def main() -> None:
     """Measure, print a table and write JSON."""
     names = [*OURS, *(f"{PEER} {name}" for name in PEERS)]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed", type=int, action="append", help="repeat for several; default: 0, 1 and 2")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that earlier runs wrote")
     parser.add_argument("--share", type=float, action="append", help="share of MACs to remove; default: 0.2 and 0.3")
     parser.add_argument("--tool", action="append", choices=names, help="repeat for several; default: all")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -161,7 +172,7 @@ def main() -> None:
     arguments, console = parser.parse_args(), Console(width=140)
     rows: list[dict[str, Any]] = []
     try:
-        for seed in range(arguments.seeds):
+        for seed in arguments.seed or range(3):
             rows += measure(seed, arguments.share or [0.2, 0.3], arguments.tool or names, arguments)
     except MissingDataError as error:
         console.print(f"MobileNetV2 is left out. {error}")
