@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from edgesmith.errors import DataError, EdgesmithError, StepError
+from edgesmith.data import required_data
+from edgesmith.errors import EdgesmithError, StepError
 from edgesmith.execution.unpadded import without_padding
 from edgesmith.graph.structure import Structure, find_structure
 from edgesmith.host.context import Context, Notes
@@ -166,15 +167,13 @@ def _leave(layer: SparseLayer, reason: str, notes: Notes) -> None:
 
 
 def _calibration(model: Model, structure: Structure, context: WeightsContext) -> DataSource:
-    data = context.calibration
-    if data is None or len(data) == 0:
-        raise DataError(
-            "there is no calibration data for prune-weights",
-            expected="a data source with at least one sample",
-            why="what weights are worth is measured on what layers read",
-            fix="pass data with --data, or set criterion to magnitude and refit to false",
-        )
-    data, remark = without_padding(model.ir, structure.attentions, data.take(context.options.samples))
+    given = required_data(
+        context.calibration,
+        "prune-weights",
+        why="what weights are worth is measured on what layers read",
+        fix="set criterion to magnitude and refit to false",
+    )
+    data, remark = without_padding(model.ir, structure.attentions, given.take(context.options.samples))
     if remark:
         context.notes.remark(remark)
     return data

@@ -7,7 +7,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgesmith.errors import DataError, StepError
+from edgesmith.data import required_data
+from edgesmith.errors import StepError
 from edgesmith.execution.unpadded import without_padding
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Context, Notes
@@ -186,15 +187,13 @@ def _with_biases(model: ir.Model, units: Sequence[Unit], options: PruneStructure
 
 
 def _calibration(model: ir.Model, context: StructureContext) -> DataSource:
-    data = context.calibration
-    if data is None or len(data) == 0:
-        raise DataError(
-            "there is no calibration data to prune with",
-            expected="a data source with at least one sample",
-            why="scores and refits look at what layers read",
-            fix="pass data with --data, or set score to magnitude and refit to none",
-        )
-    data, remark = without_padding(model, find_structure(model).attentions, data.take(context.options.samples))
+    given = required_data(
+        context.calibration,
+        "prune-structure",
+        why="scores and refits look at what layers read",
+        fix="set score to magnitude and refit to none",
+    )
+    data, remark = without_padding(model, find_structure(model).attentions, given.take(context.options.samples))
     if remark:
         context.notes.remark(remark)
     return data

@@ -162,6 +162,28 @@ class RandomInputs(DataSource):
         return RandomInputs(self._model, count=min(count, self._count))
 
 
+def required_data(data: DataSource | None, purpose: str, *, why: str, fix: str = "") -> DataSource:
+    """Return the data of a run that cannot do without.
+
+    Args:
+        data: What the run was given.
+        purpose: What it is for, such as "pruning"; used in the error.
+        why: Why it is needed.
+        fix: What to do instead of passing data, if anything.
+
+    Raises:
+        DataError: There is none, or no sample in it.
+    """
+    if data is None or len(data) == 0:
+        raise DataError(
+            f"there is no calibration data for {purpose}",
+            expected="a data source with at least one sample",
+            why=why,
+            fix="pass data with --data" + (f", or {fix}" if fix else ""),
+        )
+    return data
+
+
 def first_batch(data: DataSource, batch_size: int) -> Batch:
     """Return the first batch of `data`.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgesmith.data import DataChoice
+from edgesmith.data import DataChoice, required_data
 from edgesmith.errors import DataError, RecipeError
 from edgesmith.execution.unpadded import without_padding
 from edgesmith.graph.structure import find_structure
@@ -58,14 +58,10 @@ def open_slices(model: Model, context: Context[AnalyseUnitsOptions]) -> Slices:
         DataError: There is no calibration data, a file cannot be read, or one of the slices is empty.
         RecipeError: The options name no attribute, or two.
     """
-    options, data = context.options, context.calibration
-    if data is None or len(data) == 0:
-        raise DataError(
-            "there is no calibration data",
-            expected="samples of what the model is for",
-            why="units are told apart by what they do on them and on the attribute",
-            fix="pass data with --data",
-        )
+    options = context.options
+    data = required_data(
+        context.calibration, "analyse-units", why="units are told apart by what they do on it and on the attribute"
+    )
     if (options.attribute is None) == (not options.attribute_labels):
         raise RecipeError(
             "analyse-units is not told what the attribute is",
