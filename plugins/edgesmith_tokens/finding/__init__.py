@@ -1,0 +1,1 @@
+"""Vision transformers and their tokens, found in the graph."""

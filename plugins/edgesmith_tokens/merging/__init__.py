@@ -1,0 +1,1 @@
+"""Token merging: which tokens are alike, and what they become."""
