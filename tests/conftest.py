@@ -1,6 +1,9 @@
 """Fixtures for every test: small random models, each exported once and then read from disk."""
 
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,15 @@ from edgesmith.model import Model
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 if settings.get_current_profile_name() == "default":
     settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def store_of_tests() -> Iterator[None]:
+    """Keep what the host learns about the plugins of tests out of the user's cache."""
+    with tempfile.TemporaryDirectory(prefix="edgesmith-tests-") as folder, pytest.MonkeyPatch.context() as patch:
+        if "EDGESMITH_STORE" not in os.environ:
+            patch.setenv("EDGESMITH_STORE", folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from edgesmith.isolation.imports import ImportAnswer
+
 RECORD = """
 from edgesmith import Guarantee, Kind, MethodRecord, hookimpl
 
@@ -25,6 +27,14 @@ def register_methods():
 """
 
 Install = Callable[..., None]
+
+
+@pytest.fixture
+def without_first_imports(monkeypatch) -> None:
+    """Import made-up plugins here at once; trying them in a process first is tested where it matters."""
+    monkeypatch.setattr(
+        "edgesmith.isolation.imports.try_imports", lambda imports, homes: tuple(ImportAnswer("") for _ in imports)
+    )
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from edgesmith.errors import PluginError
 from edgesmith.host.loader import load_registry
 from edgesmith.host.registry import Registry
 
+pytestmark = pytest.mark.usefixtures("without_first_imports")
+
 
 def names(registry: Registry) -> list[str]:
     return [record.name for record in registry.methods()]

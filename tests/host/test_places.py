@@ -14,9 +14,9 @@ BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
 
 
 def test_a_package_is_its_folder_and_a_file_is_itself():
-    (folder,) = home_of(json.JSONDecoder)
+    (folder,) = home_of("json.decoder")
     assert Path(folder) == Path(json.__file__).parent
-    assert home_of(TestedClass) == (__file__,)
+    assert home_of(TestedClass.__module__) == (__file__,)
 
 
 class TestedClass:

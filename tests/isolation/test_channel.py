@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from edgesmith.host.loader import load_registry
+from edgesmith.host.origin import PluginOrigin
 from edgesmith.host.targets import find_target
 from edgesmith.isolation.batches import pack, unpack
 from edgesmith.isolation.channel import Channel, Message
 from edgesmith.isolation.request import (
-    PluginOrigin,
     SourceFacts,
     StepRequest,
     load_again,

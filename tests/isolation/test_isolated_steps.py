@@ -14,9 +14,9 @@ from edgesmith.execution.sample import sample_inputs
 from edgesmith.host.context import Context
 from edgesmith.host.step import run_step
 from edgesmith.host.trial import Scoring
+from edgesmith.isolation.endings import manner
 from edgesmith.isolation.faults import RunError
 from edgesmith.isolation.limits import Isolation
-from edgesmith.isolation.parent import _manner
 from edgesmith.testing import fake_dialect, isolated_registry, run_method, tiny_mlp
 from edgesmith_calibration.metrics import Accuracy
 from edgesmith_calibration.sources import ArraySource, Batch
@@ -153,7 +153,7 @@ def test_the_broken_condition_is_known_in_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("code", "said"), [(-9, "SIGKILL"), (-35, "signal 35"), (3, "code 3")])
 def test_every_manner_of_ending_has_a_name(code: int, said: str) -> None:
-    assert said in _manner(code)
+    assert said in manner(code, "the step")
 
 
 def test_a_class_that_is_not_there_is_the_same_fault_of_the_plugin(tmp_path: Path) -> None:

@@ -17,10 +17,13 @@ EXAMPLE = "edgesmith plugins --json"
 
 def command(
     context: typer.Context,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Import again, apart from this process, what broke its process before.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the installed plugins and what they bring. Broken ones are listed with their error."""
-    registry = registry_of(context)
+    registry = registry_of(context, retry=retry)
     if as_json:
         write_json(
             {

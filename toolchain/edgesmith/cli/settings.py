@@ -24,8 +24,13 @@ class GlobalOptions:
     trace: bool = False
 
 
-def registry_of(context: typer.Context) -> "Registry":
-    """Return the registry that the global options of this call ask for."""
+def registry_of(context: typer.Context, *, retry: bool = False) -> "Registry":
+    """Return the registry that the global options of this call ask for.
+
+    Args:
+        context: The call.
+        retry: Whether to try again to import what broke its process before.
+    """
     from edgesmith.host.loader import load_registry
 
     options = context.ensure_object(GlobalOptions)
@@ -36,6 +41,7 @@ def registry_of(context: typer.Context) -> "Registry":
         disable=options.disable,
         files=options.files,
         trace=show_line if options.trace else None,
+        retry=retry,
     )
 
 

@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 from edgesmith.errors import PluginError
 from edgesmith.host import hookspecs
 from edgesmith.host.names import suggest
+from edgesmith.host.origin import PluginOrigin
 from edgesmith.host.plugin import Plugin, Tombstone, Trace
 from edgesmith.host.records import (
     FrontendRecord,
@@ -47,6 +48,7 @@ class Candidate:
         entry_point: Name of the entry point.
         import_module: Imports the module and returns it.
         requires: The distribution's declared dependencies; None where there is nothing to check.
+        origin: Where its code is; None where it is known to be safe to import.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Candidate:
         entry_point: str,
         import_module: Callable[[], object],
         requires: Sequence[str] | None = None,
+        origin: PluginOrigin | None = None,
     ) -> None:
         self.distribution = distribution
         self.version = version
@@ -64,13 +67,33 @@ class Candidate:
         self.is_file = distribution.startswith("file:")
         self._import_module = import_module
         self._requires = requires
+        self.origin = origin
 
-    def load(self, trace: Trace | None = None) -> Plugin | Tombstone:
-        """Return the loaded plugin, or a tombstone with the error."""
-        stage, records, names = "version", list[Record](), list[str]()
+    @property
+    def fits(self) -> bool:
+        """Whether the plugin is for this version of Edgesmith, and so may be imported."""
+        try:
+            self._check_core_range()
+        except PluginError:
+            return False
+        return True
+
+    def load(
+        self, trace: Trace | None = None, *, fault: str = "", known_names: Sequence[str] = ()
+    ) -> Plugin | Tombstone:
+        """Return the loaded plugin, or a tombstone with the error.
+
+        Args:
+            trace: Receives one line for each call into the plugin.
+            fault: How importing it broke a process, if it did. It is not imported here then.
+            known_names: Names of the records that it brought before it broke.
+        """
+        stage, records, names = "version", list[Record](), list[str](known_names)
         try:
             self._check_core_range()
             stage = "import"
+            if fault:
+                raise import_breaks("the plugin", fault)
             if trace is not None:
                 # Said before: a module may end the process.
                 trace(f"{self.distribution}:{self.entry_point} is imported")
@@ -140,6 +163,17 @@ class Candidate:
             traceback="".join(traceback.format_exception(error)),
             names=names,
         )
+
+
+def import_breaks(what: str, fault: str) -> PluginError:
+    """Return the error for what was tried in a process of its own and broke it."""
+    return PluginError(
+        f"importing {what}: {fault}",
+        expected="a module that imports and leaves its process alone",
+        why="It was imported in a process of its own first. Here it would take this command with it.",
+        fix="Plugin author: move the work out of the module's top level; a changed file is tried again. User: update "
+        "or uninstall the plugin; `edgesmith plugins --retry` tries it again.",
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -19,10 +19,13 @@ from packaging.utils import canonicalize_name
 from edgesmith.errors import PluginError
 from edgesmith.files import hash_file
 from edgesmith.host.candidate import OWN_DISTRIBUTION, Candidate, duplicate_name
+from edgesmith.host.first_imports import FirstImports
 from edgesmith.host.names import suggest
+from edgesmith.host.origin import PluginOrigin
 from edgesmith.host.plugin import Plugin, Tombstone, Trace
 from edgesmith.host.records import Record
 from edgesmith.host.registry import Registry
+from edgesmith.store import default_store_directory
 
 ENTRY_POINT_GROUP = "edgesmith"
 
@@ -33,6 +36,7 @@ def load_registry(
     disable: Sequence[str] = (),
     files: Sequence[Path] = (),
     trace: Trace | None = None,
+    retry: bool = False,
 ) -> Registry:
     """Return a registry of everything that is installed.
 
@@ -41,6 +45,7 @@ def load_registry(
         disable: Distributions or entry points to leave out.
         files: Plugin files to load besides. Their distribution is shown as "file:NAME".
         trace: Receives one line for each call into a plugin.
+        retry: Whether to try again to import what broke its process before.
 
     Raises:
         PluginError: A name in `disable` is not installed, a file in `files` does not exist, or Edgesmith itself is
@@ -55,8 +60,28 @@ def load_registry(
         if not unwanted & candidate.handles
         and (plugins or candidate.is_file or candidate.distribution == OWN_DISTRIBUTION)
     ]
-    results = [candidate.load(trace) for candidate in wanted]
-    return Registry(_reject_duplicates(results), trace=trace)
+    first_imports = FirstImports(default_store_directory(), retry=retry, trace=trace)
+    results = _load(wanted, first_imports, trace)
+    return Registry(_reject_duplicates(results), trace=trace, first_imports=first_imports)
+
+
+def load_file(path: Path) -> Plugin | Tombstone:
+    """Return the plugin in a Python file, or a tombstone with the error.
+
+    Raises:
+        PluginError: There is no such file, or it cannot be read.
+    """
+    return _load([file_candidate(path)], FirstImports(default_store_directory()), None)[0]
+
+
+def _load(
+    candidates: Sequence[Candidate], first_imports: FirstImports, trace: Trace | None
+) -> list[Plugin | Tombstone]:
+    loaded = []
+    for candidate, fault in zip(candidates, first_imports.faults(candidates), strict=True):
+        names = first_imports.names(candidate.origin) if fault and candidate.origin is not None else ()
+        loaded.append(candidate.load(trace, fault=fault, known_names=names))
+    return loaded
 
 
 def _installed() -> list[Candidate]:
@@ -84,7 +109,8 @@ def _entry_point_candidate(
     version = distribution.version
     if _is_editable(distribution):
         version += _content(entry.module.partition(".")[0])
-    return Candidate(name, version, entry.name, entry.load, tuple(distribution.requires or ()))
+    origin = PluginOrigin(name, version, entry.name, entry.module, "")
+    return Candidate(name, version, entry.name, entry.load, tuple(distribution.requires or ()), origin)
 
 
 def _is_editable(distribution: importlib.metadata.Distribution) -> bool:
@@ -121,7 +147,8 @@ def file_candidate(path: Path) -> Candidate:
             fix="Give the path of the module that holds the hooks.",
         )
     module = _file_module(path)
-    return Candidate(f"file:{path.stem}", f"0+{hash_file(path)[:12]}", path.stem, module)
+    origin = PluginOrigin(f"file:{path.stem}", f"0+{hash_file(path)[:12]}", path.stem, "", str(path.resolve()))
+    return Candidate(origin.distribution, origin.version, origin.entry_point, module, origin=origin)
 
 
 def _file_module(path: Path) -> Callable[[], ModuleType]:

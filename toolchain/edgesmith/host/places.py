@@ -10,9 +10,9 @@ Frame = tuple[str, int]
 """File and line."""
 
 
-def home_of(owner: type) -> tuple[str, ...]:
-    """Return the files and folders that hold a plugin's code, by one of its classes: its package, or its one file."""
-    module = sys.modules.get(owner.__module__.partition(".")[0])
+def home_of(module_name: str) -> tuple[str, ...]:
+    """Return the files and folders that hold a plugin's code, by one of its modules: its package, or its one file."""
+    module = sys.modules.get(module_name.partition(".")[0])
     folders = tuple(getattr(module, "__path__", ()))
     file = getattr(module, "__file__", None)
     return folders or ((file,) if file else ())

@@ -85,6 +85,9 @@ class MethodRecord:
     deterministic: bool = True
     source: str = ""
     """Paper or repository the method comes from."""
+    drops_caches: bool = False
+    """Whether it may take whole slots of a decoder's key/value cache away, each with its input and its output. All
+    other inputs and outputs of the graph stay, whatever a method does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,15 @@
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from edgesmith.errors import PluginError
+from edgesmith.host.candidate import OWN_DISTRIBUTION, import_breaks
 from edgesmith.host.names import suggest
 from edgesmith.host.observers import Observers
+from edgesmith.host.origin import PluginOrigin
 from edgesmith.host.plugin import Plugin, Tombstone, Trace
 from edgesmith.host.records import (
     FrontendRecord,
@@ -22,6 +25,7 @@ from edgesmith.host.records import (
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from edgesmith.host.first_imports import FirstImports
     from edgesmith.host.interfaces import Frontend, Method, Target
     from edgesmith.measure.runner import Runner
     from edgesmith_calibration.metrics import Metric
@@ -51,9 +55,17 @@ class Registry:
     Args:
         plugins: The loader's results, working and broken.
         trace: Receives one line for each call into a plugin.
+        first_imports: Knows which modules break their process; None imports what records name without asking.
     """
 
-    def __init__(self, plugins: Sequence[Plugin | Tombstone], *, trace: Trace | None = None) -> None:
+    def __init__(
+        self,
+        plugins: Sequence[Plugin | Tombstone],
+        *,
+        trace: Trace | None = None,
+        first_imports: "FirstImports | None" = None,
+    ) -> None:
+        self._first_imports = first_imports
         self.plugins: tuple[Plugin, ...] = tuple(plugin for plugin in plugins if isinstance(plugin, Plugin))
         self.tombstones: tuple[Tombstone, ...] = tuple(plugin for plugin in plugins if isinstance(plugin, Tombstone))
         self.observers = Observers(self.plugins, trace=trace)
@@ -286,8 +298,11 @@ class Registry:
         """Return what a dotted path of a record names. Any failure is the plugin's, and says so."""
         plugin = self.plugin_of(record)
         module_name, _, attribute = path.partition(":")
+        is_its_own = module_name in (plugin.module.__name__, plugin.distribution.removeprefix("file:"))
+        if not is_its_own:
+            self._require_survivable(plugin, module_name)
         try:
-            if module_name in (plugin.module.__name__, plugin.distribution.removeprefix("file:")):
+            if is_its_own:
                 return getattr(plugin.module, attribute)
             return getattr(importlib.import_module(module_name), attribute)
         except KeyboardInterrupt:
@@ -301,6 +316,14 @@ class Registry:
                 why="The record was listed without importing it; the class is needed now.",
                 fix="Install what it misses, or update the plugin; `edgesmith doctor` shows what is installed.",
             ) from error
+
+    def _require_survivable(self, plugin: Plugin, module: str) -> None:
+        """Raise PluginError if importing a module of a plugin would break this process."""
+        if self._first_imports is None or plugin.distribution == OWN_DISTRIBUTION or module in sys.modules:
+            return
+        fault = self._first_imports.fault_in(PluginOrigin.of(plugin), module)
+        if fault:
+            raise import_breaks(f"{module} of {plugin.label}", fault)
 
     def _require(self, holds: bool, record: Record, path: str, expected: str) -> None:
         if not holds:

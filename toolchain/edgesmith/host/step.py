@@ -146,7 +146,7 @@ def perform(registry: "Registry", record: MethodRecord, model: "Model", context:
     """Check and apply one method in this process, and prove its result. Arguments and errors as for `run_step`."""
     author = author_of(registry, record, context.options)
     kind = registry.load(record)
-    promise = Promise(author, record.guarantee, record.tolerance)
+    promise = Promise(author, record.guarantee, record.tolerance, record.drops_caches)
     given = model.clone()
     digest = given.digest()
     verdict = _check(kind, given, context, author)
@@ -314,7 +314,7 @@ def _place(error: BaseException, owner: type, hook: str) -> str:
     """
     found = traceback.extract_tb(error.__traceback__)
     frames = [(frame.filename, frame.lineno or 0) for frame in found if frame.filename != __file__]
-    return show_frame(own_frame(frames, home_of(owner)) or definition_of(getattr(owner, hook, None)))
+    return show_frame(own_frame(frames, home_of(owner.__module__)) or definition_of(getattr(owner, hook, None)))
 
 
 def _at_node(error: BaseException) -> str:

@@ -1,15 +1,13 @@
 """The process of a step: `python -m edgesmith.isolation.child SOCKET FOLDER`. Runs one step and answers."""
 
 import faulthandler
-import os
-import resource
-import signal
 import socket
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgesmith.isolation.guard import end_with_the_run
 from edgesmith.isolation.request import (
     AFTER_DIRECTORY,
     BEFORE_DIRECTORY,
@@ -29,10 +27,7 @@ if TYPE_CHECKING:
 
 def main(descriptor: int, folder: Path) -> None:
     """Run the step that is requested in `folder`, and answer the run over the socket `descriptor`."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _end_with_the_run(descriptor)
-    # What a forked worker asks would mix with what this process asks.
-    os.register_at_fork(after_in_child=lambda: _replace_by_nothing(descriptor))
+    end_with_the_run(descriptor)
     with (folder / STACK_FILE).open("w") as stack:
         faulthandler.enable(stack, all_threads=False)
         _serve(descriptor, folder)
@@ -104,25 +99,6 @@ def _context(request: StepRequest, registry: "Registry", run: "Run", source: "Mo
         source=source,
         checkpoint=None if request.checkpoint is None else Path(request.checkpoint),
     )
-
-
-def _end_with_the_run(descriptor: int) -> None:
-    """Have a guard end this process group when the run ends, however that happens and whatever the step is doing.
-
-    Standard input is a pipe of which the run, and nobody else, holds the other end.
-    """
-    if os.fork() == 0:
-        os.close(descriptor)
-        os.read(sys.stdin.fileno(), 1)
-        os.killpg(0, signal.SIGKILL)
-    _replace_by_nothing(sys.stdin.fileno())
-
-
-def _replace_by_nothing(descriptor: int) -> None:
-    """Put the null device in the place of what `descriptor` stands for."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, descriptor)
-    os.close(nothing)
 
 
 if __name__ == "__main__":

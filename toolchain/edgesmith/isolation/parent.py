@@ -1,33 +1,34 @@
 """The run's side of an isolated step: starts its process, answers it, and says how it ended."""
 
-import re
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import PluginError, StepError
 from edgesmith.host.context import Context, Notes
+from edgesmith.host.origin import PluginOrigin
+from edgesmith.host.places import home_of
 from edgesmith.host.records import MethodRecord
 from edgesmith.host.step import StepResult, author_of
 from edgesmith.host.verdict import Verdict
 from edgesmith.isolation import faults
 from edgesmith.isolation.channel import Channel
+from edgesmith.isolation.endings import manner
 from edgesmith.isolation.limits import Isolation
 from edgesmith.isolation.request import (
     AFTER_DIRECTORY,
     BEFORE_DIRECTORY,
     SOURCE_DIRECTORY,
     STACK_FILE,
-    PluginOrigin,
     StepRequest,
     pack_dialect,
 )
 from edgesmith.isolation.services import Services
+from edgesmith.isolation.stack import place_in
 from edgesmith.isolation.watchdog import Watchdog
 from edgesmith.model import Model
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from edgesmith.host.registry import Registry
 
 _CHILD = (sys.executable, "-P", "-m", "edgesmith.isolation.child")
-_FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>\S+)', re.MULTILINE)
 
 
 def check_isolated(
@@ -105,7 +105,8 @@ def _run(
             services.close()
             channel.close()
         if done is None:
-            raise _ended(author_of(registry, record, context.options), process, watchdog, isolation, folder)
+            home = home_of(registry.plugin_of(record).module.__name__)
+            raise _ended(author_of(registry, record, context.options), process, watchdog, isolation, folder, home)
         if "error" in done:
             raise faults.from_json(done["error"])
         # Weights are mapped by now, and stay so when the folder is gone.
@@ -168,32 +169,20 @@ def _verdict(done: Mapping[str, Any]) -> Verdict:
 
 
 def _ended(
-    author: str, process: "subprocess.Popen[bytes]", watchdog: Watchdog, isolation: Isolation, folder: Path
+    author: str,
+    process: "subprocess.Popen[bytes]",
+    watchdog: Watchdog,
+    isolation: Isolation,
+    folder: Path,
+    home: Sequence[str],
 ) -> StepError:
     """Return the error for a process that ended without an answer."""
-    how = watchdog.reason or _manner(process.returncode)
+    how = watchdog.reason or manner(process.returncode, "the step")
     return StepError(
-        f"{author}: {how}{_place(folder / STACK_FILE)}",
+        f"{author}: {how}{place_in(folder / STACK_FILE, home)}",
         expected=f"a step that ends within {isolation.time_limit_seconds:g} s, in {watchdog.memory_mib} MiB of memory, "
         "and leaves its process alone",
         why="The step has no result. The model before it is intact, and a corrected run resumes there.",
         fix="Raise --time-limit-seconds or --memory-limit-mib if the step needs more. Otherwise remove the step, or "
         "report it to the author of the plugin.",
     )
-
-
-def _manner(code: int) -> str:
-    if code >= 0:
-        return f"ended its process with code {code} before the step was done"
-    name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
-    hint = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
-    return f"its process was ended by {name}{hint}"
-
-
-def _place(stack: Path) -> str:
-    """Return " in apply at my_plugin.py:19" for what the process was doing when a signal ended it, or nothing."""
-    try:
-        frame = _FRAME.search(stack.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return ""
-    return f", in {frame['function']} at {Path(frame['file']).name}:{frame['line']}" if frame else ""

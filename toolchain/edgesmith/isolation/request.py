@@ -11,9 +11,9 @@ from pydantic import TypeAdapter
 
 from edgesmith.errors import PluginError
 from edgesmith.host.dialect import Dialect
+from edgesmith.host.origin import PluginOrigin
 
 if TYPE_CHECKING:
-    from edgesmith.host.plugin import Plugin
     from edgesmith.host.registry import Registry
 
 REQUEST_FILE = "request.json"
@@ -23,24 +23,6 @@ SOURCE_DIRECTORY = "source"
 """The model that the run started from, where the run says which."""
 STACK_FILE = "stack.txt"
 """Where the process of a step writes what it was doing when it is ended by a signal."""
-
-
-@dataclass(frozen=True, slots=True)
-class PluginOrigin:
-    """How to load one plugin again."""
-
-    distribution: str
-    version: str
-    entry_point: str
-    module: str
-    file: str
-    """The plugin's own file where it was named by its path; else empty."""
-
-    @classmethod
-    def of(cls, plugin: "Plugin") -> "PluginOrigin":
-        """Return the origin of a plugin that is loaded."""
-        file = plugin.module.__file__ if plugin.distribution.startswith("file:") else None
-        return cls(plugin.distribution, plugin.version, plugin.entry_point, plugin.module.__name__, file or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +92,12 @@ def load_again(origins: tuple[PluginOrigin, ...]) -> "Registry":
     Raises:
         PluginError: A plugin is another one by now.
     """
-    from edgesmith.host.candidate import Candidate
-    from edgesmith.host.loader import file_candidate
     from edgesmith.host.plugin import Plugin
     from edgesmith.host.registry import Registry
 
     loaded = []
     for origin in origins:
-        if origin.file:
-            candidate = file_candidate(Path(origin.file))
-        else:
-            candidate = Candidate(
-                origin.distribution,
-                origin.version,
-                origin.entry_point,
-                lambda name=origin.module: importlib.import_module(name),  # type: ignore[misc]
-            )
-        plugin = candidate.load()
+        plugin = origin.candidate().load()
         if isinstance(plugin, Plugin) and plugin.version != origin.version:
             raise PluginError(
                 f"{origin.file} was changed while the run works with it",

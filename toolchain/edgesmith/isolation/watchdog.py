@@ -11,7 +11,6 @@ from typing import Self
 
 import psutil
 
-from edgesmith.execution.handover import free_bytes
 from edgesmith.isolation.limits import Isolation
 
 _LOOK_SECONDS = 0.05
@@ -36,7 +35,7 @@ class Watchdog:
         self._hang_up = hang_up
         self._family: set[psutil.Process] = set()
         self._seconds = isolation.time_limit_seconds
-        self.memory_mib = isolation.memory_limit_mib or max(1, int(free_bytes() * _FREE_SHARE / _MIB))
+        self.memory_mib = isolation.memory_limit_mib or _most_of_what_is_free_mib()
         self.reason = ""
         """Which limit was reached; empty if none was."""
         self._start = time.monotonic()
@@ -94,6 +93,13 @@ class Watchdog:
         for member in self._family:
             with suppress(psutil.Error):
                 member.kill()
+
+
+def _most_of_what_is_free_mib() -> int:
+    # Imported here: a limit that is given needs none of the packages behind it, and imports of plugins have one.
+    from edgesmith.execution.handover import free_bytes
+
+    return max(1, int(free_bytes() * _FREE_SHARE / _MIB))
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:

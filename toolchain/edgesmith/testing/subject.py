@@ -5,7 +5,7 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from edgesmith.errors import PluginError
-from edgesmith.host.loader import file_candidate
+from edgesmith.host.loader import load_file
 from edgesmith.host.names import suggest
 from edgesmith.host.plugin import Plugin, Tombstone
 from edgesmith.host.registry import Registry
@@ -22,7 +22,7 @@ def find_subject(word: str, registry: Registry) -> tuple[Registry, str | None]:
         PluginError: There is no such plugin, or it does not load.
     """
     if word.endswith(".py") or Path(word).is_file():
-        return Registry([loaded(file_candidate(Path(word)).load())]), None
+        return Registry([loaded(load_file(Path(word)))]), None
     name = canonicalize_name(word)
     everything: list[Plugin | Tombstone] = [*registry.plugins, *registry.tombstones]
     named = [

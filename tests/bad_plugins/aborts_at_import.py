@@ -1,0 +1,5 @@
+"""Aborts at import, as native code does."""
+
+import os
+
+os.abort()

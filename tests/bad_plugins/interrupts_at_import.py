@@ -1,0 +1,3 @@
+"""Raises at import what stands for Ctrl-C."""
+
+raise KeyboardInterrupt

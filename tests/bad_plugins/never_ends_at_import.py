@@ -1,0 +1,4 @@
+"""Never ends to import."""
+
+while True:
+    pass

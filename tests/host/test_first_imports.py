@@ -1,0 +1,230 @@
+"""Imports that break their process are found out in another one, once; every command works afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.isolation.processes import awaited
+
+from edgesmith import Isolation
+from edgesmith.cli import main
+from edgesmith.errors import PluginError
+from edgesmith.host.loader import load_registry
+from edgesmith.isolation import imports
+from edgesmith.isolation.import_child import Import
+from edgesmith.testing.subject import find_subject
+
+BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
+GOOD = """
+import edgesmith
+
+@edgesmith.hookimpl
+def register_lints():
+    return [edgesmith.LintRecord(name="good-rule", version="1", summary="A rule.", entry="{module}:rule")]
+"""
+BREAK_THEIR_PROCESS = {
+    "leaves_at_import": "importing the plugin: ended its process with code 3 before the import was done",
+    "leaves_in_hook": "importing the plugin: ended its process with code 4 before the import was done",
+    "aborts_at_import": "importing the plugin: its process was ended by SIGABRT, at aborts_at_import.py:5",
+    "never_ends_at_import": "importing the plugin: did not end within 2 s, at never_ends_at_import.py:",
+    "eats_memory_at_import": "of memory, and may take 300, at eats_memory_at_import.py:",
+    "interrupts_at_import": "importing the plugin: raised KeyboardInterrupt",
+}
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch) -> Path:
+    """A store of its own for each test, and limits that are soon reached."""
+    monkeypatch.setenv("EDGESMITH_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(imports, "LIMITS", Isolation(2, 300))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def tries(monkeypatch) -> list[list[str]]:
+    """What was tried in a process of its own, one list for each time."""
+    seen: list[list[str]] = []
+
+    def recording(wanted, homes):
+        seen.append([one.module or one.origin.entry_point for one in wanted])
+        return real(wanted, homes)
+
+    real = imports.try_imports
+    monkeypatch.setattr(imports, "try_imports", recording)
+    return seen
+
+
+def rules(registry) -> list[str]:
+    return [record.name for record in registry.lints() if record.name == "good-rule"]
+
+
+def test_every_import_that_breaks_its_process_is_named_and_the_others_work(install, tries, capsys):
+    install("edge-good", source=GOOD.format(module="absent"))
+    files = [BAD_PLUGINS / f"{name}.py" for name in BREAK_THEIR_PROCESS]
+    registry = load_registry(files=files)
+    buried = {one.entry_point: one for one in registry.tombstones}
+    assert set(buried) == set(BREAK_THEIR_PROCESS)
+    for name, tombstone in buried.items():
+        assert BREAK_THEIR_PROCESS[name] in tombstone.error
+        assert tombstone.stage == "import" and "\n" not in tombstone.error
+        assert "--retry" in tombstone.traceback
+    assert rules(registry) == ["good-rule"]
+    # What comes after a fatal import is tried too, and nothing is tried again by the commands that follow.
+    words = [word for file in files for word in ("--plugin", str(file))]
+    for command in ("methods", "plugins", "targets", "schema", "doctor"):
+        assert main([*words, command]) == 0
+    assert len(tries) == 1
+    assert BREAK_THEIR_PROCESS["leaves_at_import"] in capsys.readouterr().out
+    assert psutil.Process().children(recursive=True) == []
+
+
+def test_all_commands_work_beside_an_installed_plugin_that_ends_its_process(install, tmp_path):
+    install("edge-fatal", source="import os\nos._exit(9)\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "edge-fatal"), *sys.path])}
+    command = [sys.executable, "-m", "edgesmith", "plugins", "--json"]
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (broken,) = json.loads(done.stdout)["broken"]
+        assert broken["distribution"] == "edge-fatal" and "with code 9" in broken["error"]
+
+
+def test_a_plugin_is_tried_again_when_it_or_its_neighbours_change_or_somebody_asks(install, tries, tmp_path):
+    module = tmp_path / "edge-prune" / "edge_prune.py"
+    install("edge-prune", source="import os\nos._exit(9)\n")
+    assert load_registry().tombstones and load_registry().tombstones
+    assert len(tries) == 1
+    assert load_registry(retry=True).tombstones
+    assert len(tries) == 2
+    module.write_text(GOOD.format(module="absent"))
+    assert rules(load_registry()) == rules(load_registry()) == ["good-rule"]
+    assert len(tries) == 3
+    # There is nothing to retry where nothing is broken.
+    assert main(["plugins", "--retry"]) == 0
+    assert len(tries) == 3
+    sys.modules.pop("edge_prune")
+
+
+def test_the_names_of_a_plugin_that_broke_in_a_later_version_are_known(install, tmp_path):
+    install("edge-prune", method="halve")
+    assert load_registry().method("halve")
+    sys.modules.pop("edge_prune")
+    (tmp_path / "edge-prune" / "edge_prune.py").write_text("import os\nos._exit(9)\n")
+    with pytest.raises(PluginError) as caught:
+        load_registry().method("halve")
+    assert "method 'halve' cannot be used, since edge-prune 0.3 is broken: importing the plugin: ended" in str(
+        caught.value
+    )
+
+
+def test_a_class_whose_module_ends_its_process_is_not_imported_here(install, tmp_path, tries, capsys):
+    install("edge-good", source=GOOD.format(module="edge_good_rules"))
+    (tmp_path / "edge-good" / "edge_good_rules.py").write_text("import os\nos._exit(9)\n")
+    for _ in range(2):
+        registry = load_registry()
+        with pytest.raises(PluginError) as caught:
+            registry.load(registry.lint("good-rule"))
+        assert caught.value.what == (
+            "importing edge_good_rules of edge-good 0.3: ended its process with code 9 before the import was done"
+        )
+    assert tries == [["main"], ["edge_good_rules"]]
+    (tmp_path / "edge-good" / "edge_good_rules.py").write_text("def rule(model, dialect): return []\n")
+    registry = load_registry()
+    assert callable(registry.load(registry.lint("good-rule")))
+    sys.modules.pop("edge_good_rules")
+
+
+def test_a_module_that_raises_is_imported_here_and_shows_its_own_error(install, tries):
+    install("edge-prune", source="import nothing_of_that_name")
+    for _ in range(2):
+        (tombstone,) = load_registry().tombstones
+        assert tombstone.error == "ModuleNotFoundError: No module named 'nothing_of_that_name'"
+    assert len(tries) == 1
+
+
+def test_a_plugin_for_another_version_is_not_even_tried(install, tries):
+    install("edge-prune", requires="edgesmith>=99", source="import os\nos._exit(9)\n")
+    assert load_registry().tombstones[0].stage == "version"
+    assert tries == []
+
+
+def test_bundled_plugins_are_not_tried(tries):
+    load_registry()
+    assert tries == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"edge-prune main": {"fault": 3}}', '{"edge-prune main": []}', "\x00"])
+def test_damaged_answers_count_as_none(install, tries, store, content):
+    install("edge-prune")
+    load_registry()
+    (file,) = store.glob("imports-*.json")
+    file.write_text(content)
+    assert load_registry().method("halve")
+    assert len(tries) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_tolerated(install, tries, store):
+    store.write_text("a file stands where the folder belongs")
+    install("edge-prune")
+    for _ in range(2):
+        assert load_registry().method("halve")
+    assert len(tries) == 2
+
+
+def test_where_no_process_can_be_started_plugins_are_imported_at_once(install, monkeypatch):
+    install("edge-prune")
+    monkeypatch.setattr(imports, "_CHILD", ("/absent/python",))
+    assert load_registry().method("halve")
+    monkeypatch.setattr(imports, "_CHILD", (sys.executable, "-c", "pass"))
+    assert load_registry(retry=True).method("halve")
+
+
+def test_checking_a_file_that_ends_its_process_says_so():
+    with pytest.raises(PluginError, match="does not load: at import, importing the plugin: ended its process"):
+        find_subject(str(BAD_PLUGINS / "leaves_at_import.py"), load_registry(plugins=False))
+    assert main(["plugin", "check", str(BAD_PLUGINS / "leaves_in_hook.py")]) == 2
+
+
+def test_one_process_does_all_up_to_a_fatal_one(tmp_path, monkeypatch):
+    started = []
+    popen = subprocess.Popen
+
+    def counting(*arguments, **settings):
+        started.append(arguments)
+        return popen(*arguments, **settings)
+
+    monkeypatch.setattr(imports.subprocess, "Popen", counting)
+    origins = [imports_of(tmp_path, name, text) for name, text in (("a", ""), ("b", "import os; os._exit(1)"))]
+    wanted = [*origins, *(imports_of(tmp_path, name, "") for name in "cde")]
+    answers = imports.try_imports(wanted, [()] * len(wanted))
+    assert [bool(answer.fault) for answer in answers] == [False, True, False, False, False]
+    assert len(started) == 2
+
+
+def imports_of(folder: Path, name: str, text: str) -> Import:
+    from edgesmith.host.loader import file_candidate
+
+    (folder / f"{name}.py").write_text(text)
+    origin = file_candidate(folder / f"{name}.py").origin
+    assert origin is not None
+    return Import(origin)
+
+
+def test_interrupting_a_command_ends_what_it_tries(tmp_path):
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time\ntime.sleep(120)\n")
+    run = subprocess.Popen(
+        [sys.executable, "-m", "edgesmith", "--plugin", str(slow), "methods"], stderr=subprocess.PIPE
+    )
+    (child, *_) = awaited(lambda: psutil.Process(run.pid).children(recursive=True))
+    time.sleep(0.3)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(30) == 130
+    psutil.wait_procs([child], timeout=30)
+    assert not child.is_running()

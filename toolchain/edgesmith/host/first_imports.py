@@ -1,0 +1,166 @@
+"""Plugins not seen before are imported in a process of their own first, since every command imports every plugin.
+
+An exception at import is contained where it happens. A module that ends its process, never ends or takes all memory
+would take every command with it, so that is found out once, and the answer is kept in the store's folder until the
+plugin, the environment or Edgesmith changes. Plugins of Edgesmith's own distribution are exempt: they are tested
+together with the host, and cannot be newer than it.
+"""
+
+import hashlib
+import importlib.util
+import json
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgesmith import __version__
+from edgesmith.errors import OutputError
+from edgesmith.host.origin import PluginOrigin
+
+if TYPE_CHECKING:
+    from edgesmith.host.candidate import Candidate
+    from edgesmith.host.plugin import Trace
+
+_CODE = (".py", ".so", ".pyd")
+
+
+class FirstImports:
+    """Knows which imports of plugins break their process.
+
+    Args:
+        directory: Where answers are kept; the store's folder. One that cannot be written is tolerated.
+        retry: Whether to ask again about everything that broke its process before.
+        trace: Receives one line for each import that is tried.
+    """
+
+    def __init__(self, directory: Path, *, retry: bool = False, trace: "Trace | None" = None) -> None:
+        environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
+        self._file = directory / f"imports-{environment}.json"
+        self._retry = retry
+        self._trace = trace
+        self._answers: dict[str, Any] | None = None
+        self._asked: set[str] = set()
+
+    def faults(self, candidates: "Sequence[Candidate]") -> list[str]:
+        """Return how importing each candidate breaks its process; an empty string for most."""
+        wanted = [(one.origin, "") if one.origin is not None and one.fits else None for one in candidates]
+        self._ask([one for one in wanted if one is not None])
+        return [self._known(*one)["fault"] if one is not None else "" for one in wanted]
+
+    def names(self, origin: PluginOrigin) -> tuple[str, ...]:
+        """Return the names of the records that a plugin brought when it could last be imported."""
+        return tuple(self._known(origin, "").get("names", ()))
+
+    def fault_in(self, origin: PluginOrigin, module: str) -> str:
+        """Return how importing a module that one of a plugin's records names breaks the process, or nothing."""
+        self._ask([(origin, module)])
+        return str(self._known(origin, module)["fault"])
+
+    def _ask(self, wanted: Iterable[tuple[PluginOrigin, str]]) -> None:
+        """Try every import for which there is no answer, all in one process."""
+        unknown = [
+            (origin, module, identity)
+            for origin, module in wanted
+            if (identity := _identity(origin, module)) != self._known(origin, module).get("identity")
+            or (self._retry and self._known(origin, module)["fault"] and _key(origin, module) not in self._asked)
+        ]
+        if not unknown:
+            return
+        from edgesmith.isolation.imports import Import, try_imports
+
+        for origin, module, _ in unknown:
+            if self._trace is not None:
+                self._trace(f"{origin.distribution}:{origin.entry_point} {module} is tried in a process of its own")
+        answers = try_imports(
+            [Import(origin, module) for origin, module, _ in unknown],
+            [_home(module or origin.module, origin.file) for origin, module, _ in unknown],
+        )
+        known = self._load()
+        for (origin, module, identity), answer in zip(unknown, answers, strict=True):
+            # A plugin that broke is found by the names that it brought before.
+            names = answer.names or self._known(origin, module).get("names", ()) if answer.fault else answer.names
+            known[_key(origin, module)] = {"identity": identity, "fault": answer.fault, "names": list(names)}
+            self._asked.add(_key(origin, module))
+        self._keep()
+
+    def _known(self, origin: PluginOrigin, module: str) -> dict[str, Any]:
+        known: dict[str, Any] = self._load().get(_key(origin, module), {"fault": ""})
+        return known
+
+    def _load(self) -> dict[str, Any]:
+        if self._answers is None:
+            self._answers = {}
+            with suppress(OSError, ValueError):
+                found = json.loads(self._file.read_text(encoding="utf-8"))
+                if isinstance(found, dict):
+                    self._answers = {key: answer for key, answer in found.items() if _is_answer(answer)}
+        return self._answers
+
+    def _keep(self) -> None:
+        from edgesmith.files import write_atomically
+
+        # Without a place for answers the next command asks again.
+        with suppress(OutputError, OSError):
+            write_atomically(self._file, json.dumps(self._load(), indent=1, sort_keys=True))
+
+
+def _key(origin: PluginOrigin, module: str) -> str:
+    return " ".join((origin.file or origin.distribution, origin.entry_point, module)).strip()
+
+
+def _is_answer(found: object) -> bool:
+    return (
+        isinstance(found, dict)
+        and all(isinstance(found.get(name), str) for name in ("identity", "fault"))
+        and isinstance(found.get("names"), list)
+        and all(isinstance(name, str) for name in found["names"])
+    )
+
+
+def _identity(origin: PluginOrigin, module: str) -> str:
+    """Return a hash of what the answer for an import depends on: the plugin's code, and what is installed beside it."""
+    installed = {sysconfig.get_path(one) for one in ("purelib", "platlib")}
+    parts = [
+        *(__version__, sys.version, origin.distribution, origin.version, origin.entry_point, origin.module, module),
+        *(str(_changed(Path(folder))) for folder in sorted(installed)),
+        *_stamps(_home(origin.module, origin.file)),
+    ]
+    if module.partition(".")[0] != origin.module.partition(".")[0]:
+        parts += _stamps(_home(module, ""))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _home(module: str, file: str) -> tuple[str, ...]:
+    """Return the files and folders of a plugin's code, without importing it."""
+    if file:
+        return (file,)
+    top = module.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(top) if top else None
+    except (ImportError, ValueError):
+        return ()
+    if spec is None:
+        return ()
+    return tuple(spec.submodule_search_locations or ()) or ((spec.origin,) if spec.origin else ())
+
+
+def _stamps(home: Iterable[str]) -> list[str]:
+    """Return name, size and time of change of each file of code."""
+    files = [
+        file
+        for place in map(Path, home)
+        for file in ([place] if place.is_file() else sorted(place.rglob("*")))
+        if file.suffix in _CODE
+    ]
+    return [f"{file} {_changed(file)}" for file in files]
+
+
+def _changed(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except OSError:
+        return (0, 0)
+    return status.st_size, status.st_mtime_ns

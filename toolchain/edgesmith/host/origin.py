@@ -1,0 +1,43 @@
+"""Where a plugin's code is, so that another process can load it again."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgesmith.host.candidate import Candidate
+    from edgesmith.host.plugin import Plugin
+
+
+@dataclass(frozen=True, slots=True)
+class PluginOrigin:
+    """How to load one plugin again."""
+
+    distribution: str
+    version: str
+    entry_point: str
+    module: str
+    file: str
+    """The plugin's own file where it was named by its path; else empty."""
+
+    @classmethod
+    def of(cls, plugin: "Plugin") -> "PluginOrigin":
+        """Return the origin of a plugin that is loaded."""
+        file = plugin.module.__file__ if plugin.distribution.startswith("file:") else None
+        return cls(plugin.distribution, plugin.version, plugin.entry_point, plugin.module.__name__, file or "")
+
+    def candidate(self) -> "Candidate":
+        """Return the plugin, not imported yet.
+
+        Raises:
+            PluginError: Its file is gone.
+        """
+        from edgesmith.host.candidate import Candidate
+        from edgesmith.host.loader import file_candidate
+
+        if self.file:
+            return file_candidate(Path(self.file))
+        return Candidate(
+            self.distribution, self.version, self.entry_point, lambda: importlib.import_module(self.module)
+        )

@@ -1,0 +1,96 @@
+"""Tries imports in a process of their own: which of them end it, never end, or take all memory."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from edgesmith.isolation.endings import manner
+from edgesmith.isolation.import_child import REQUEST_FILE, STACK_FILE, Import
+from edgesmith.isolation.limits import Isolation
+from edgesmith.isolation.stack import place_in
+from edgesmith.isolation.watchdog import Watchdog
+
+__all__ = ["Import", "ImportAnswer", "try_imports"]
+
+LIMITS = Isolation(time_limit_seconds=30, memory_limit_mib=4096)
+"""For each import. One that only says what there is takes milliseconds; one of all of torch, seconds and 1 GiB."""
+_CHILD = (sys.executable, "-P", "-m", "edgesmith.isolation.import_child")
+
+
+@dataclass(frozen=True, slots=True)
+class ImportAnswer:
+    """What became of an import."""
+
+    fault: str
+    """How it broke its process; empty where it did not, whatever it raised."""
+    names: tuple[str, ...] = ()
+    """Names of the records that the plugin brought."""
+
+
+def try_imports(imports: Sequence[Import], homes: Sequence[Sequence[str]]) -> tuple[ImportAnswer, ...]:
+    """Return what became of each import, in order. One process does all, and the next goes on where it ended.
+
+    Where no process can be started, no import has a fault.
+
+    Args:
+        imports: What to import.
+        homes: For each, the files and folders of the plugin's code, to say where it was.
+    """
+    answers: list[ImportAnswer] = []
+    while len(answers) < len(imports):
+        found = _answers(imports[len(answers) :], homes[len(answers) :])
+        if not found:
+            return (*answers, *(ImportAnswer("") for _ in imports[len(answers) :]))
+        answers += found
+    return tuple(answers)
+
+
+def _answers(imports: Sequence[Import], homes: Sequence[Sequence[str]]) -> list[ImportAnswer]:
+    """Return the answers of one process, the last of which may be its end; nothing where it did not begin."""
+    with TemporaryDirectory(prefix="edgesmith-imports-") as name:
+        folder = Path(name)
+        request = {"import_path": sys.path, "imports": [asdict(one) for one in imports]}
+        (folder / REQUEST_FILE).write_text(json.dumps(request), encoding="utf-8")
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                try:
+                    process = subprocess.Popen(
+                        [*_CHILD, str(theirs.fileno()), name],
+                        pass_fds=(theirs.fileno(),),
+                        stdin=subprocess.PIPE,
+                        # What is printed at import is printed again where the host imports it.
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                        start_new_session=True,
+                    )
+                except OSError:
+                    return []
+            answers: list[ImportAnswer] = []
+            begun = 0
+            with process.stdin, Watchdog(process, LIMITS, partial(_hang_up, ours)) as watchdog:  # type: ignore[union-attr]
+                for line in ours.makefile("r", encoding="utf-8"):
+                    message = json.loads(line)
+                    if message:
+                        answers.append(ImportAnswer(message["fault"], tuple(message["names"])))
+                    else:
+                        begun += 1
+                        watchdog.begin()
+                if begun > len(answers):
+                    watchdog.await_end()
+            if begun > len(answers):
+                how = watchdog.reason or manner(process.returncode, "the import")
+                answers.append(ImportAnswer(f"{how}{place_in(folder / STACK_FILE, homes[len(answers)])}"))
+            return answers
+
+
+def _hang_up(end: socket.socket) -> None:
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
