@@ -16,7 +16,7 @@ METHODS = (
         kind=Kind.RECOVER,
         options="edgesmith_recovery.options.recover:RecoverOptions",
         guarantee=Guarantee.LOSSY,
-        needs=Needs(data=True),
+        needs=Needs(data=True, gradients=True, packages=("safetensors>=0.4",)),
         tags=("training", "distillation", "qat"),
         source="Zimmer et al. 2023, PERP, arXiv 2312.15230; Hinton et al. 2015, arXiv 1503.02531",
     ),

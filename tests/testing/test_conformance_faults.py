@@ -33,10 +33,11 @@ FOUND_BY = {
 PLUGIN = """
 {head}
 import os
+from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from edgesmith import Guarantee, Kind, Method, MethodRecord, Verdict, hookimpl
+from edgesmith import Guarantee, Kind, Method, MethodRecord, Needs, Verdict, hookimpl
 
 @hookimpl
 def register_methods():
@@ -86,6 +87,11 @@ FAULTS = {
     "open options": ({"config": "frozen=True"}, "record is complete"),
     "options that change": ({"config": 'extra="forbid"'}, "record is complete"),
     "a bare option": ({"description": ""}, "record is complete"),
+    "other needs than the record": (
+        {"option": "needs: ClassVar[Needs] = Needs(data=True)"},
+        "record is complete",
+    ),
+    "needs that are none": ({"option": "needs: ClassVar[str] = 'data'"}, "record is complete"),
     "a silent skip": ({"check": 'return Verdict("skip")'}, "check is total"),
     "nothing to apply to": ({"check": 'return Verdict.skip("never")'}, "it applies or says why"),
     "chance": ({"factor": "os.urandom(1)[0] / 256"}, "the same seed gives the same bytes"),

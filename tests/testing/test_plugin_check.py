@@ -39,7 +39,19 @@ def test_a_sound_plugin_passes_with_exit_code_0(lint_file, capsys):
     shown = capsys.readouterr().out
     assert "lint many-nodes" in shown
     assert "FAILED" not in shown
-    assert shown.endswith(f"{lint_file}: all 6 checks passed.\n")
+    assert shown.endswith(f"{lint_file}: 6 checks passed.\n")
+
+
+def test_checks_that_had_nothing_to_check_are_counted_apart(capsys):
+    path = str(BAD_PLUGINS / "changes_nothing.py")
+    assert main(["plugin", "check", path, "--quick", "--json"]) in (0, 2)
+    states = [check["status"] for check in json.loads(capsys.readouterr().out)["checks"]]
+    counts = [states.count(one) for one in ("failed", "ok", "not-applicable")]
+    assert counts[2] > 0
+    main(["plugin", "check", path, "--quick"])
+    failed = f"{counts[0]} failed, " if counts[0] else ""
+    said = f"{path}: {failed}{counts[1]} checks passed, {counts[2]} had nothing to check.\n"
+    assert capsys.readouterr().out.endswith(said)
 
 
 def test_each_check_is_in_the_json(lint_file, capsys):

@@ -1,5 +1,6 @@
 """`edgesmith plugin check`: any plugin, tried before others use it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -80,8 +81,17 @@ def _show(plugin: str, results: "Sequence[tuple[Check, CheckResult]]") -> None:
         write_text(f"{_title(check)}: {check.name}")
         for label, words in (("asked for", check.description), ("found", result.what), ("do", result.fix)):
             write_text(f"  {label:>9}  {words}")
-    outcome = f"{len(failures)} of {len(results)} checks failed." if failures else f"all {len(results)} checks passed."
-    write_text(f"{plugin}: {outcome}")
+    write_text(f"{plugin}: {_outcome(results)}")
+
+
+def _outcome(results: "Sequence[tuple[Check, CheckResult]]") -> str:
+    """Return how many checks failed, passed, and had nothing to check."""
+    count = Counter(result.status for _, result in results)
+    words = [f"{count['failed']} failed"] if count["failed"] else []
+    words.append(f"{count['ok']} {'check' if count['ok'] == 1 else 'checks'} passed")
+    if count["not-applicable"]:
+        words.append(f"{count['not-applicable']} had nothing to check")
+    return f"{', '.join(words)}."
 
 
 def _title(check: "Check") -> str:

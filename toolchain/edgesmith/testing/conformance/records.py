@@ -6,11 +6,11 @@ import subprocess
 import sys
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from edgesmith.errors import PluginError
 from edgesmith.host.options import option_schemas
-from edgesmith.host.records import MethodRecord
+from edgesmith.host.records import MethodRecord, Needs
 from edgesmith.testing.conformance.bench import Bench
 from edgesmith.testing.conformance.result import CheckResult, failed, not_applicable, ok
 
@@ -36,7 +36,10 @@ def record_is_complete(bench: Bench[Any]) -> CheckResult:
         options = registry.options(record) if isinstance(record, MethodRecord) else None
     except PluginError as error:
         return failed(error.what, f"Expected: {error.expected}.")
-    return ok() if options is None else _options_are_described(options)
+    if options is None or not isinstance(record, MethodRecord):
+        return ok()
+    described = _options_are_described(options)
+    return described if described.status == "failed" else _needs_are_those_of_the_defaults(record, options)
 
 
 def registering_is_light(bench: Bench[Any]) -> CheckResult:
@@ -85,5 +88,22 @@ def _options_are_described(options: type[BaseModel]) -> CheckResult:
         return failed(
             f"the options {', '.join(bare)} have no description",
             'Write them as name: type = Field(default=..., description="...").',
+        )
+    return ok()
+
+
+def _needs_are_those_of_the_defaults(record: MethodRecord, options: type[BaseModel]) -> CheckResult:
+    """Listings show what the record needs, and a run asks its options."""
+    try:
+        needs = getattr(options(), "needs", record.needs)
+    except ValidationError:
+        # An option must be given, so there are no defaults to compare with.
+        return ok()
+    if not isinstance(needs, Needs):
+        return failed(f"the property needs of {options.__name__} returned {type(needs).__name__}", "Return a Needs.")
+    if needs != record.needs:
+        return failed(
+            f"the record says {record.needs}, and its options at their defaults say {needs}",
+            "Let the record say what the default options need; listings show that.",
         )
     return ok()

@@ -1,6 +1,6 @@
 """Low-rank factorisation as an Edgesmith plugin. This module only says what there is; it imports nothing heavy."""
 
-from edgesmith import Guarantee, Kind, MethodRecord, Order, hookimpl
+from edgesmith import Guarantee, Kind, MethodRecord, Needs, Order, hookimpl
 
 EDGESMITH_API = 1
 
@@ -17,6 +17,7 @@ def register_methods() -> list[MethodRecord]:
             kind=Kind.LOW_RANK,
             options="edgesmith_lowrank.options:Options",
             guarantee=Guarantee.LOSSY,
+            needs=Needs(data=True),
             order=Order(before=(Kind.QUANTIZE,)),
             tags=("svd",),
             source="Wang et al. 2024, SVD-LLM, arXiv 2403.07378, section 3.2",
