@@ -19,13 +19,17 @@ class InputForm:
     """NumPy name, such as "float32" or "int64"."""
     shape: tuple[int | None, ...] | None = None
     """None for a free dimension; the first counts samples and is not compared. None altogether: of unknown rank."""
+    empty: bool = False
+    """Whether data may leave the input out: it gets an array of length 0 along its free dimensions, such as a cache
+    before the first token."""
 
 
 class CheckedSource(DataSource):
     """Another source, with every batch held against the graph's inputs.
 
-    Arrays for inputs that the graph does not have are left out. Values are converted to the declared type where that
-    keeps their kind: between floating-point types, and between integer types, where all values fit.
+    Arrays for inputs that the graph does not have are left out, and inputs that may be empty need none. Values are
+    converted to the declared type where that keeps their kind: between floating-point types, and between integer types,
+    where all values fit.
 
     Args:
         source: Where the samples come from.
@@ -77,10 +81,14 @@ class CheckedSource(DataSource):
             DataError: An input is missing, or its type, rank or a fixed dimension is another.
         """
         for batch in self._source.batches(self._batch_size or batch_size):
-            for name in self._inputs:
-                if name not in batch.inputs:
+            inputs = {}
+            for name, form in self._inputs.items():
+                if name in batch.inputs:
+                    inputs[name] = _fit(name, batch.inputs[name], form)
+                elif form.empty and form.shape is not None:
+                    inputs[name] = np.zeros([batch.size, *(size or 0 for size in form.shape[1:])], form.dtype)
+                else:
                     raise self._missing(name, batch)
-            inputs = {name: _fit(name, batch.inputs[name], form) for name, form in self._inputs.items()}
             yield Batch(inputs, batch.labels)
 
     def _missing(self, name: str, batch: Batch) -> DataError:

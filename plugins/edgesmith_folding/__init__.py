@@ -21,6 +21,7 @@ METHODS = (
         needs=Needs(data=True),
         order=_ORDER,
         tags=("depth", "blocks"),
+        drops_caches=True,
         source="ShortGPT, arXiv 2403.03853; Deeper Layers, arXiv 2403.17887; SLEB, arXiv 2402.09025",
     ),
     MethodRecord(

@@ -93,7 +93,9 @@ def _chosen(
     candidates = _candidates(options, places, context)
     if options.count == 0 or not candidates:
         return ()
-    count = min(_count(options, places), len(candidates))
+    # Positions and masks of a decoder follow from the length of a cache, so one block keeps its own.
+    spare = int(len(candidates) == len(places) and any(place.caches for place in places.values()))
+    count = min(_count(options, places), len(candidates) - spare)
     generator = np.random.default_rng(context.seed)
     if data is None:
         return choose(options, candidates, count, None, None, generator)[0]
@@ -142,6 +144,13 @@ def _named(options: RemoveBlocksOptions, places: Places) -> Places:
                 why="the option blocks says which blocks go",
                 fix="list the blocks with `edgesmith inspect` and correct the option blocks",
             )
+    if set(options.blocks or ()) == set(places) and any(place.caches for place in places.values()):
+        raise StepError(
+            "all blocks are to be removed, and with them all caches of keys and values",
+            expected="one block at least that stays",
+            why="positions and masks of a decoder follow from the length of a cache",
+            fix="leave one number out of the option blocks",
+        )
     return {number: places[number] for number in options.blocks or ()}
 
 

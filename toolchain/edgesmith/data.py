@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from edgesmith.errors import DataError
 from edgesmith.execution.runnable import runnable_dimensions
 from edgesmith.execution.sample import sample_inputs
+from edgesmith.graph.cache import find_caches
 from edgesmith.model import Model
 from edgesmith_calibration.checked import CheckedSource, InputForm
 from edgesmith_calibration.preprocessing import TextPreprocessing
@@ -121,14 +122,22 @@ def _parse(data: Mapping[str, object]) -> DataSpec:
 
 
 def _input_forms(model: Model) -> dict[str, InputForm]:
-    """Return what the graph declares of its inputs."""
+    """Return what the graph declares of its inputs. Caches without fixed length may be empty."""
+    caches = {cache.input.name for cache in find_caches(model.ir) if cache.length_axis is not None}
     forms = {}
     for value in model.graph.inputs:
         if value.name is None or value.name in model.graph.initializers or value.dtype is None:
             continue
         shape = None if value.shape is None else tuple(one if isinstance(one, int) else None for one in value.shape)
-        forms[value.name] = InputForm(value.dtype.numpy().name, shape)
+        forms[value.name] = InputForm(value.dtype.numpy().name, shape, value.name in caches)
     return forms
+
+
+def fitted(data: DataSource, model: Model) -> DataSource:
+    """Return the data without inputs that a step has taken from the graph; the data itself where there are none."""
+    names = {value.name for value in model.graph.inputs}
+    given = next(iter(data.take(1).batches(1)), Batch({})).inputs
+    return data if set(given) <= names else CheckedSource(data, _input_forms(model))
 
 
 class RandomInputs(DataSource):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgesmith.budget import conclude, reason_to_undo
+from edgesmith.data import fitted
 from edgesmith.errors import StepError
 from edgesmith.graph.cost import count_cost
 from edgesmith.host.building import build_files, require_accepted
@@ -212,7 +213,7 @@ def _apply(
             options=step.options,
             dialect=plan.target.dialect,
             scratch=scratch,
-            calibration=calibration,
+            calibration=None if calibration is None else fitted(calibration, model),
             seed=plan.recipe.seed,
             threads=workshop.threads,
             progress=workshop.progress,
@@ -277,7 +278,7 @@ def _lower(plan: Plan, row: LedgerRow, model: Model, samples: "DataSource", work
             options=None,
             dialect=plan.target.dialect,
             scratch=scratch,
-            calibration=samples,
+            calibration=fitted(samples, model),
             seed=plan.recipe.seed,
             threads=workshop.threads,
             progress=workshop.progress,

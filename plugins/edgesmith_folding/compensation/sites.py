@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgesmith.graph.edit import GraphEditor, constant_value, set_initializer
 from edgesmith.graph.linear import Linear
 from edgesmith_folding.finding.places import Place
+from edgesmith_folding.finding.products import is_plain_product
 from edgesmith_folding.removal import remove_run
 
 Float64 = NDArray[np.float64]
@@ -63,18 +64,18 @@ def folded_site(graph: ir.Graph, place: Place, target: str) -> Site | None:
     last = place.block.residuals[-1]
     linears: list[Linear] = [mlp.down for mlp in last.mlps]
     linears += [attention.output.linear for attention in last.attentions if attention.output is not None]
-    linear = next((linear for linear in linears if linear.output == last.branch), None)
+    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+    ends = _same_numbers(values[last.branch]) if last.branch in values else set()
+    linear = next((linear for linear in linears if linear.output in ends), None)
     if linear is None or last.norm_after is not None or last.norm_inside is not None:
         return None
-    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
     node = values[linear.product].producer() if linear.product in values else None
     weight = graph.initializers.get(linear.weight)
     if node is None or weight is None or node.inputs[1] is not weight or len(weight.uses()) != 1:
         return None
     if weight.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or last.skip not in values:
         return None
-    plain = node.op_type == "MatMul" or (node.op_type == "Gemm" and not set(node.attributes) - {"transB"})
-    bias = _bias(graph, node, linear, values) if plain else None
+    bias = _bias(graph, node, linear, values) if is_plain_product(node) else None
     if bias is None or node.inputs[0] is None:
         return None
     transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
@@ -123,6 +124,16 @@ def drop_site(graph: ir.Graph, site: Site) -> None:
         ((node, _),) = site.weight.uses()
         editor.bypass(node)
         graph.initializers.pop(str(site.weight.name))
+
+
+def _same_numbers(value: ir.Value) -> set[str]:
+    """Return the names of a value and of those that it is in another shape: some exporters flatten for products."""
+    names = {str(value.name)}
+    node = value.producer()
+    while node is not None and node.op_type in ("Reshape", "Identity") and node.inputs[0] is not None:
+        names.add(str(node.inputs[0].name))
+        node = node.inputs[0].producer()
+    return names
 
 
 def _bias(graph: ir.Graph, node: ir.Node, linear: Linear, values: Mapping[str, ir.Value]) -> ir.Value | None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgesmith.execution.segments import read_values
+from edgesmith.graph.cache import Cache, caches_of
 from edgesmith.graph.dataflow import data_inputs
 from edgesmith.graph.residual import Block
 from edgesmith.graph.structure import Structure
+from edgesmith_folding.finding.caches import caches_within, obstacle_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Place:
     """What is computed for this block alone, from its input to its output."""
     obstacle: str
     """Why it cannot be left out; empty where it can."""
+    caches: tuple[Cache, ...] = ()
+    """Caches of its keys and values, which go with it."""
 
     @property
     def convolutional(self) -> bool:
@@ -51,17 +55,21 @@ def find_places(model: ir.Model, structure: Structure) -> tuple[Place, ...]:
             readers.setdefault(value, set()).add(node)
     taken: set[ir.Node] = set()
     found: list[Place] = []
+    caches = caches_of(model.graph)
+    no_caches: tuple[Cache, ...] = ()
     for number, stream in enumerate(structure.streams):
         for index, block in enumerate(stream.blocks):
             source, target = values.get(block.input), values.get(block.output)
             behind = len(stream.blocks) - 1 - index
             if source is None or target is None:
-                nodes, obstacle = frozenset[ir.Node](), "it stands in a subgraph"
+                nodes, obstacle, own = frozenset[ir.Node](), "it stands in a subgraph", no_caches
             else:
                 nodes = _own_nodes(order, reads, readers, source, target)
-                obstacle = _obstacle(source, target, nodes, taken, readers)
+                own = caches_within(caches, nodes)
+                obstacle = _obstacle(source, target, nodes, taken, readers, own)
+                obstacle = obstacle or next(filter(None, (obstacle_of(each, nodes, caches) for each in own)), "")
             taken |= nodes
-            found.append(Place(len(found), number, index, behind, block, nodes, obstacle))
+            found.append(Place(len(found), number, index, behind, block, nodes, obstacle, own))
     return tuple(found)
 
 
@@ -117,7 +125,10 @@ def _obstacle(
     nodes: frozenset[ir.Node],
     taken: set[ir.Node],
     readers: Mapping[ir.Value, set[ir.Node]],
+    caches: tuple[Cache, ...],
 ) -> str:
+    handed_out = {cache.output for cache in caches}
+    allowed = nodes.union(*(cache.behind for cache in caches))
     if not nodes or nodes & taken:
         return "its nodes cannot be told from those of another block"
     if source.dtype is not None and target.dtype is not None and source.dtype != target.dtype:
@@ -128,8 +139,8 @@ def _obstacle(
         for value in node.outputs:
             if value is target:
                 continue
-            if value.is_graph_output():
+            if value.is_graph_output() and value not in handed_out:
                 return f"its inner value {value.name} is an output of the graph, which must keep its outputs"
-            if not readers.get(value, set()) <= nodes:
+            if not readers.get(value, set()) <= allowed:
                 return f"its inner value {value.name} is read outside of it"
     return ""

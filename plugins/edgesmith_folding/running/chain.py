@@ -38,7 +38,7 @@ class BlockChain:
         self._sessions: dict[int, ReferenceSession] = {}
 
     def run(self, inputs: Arrays, removed: Collection[int] = ()) -> dict[str, NDArray[Any]]:
-        """Return the graph's outputs without some blocks.
+        """Return the graph's outputs without some blocks. Caches that blocks hand out go with them.
 
         Args:
             inputs: One array for each input of the graph.
@@ -74,7 +74,7 @@ class BlockChain:
     def _finish(self, values: dict[str, NDArray[Any]], start: int, removed: Collection[int]) -> dict[str, NDArray[Any]]:
         for index in range(start, len(self._pieces)):
             self._advance(values, index, removed)
-        return {name: values[name] for name in self._outputs}
+        return {name: values[name] for name in self._outputs if name in values}
 
     def _advance(self, values: dict[str, NDArray[Any]], index: int, removed: Collection[int]) -> None:
         piece = self._pieces[index]

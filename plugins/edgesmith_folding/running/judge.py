@@ -8,7 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.execution.observe import fixed_batch
-from edgesmith.graph.dataflow import Dataflow
+from edgesmith.graph.dataflow import CARRYING, Dataflow
 from edgesmith.graph.structure import Structure
 from edgesmith_calibration.sources import DataSource
 from edgesmith_folding.running.chain import BlockChain
@@ -63,7 +63,8 @@ class Judge:
         if self.language_model:
             tokens, logits = self.language_model
             return next_token_loss(outputs[logits], inputs[tokens])
-        return squared_error(outputs, self._chain.run(inputs) if reference is None else reference)
+        wanted = self._chain.run(inputs) if reference is None else reference
+        return squared_error(outputs, {name: array for name, array in wanted.items() if name in outputs})
 
 
 def language_model_of(model: ir.Model, structure: Structure) -> tuple[str, str] | None:
@@ -82,7 +83,8 @@ def language_model_of(model: ir.Model, structure: Structure) -> tuple[str, str] 
     for embedding in tables:
         node = nodes.get(embedding.node)
         indices = None if node is None or len(node.inputs) < 2 or node.inputs[1] is None else node.inputs[1]
-        tokens = None if indices is None else flow.skip_back(indices)
+        # Some exporters flatten the batch first, which keeps the tokens' shape.
+        tokens = None if indices is None else flow.skip_back(indices, CARRYING | {"Reshape"})
         for head in structure.heads:
             value = outputs.get(head.output)
             if tokens is None or tokens.name not in inputs or head.classes != embedding.rows or value is None:

@@ -9,7 +9,10 @@ import onnx_ir as ir
 from edgesmith.errors import StepError
 from edgesmith.graph.linear import Linear
 from edgesmith_folding.finding.places import Place
+from edgesmith_folding.finding.products import is_plain_product
 from edgesmith_folding.options.sharing import ShareBlocksOptions
+
+_FORMING = frozenset({"Expand", "Reshape", "Tile"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,9 @@ def _sharer(graph: ir.Graph, values: Mapping[str, ir.Value], place: Place) -> Sh
         for linear in linears
     )
     made = {value for node in place.nodes for value in node.outputs}
-    read = {value for node in place.nodes for value in node.inputs if value is not None and value not in made}
+    # Each block has caches and sizes of its own, which say nothing about what it computes.
+    made |= {cache.input for cache in place.caches}
+    read = {value for node in place.nodes for value in _numbers_read(node) if value not in made}
     # Masks and rotary tables: blocks with a sliding window read another mask than those without.
     sides = frozenset(
         str(value.name)
@@ -96,6 +101,12 @@ def _sharer(graph: ir.Graph, values: Mapping[str, ir.Value], place: Place) -> Sh
     types = tuple(None if value is None else value.dtype for value in stored)
     signature = (place.stream, shapes, types, sides, heads, activations, operators, place.block.norm)
     return Sharer(place, linears, signature, _obstacle(graph, values, place, linears))
+
+
+def _numbers_read(node: ir.Node) -> list[ir.Value]:
+    """Return the inputs of a node without those that say which form its result has."""
+    inputs = node.inputs[:1] if node.op_type in _FORMING else node.inputs
+    return [value for value in inputs if value is not None]
 
 
 def _linears(place: Place) -> tuple[Linear, ...]:
@@ -137,7 +148,7 @@ def _obstacle(graph: ir.Graph, values: Mapping[str, ir.Value], place: Place, lin
             return f"the weight of {linear.node} is no plain initializer of a MatMul or Gemm"
         if value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or linear.weight_axis is None:
             return f"the weight of {linear.node} is not stored as a float matrix"
-        if node.op_type == "Gemm" and set(node.attributes) - {"transB"}:
+        if not is_plain_product(node):
             return f"{linear.node} scales its product"
         if linear.bias is not None and linear.bias not in graph.initializers:
             return f"the bias of {linear.node} is no initializer"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgesmith.errors import DataError, ModelError
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.sample import sample_inputs
+from edgesmith.graph.cache import find_caches
 
 LENGTHS: tuple[tuple[int | None, int | None], ...] = ((None, 24), (64, 64), (576, 512), (1, 1))
 """Sizes to try for dimensions that vary, a first and a second choice; None leaves it to the sampler."""
@@ -60,6 +61,7 @@ def runnable_dimensions(model: ir.Model) -> dict[str, int]:
 def dimensions_for(model: ir.Model, batch: int, length: int | None) -> dict[str, int]:
     """Return sizes of the symbolic dimensions: `batch` in front, `length` elsewhere, or what the sampler takes."""
     sizes: dict[str, int] = {}
+    caches = {cache.input for cache in find_caches(model) if cache.length_axis is not None}
     for value in model.graph.inputs:
         rank = len(value.shape or ())
         for axis, dimension in enumerate(value.shape or ()):
@@ -68,7 +70,7 @@ def dimensions_for(model: ir.Model, batch: int, length: int | None) -> dict[str,
                 # Recurrent states put the batch second, without a name in older exports.
                 if rank > 1 and (axis == 0 or (axis == 1 and not dimension.value and rank == 3)):
                     sizes.setdefault(name, batch)
-                elif length is not None:
+                elif length is not None and value not in caches:
                     sizes.setdefault(name, length)
     return sizes
 

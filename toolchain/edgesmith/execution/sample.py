@@ -7,6 +7,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgesmith.graph.cache import find_caches
+
 # Operators that hand the integers on unchanged, so that what bounds their output bounds their input.
 _CARRIERS = frozenset(
     ("Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice", "Concat")
@@ -32,12 +34,19 @@ def sample_inputs(
         model: The graph. Optional inputs that have an initializer are left out.
         seed: Seed of the generator; equal seeds give equal arrays.
         dimensions: Sizes of symbolic dimensions by name; one without a name is called "input:axis". Otherwise
-            a symbolic first dimension is 2, the sides of an image are 224, and any other dimension is 16.
+            a symbolic first dimension is 2, the sides of an image are 224, a cache of keys and values is empty, and
+            any other dimension is 16.
             Equal names get equal sizes.
     """
     generator = np.random.default_rng(seed)
     sizes = dict(dimensions or {})
     inputs: dict[str, NDArray[Any]] = {}
+    # A cache of earlier tokens is as long as it likes, and the mask of an empty one is as long as the tokens.
+    for cache in find_caches(model):
+        if cache.input.shape is not None and cache.length_axis is not None:
+            dimension = cache.input.shape[cache.length_axis]
+            name = None if isinstance(dimension, int) else dimension.value
+            sizes.setdefault(name or f"{cache.input.name}:{cache.length_axis}", 0)
     for value in model.graph.inputs:
         if value.name is None or value.name in model.graph.initializers:
             continue

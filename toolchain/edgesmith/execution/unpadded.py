@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgesmith.graph.cache import find_caches
 from edgesmith.graph.dataflow import Dataflow, data_inputs
 from edgesmith.graph.structure import Attention
 from edgesmith_calibration.sources import Batch, DataSource
@@ -78,6 +79,8 @@ def find_padding(model: ir.Model, attentions: tuple[Attention, ...]) -> tuple[Pa
     if mask.shape is None or len(mask.shape) != 2 or isinstance(mask.shape[1], int):
         return None, f"the length of the input {mask.name} is fixed"
     length = mask.shape[1]
+    if find_caches(model):
+        return None, f"the input {mask.name} covers a cache of earlier tokens too"
     cut = frozenset(
         str(value.name)
         for value in model.graph.inputs

@@ -133,6 +133,10 @@ def _connection(
 ) -> _Connection | None:
     if skip is flow.skip_back(branch):
         return None
+    shapes = flow.shapes.shape(skip), flow.shapes.shape(branch)
+    if None not in shapes and shapes[0] != shapes[1]:
+        # Such as a mask that is spread over scores.
+        return None
     path = flow.between(skip, branch)
     parallel = False
     if not path and skip in found:
