@@ -91,6 +91,7 @@ def _vision_stream(
 ) -> VisionStream | None:
     entry = flow.value(stream.input)
     patches = [each for each in structure.embeddings if each.kind == "patch"]
+    patches = [each for each in patches if flow.is_ancestor(flow.value(each.output), entry)]
     if not patches:
         return None
     shape = flow.shapes.shape(entry)
