@@ -141,14 +141,29 @@ def _form_problem(
     graph: ir.Graph, structure: Structure, weights: tuple[TrainedWeight, ...], context: Context[RecoverOptions]
 ) -> str:
     """Return what `how` does not find in the graph, or an empty string."""
-    if context.options.how == "distill" or context.source is None:
+    if context.source is None:
         return ""
     teacher = find_structure(context.source.ir)
+    if context.options.how == "distill":
+        return _goal_problem(structure, teacher, context)
     if context.options.how == "closed-form":
         found = find_layers(graph, structure, teacher, weights, Notes())
         return "" if found else "no linear layer of the source can be solved for; set how to distill or blocks"
     found_pairs = block_pairs(structure, teacher)
     return "" if found_pairs else "no blocks answer blocks of the source; set how to distill"
+
+
+def _goal_problem(structure: Structure, teacher: Structure, context: Context[RecoverOptions]) -> str:
+    """Return why the loss would have no part in it, or an empty string."""
+    options, data = context.options, context.calibration
+    by_outputs = options.outputs != "none" and options.outputs_weight > 0
+    by_blocks = options.blocks != "none" and options.blocks_weight > 0
+    has_logits = any(head.kind != "dense" and head.classes > 1 for head in structure.heads)
+    by_labels = options.labels_weight > 0 and data is not None and data.has_labels and has_logits
+    if by_outputs or by_labels or (by_blocks and block_pairs(structure, teacher)):
+        return ""
+    blocks = "no blocks answer blocks of the source" if by_blocks else "blocks are left out"
+    return f"there is nothing to learn by: outputs are left out, {blocks}, and labels do not count; set outputs to auto"
 
 
 def _data_problem(model: Model, context: Context[RecoverOptions]) -> str:

@@ -562,3 +562,10 @@ def test_the_source_itself_needs_no_recovery() -> None:
     other.graph.outputs[0].name = "z"
     verdict = Recover().check(other, context_for(perceptron(), samples()))
     assert verdict.status == "refuse" and "cannot be compared" in verdict.reason
+
+
+def test_a_loss_without_any_part_is_refused() -> None:
+    source = perceptron()
+    context = context_for(source, samples(), outputs="none", labels_weight=0, labels=np.zeros(48, np.int64))
+    verdict = Recover().check(sparse(source), context)
+    assert verdict.status == "refuse" and "there is nothing to learn by: outputs are left out" in verdict.reason
