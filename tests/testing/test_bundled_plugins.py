@@ -17,6 +17,7 @@ QUICK_OPTIONS = {
     "analyse-units": {"attribute_labels": [0]},
     "remove-blocks": {"keep_first": 0},
     "share-blocks": {"keep_first": 0, "keep_last": 0},
+    "static-attention": {"choose": "first"},
 }
 """Options that make a search or a training short, or without which a method has nothing to do. They are in every run,
 so their own edges are not tried.
