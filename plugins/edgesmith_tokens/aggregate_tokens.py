@@ -1,0 +1,130 @@
+"""The method `aggregate-tokens`: a pyramid of fewer and fewer tokens in vision transformers."""
+
+import onnx_ir as ir
+
+from edgesmith.errors import EdgesmithError, StepError
+from edgesmith.execution.observe import fixed_batch
+from edgesmith.graph.structure import find_structure
+from edgesmith.host.context import Context
+from edgesmith.host.interfaces import Method
+from edgesmith.host.verdict import Verdict
+from edgesmith.model import Model
+from edgesmith_tokens.aggregation.places import find_places, grid_of
+from edgesmith_tokens.aggregation.pyramid import Pyramid
+from edgesmith_tokens.finding.vision import VisionStream, find_vision_streams
+from edgesmith_tokens.options.aggregation import AggregateTokensOptions
+from edgesmith_tokens.tokens.reduction import obstacle_to_fewer
+
+AggregationContext = Context[AggregateTokensOptions]
+
+_LEARNED_OPSET = 17
+
+
+class AggregateTokens(Method[AggregateTokensOptions]):
+    """Replaces patch tokens by fewer means of them, at chosen blocks of any vision transformer."""
+
+    def check(self, model: Model, context: AggregationContext) -> Verdict:
+        """Return whether there are tokens that can become fewer, and what the form needs."""
+        try:
+            streams = _streams(model, context.options)
+            if not streams:
+                return Verdict.skip(_why_none(model.ir, context.options))
+            problem = _problem(model.ir, streams, context)
+        except EdgesmithError as error:
+            return Verdict.refuse(f"{error.what}; {error.fix}")
+        if problem:
+            return Verdict.refuse(problem)
+        return Verdict.ok(nodes=tuple(block.attention.softmax for stream in streams for block in stream.blocks))
+
+    def apply(self, model: Model, context: AggregationContext) -> Model:
+        """Return the model with fewer tokens.
+
+        Raises:
+            DataError: The form needs calibration data and there is none, or it makes an activation infinite or NaN.
+            StepError: The form does not fit the model.
+        """
+        result = model.ir.clone()
+        streams = _streams(model, context.options)
+        problem = _problem(model.ir, streams, context)
+        if problem:
+            raise StepError(
+                f"tokens cannot be aggregated: {problem}",
+                expected="what the form needs, as `check` says",
+                why="no means can be made without",
+                fix="choose another form, or give it what it needs",
+            )
+        for stream in streams:
+            result = Pyramid(result, stream, find_places(stream, context.options), context).build()
+        return model.with_ir(result)
+
+
+def _streams(model: Model, options: AggregateTokensOptions) -> list[VisionStream]:
+    """Return the streams in which tokens are to become fewer.
+
+    Raises:
+        StepError: A block that is named does not exist.
+    """
+    found = find_vision_streams(model.ir, find_structure(model.ir), protected=options.protected)
+    known = {block.number for stream in found for block in stream.blocks}
+    missing = sorted(set(options.at or ()) - known)
+    if found and missing:
+        raise StepError(
+            f"block {missing[0]} is no block of a vision transformer",
+            expected=f"numbers from {min(known, default=0)} to {max(known, default=0)}",
+            why="the option at says where tokens become fewer",
+            fix="list the blocks with `edgesmith inspect` and correct the option at",
+        )
+    return [stream for stream in found if find_places(stream, options)]
+
+
+def _why_none(model: ir.Model, options: AggregateTokensOptions) -> str:
+    found = find_vision_streams(model, find_structure(model), protected=options.protected)
+    if not found:
+        return "the graph has no vision transformer"
+    reason = next((stream.obstacle for stream in found if stream.obstacle), "")
+    return reason or "no token is to go; set keep below 1, and name blocks that exist with at"
+
+
+def _problem(model: ir.Model, streams: list[VisionStream], context: AggregationContext) -> str:
+    """Return why tokens cannot be aggregated, and what would work; empty where they can."""
+    options, data = context.options, context.calibration
+    for stream in streams:
+        reason = obstacle_to_fewer(model, stream)
+        if reason:
+            return reason
+        if options.form == "pool" and grid_of(stream, options) is None:
+            patches = stream.tokens - stream.protected
+            return (
+                f"the rows and columns of {patches} patches are not known; give them with the option grid, or set form "
+                "to cluster, which needs none"
+            )
+        if options.form == "attention-guided":
+            for place in find_places(stream, options):
+                reason = _no_keys(model, stream, place.block)
+                if reason:
+                    return reason
+    if not options.needs.data:
+        return ""
+    if data is None or len(data) == 0:
+        return f"the form {options.form} looks at calibration data; pass it with --data, or set form to pool"
+    if options.form != "learned":
+        return ""
+    if model.opset_imports.get("", 0) < _LEARNED_OPSET:
+        return f"learned needs opset {_LEARNED_OPSET} or later; export the model again, or set form to pool"
+    fixed = fixed_batch(model) or 1
+    if min(len(data), options.samples) < 2 * fixed:
+        return f"learned needs {2 * fixed} calibration samples, to train on and to decide by; pass more with --data"
+    return ""
+
+
+def _no_keys(model: ir.Model, stream: VisionStream, number: int) -> str:
+    """Return why the block before has no keys to look at."""
+    before = next((block for block in stream.blocks if block.number == number - 1), None)
+    if before is None:
+        return f"attention-guided looks at keys of the block before, and block {number} has none; change the option at"
+    key = before.attention.key
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    shape = None if key is None else values[key.linear.output].shape
+    if key is None or len(key.features) != 1 or shape is None or shape.rank() != 3:
+        return f"the keys of block {number - 1} cannot be read; set form to cluster, or change the option at"
+    return ""
