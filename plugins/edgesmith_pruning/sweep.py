@@ -19,7 +19,7 @@ from edgesmith_calibration.sources import DataSource
 from edgesmith_pruning.finding.layers import Layer, write_layer
 from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.repair.held_out_refit import held_out_refit
-from edgesmith_pruning.repair.least_squares import dropped, pulled, refit
+from edgesmith_pruning.repair.least_squares import dropped, pulled, refit, rescaled
 from edgesmith_pruning.statistics.held_out import HeldOut, HeldOutObserver
 from edgesmith_pruning.statistics.rows import input_rows, output_rows, token_weights
 
@@ -90,6 +90,10 @@ class Sweep:
         before, after = moments.error(plain), moments.error(repairs[best])
         if after > before:  # better on what was held out, by chance
             best, after = "none", before
+        if bias is not None and self.options.refit == "statistics" and not layer.obstacle:
+            best = "statistics"
+            repairs[best] = rescaled(layer.matrix, kept, moments)
+            after = moments.error(repairs[best])
         if not layer.obstacle:
             write_layer(working.graph, layer, repairs[best], bias)
         energy = moments.energy or 1.0

@@ -123,6 +123,22 @@ def test_a_repair_never_raises_the_calibration_error_of_a_layer(network, tmp_pat
     assert all(outcome.repaired <= outcome.dropped for outcome in pruning.outcomes)
 
 
+def test_statistics_are_kept_where_that_is_asked_for(network, tmp_path):
+    options = PruneStructureOptions(ratio=0.3, alignment=1, score="magnitude", refit="statistics", sequential=False)
+    pruning = Pruning(network, Context(options, SIGNED, tmp_path, ArraySource({"input": photos(16)})))
+    pruning.run()
+    taken = [outcome.layer for outcome in pruning.outcomes if outcome.repair == "statistics"]
+    assert taken
+    first = min(taken, key=[node.outputs[0].name for node in network.graph].index)
+    dense, now = (
+        ReferenceSession(model, taps=[first]).run({"input": photos(16)})[first]
+        for model in (network.ir, pruning.working)
+    )
+    # Each weight and bias is rounded to float32, and sums of tens of them are compared.
+    np.testing.assert_allclose(now.mean(axis=(0, 2, 3)), dense.mean(axis=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(now.std(axis=(0, 2, 3)), dense.std(axis=(0, 2, 3)), rtol=1e-4)
+
+
 def test_a_layer_with_fewer_rows_than_inputs_stays_whole_where_costs_are_measured(tmp_path):
     torch.manual_seed(0)
     head = [torch.nn.Conv2d(8, 40, 1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesmith_calibration.moments import Moments, MomentsObserver
-from edgesmith_pruning.repair.least_squares import dropped, pulled, refit
+from edgesmith_pruning.repair.least_squares import dropped, pulled, refit, rescaled
 from edgesmith_pruning.scores.activations import fluctuation, paper_moments, released_moments, second_moment, wanda
 from edgesmith_pruning.scores.elimination import Problem, eliminate
 from edgesmith_pruning.scores.similarity import js_divergences, most_alike
@@ -149,6 +149,24 @@ def test_a_refit_is_the_identity_where_nothing_was_pruned():
     x, matrix = layer()
     found = pulled(moments_of(x, outputs(x, matrix)), matrix, 1e-3)
     np.testing.assert_allclose(refit(found, matrix, np.ones(INPUTS, bool), bias=True), matrix, atol=1e-9)
+
+
+def test_rescaling_is_batch_normalization_estimated_anew():
+    generator = np.random.default_rng(5)
+    inputs = generator.normal(1, 2, size=(300, 6)) @ generator.normal(size=(6, 6))
+    matrix = generator.normal(size=(7, 4))
+    matrix[:3, 3] = 0  # the last output reads only what goes
+    wanted = inputs @ matrix[:-1] + matrix[-1]
+    observer = MomentsObserver("layer")
+    observer.update(inputs, wanted)
+    kept = np.array([True, True, True, False, False, False])
+    found = inputs @ (result := rescaled(matrix, kept, observer.moments))[:-1] + result[-1]
+    left = inputs @ dropped(matrix, kept)[:-1]
+    normalized = torch.nn.functional.batch_norm(torch.from_numpy(left), None, None, training=True, eps=1e-12).numpy()
+    # A normalization that gives the dense outputs back has their deviation as gain and their mean as shift.
+    np.testing.assert_allclose(found[:, :3], (normalized * wanted.std(axis=0) + wanted.mean(axis=0))[:, :3], rtol=1e-9)
+    np.testing.assert_allclose(found[:, 3], wanted[:, 3].mean())
+    assert not result[3:6].any()
 
 
 def test_divergence_of_heads_is_symmetric_bounded_and_zero_for_equal_ones():

@@ -82,11 +82,12 @@ class PruneStructureOptions(Selection):
         description="Which deviation beta-rank divides by which. in_over_out is the printed formula; it ranks filters "
         "that never vary highest.",
     )
-    refit: Literal["least-squares", "two-step", "bias", "none"] = Field(
+    refit: Literal["least-squares", "two-step", "statistics", "bias", "none"] = Field(
         default="least-squares",
         description="How layers make up for what they no longer read. least-squares: weights anew on what stays. "
-        "two-step: before that the layers that make the channels too. bias: what was removed held on average goes into "
-        "the bias. Taken for a layer only where its error falls.",
+        "two-step: before that the layers that make the channels too. statistics: each output keeps its mean and "
+        "variance, as if batch normalization were estimated anew. bias: what was removed held on average goes into the "
+        "bias. All but statistics are taken for a layer only where its error falls.",
     )
     ridge: float | None = Field(
         default=None,

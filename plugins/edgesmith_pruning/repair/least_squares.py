@@ -7,6 +7,9 @@ from edgesmith_calibration.moments import Moments
 
 Float64 = NDArray[np.float64]
 
+_SMALLEST_SHARE = 1e-2
+"""An output that keeps less of its variance has lost what it was made of, and is not blown up."""
+
 
 def pulled(moments: Moments, prior: Float64, ridge: float) -> Moments:
     """Return moments in which a ridge pulls the layer to `prior`: G + l I and C + l P, the bias left free.
@@ -60,4 +63,24 @@ def compensated(matrix: Float64, kept: NDArray[np.bool_], mean: Float64) -> Floa
     """
     result = dropped(matrix, kept)
     result[-1] += (mean * ~kept) @ matrix[:-1]
+    return result
+
+
+def rescaled(matrix: Float64, kept: NDArray[np.bool_], moments: Moments) -> Float64:
+    """Return the layer without what is not kept, with the mean of each output that is wanted and its old variance.
+
+    This is what estimating a batch normalization behind the layer anew does, put into the layer: the variance is that
+    which the whole layer has on these inputs.
+
+    Args:
+        matrix: The layer, [inputs + 1, outputs].
+        kept: For each input, whether it stays, [inputs].
+        moments: Of its inputs, and of the wanted outputs.
+    """
+    result = dropped(matrix, kept)
+    covariance = moments.gram[:-1, :-1] / moments.rows - np.outer(moments.mean, moments.mean)
+    before, after = (np.einsum("io,io->o", each[:-1], covariance @ each[:-1]) for each in (matrix, result))
+    varies = after > _SMALLEST_SHARE * np.maximum(before, 0)
+    result[:-1] *= np.sqrt(np.divide(before, after, out=np.ones_like(after), where=varies))
+    result[-1] = moments.cross[-1] / moments.rows - moments.mean @ result[:-1]
     return result
