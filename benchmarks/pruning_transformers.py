@@ -11,12 +11,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measuring import call_child, quartiles, spread
 from benchmarks.models import minilm_r8, smollm2
 from benchmarks.models.case import Case, MissingDataError
+from benchmarks.models.minilm import reuters_tokens
 
 OUT = Path("build/bench/pruning_transformers")
 CHILD, MEASURING = "benchmarks.structure_child", "benchmarks.measuring"
@@ -56,19 +58,30 @@ def measure(case: Case, name: str, arguments: argparse.Namespace) -> list[dict[s
             for seed in range(arguments.seeds):
                 file = OUT / name / f"{setting}-{method}-{seed}.onnx".replace(" ", "_").replace("%", "percent")
                 file.parent.mkdir(parents=True, exist_ok=True)
-                request = {"model": str(case.model), "data": str(case.calibration), "file": str(file), "seed": seed}
+                request = {"model": str(case.model), "data": str(pool(case)), "file": str(file), "seed": seed}
                 request |= {"samples": arguments.samples, "threads": arguments.threads}
                 _, run = call_child(CHILD, "prune", **request, options={**ratio, **options})
                 _, found = call_child(MEASURING, "quality", model=str(file), **(quality | {"write_reference": False}))
                 row["runs"].append(run)
                 row["quality"].append(found)
-            models = {"before": str(case.model), "after": str(file)}
-            latency = {"models": models, "data": str(case.evaluation), "turns": arguments.turns, "seed": 0}
-            _, times = call_child(MEASURING, "latency", **latency)
-            row["speedup"] = quartiles([a / b for a, b in zip(times["before"], times["after"], strict=True)])
+            if arguments.turns:
+                models = {"before": str(case.model), "after": str(file)}
+                latency = {"models": models, "data": str(case.evaluation), "turns": arguments.turns, "seed": 0}
+                _, times = call_child(MEASURING, "latency", **latency, cpu_time=True)
+                row["speedup"] = quartiles([a / b for a, b in zip(times["before"], times["after"], strict=True)])
             rows.append(row)
             (OUT / f"{name}.json").write_text(json.dumps(rows, indent=2))
     return rows
+
+
+def pool(case: Case) -> Path:
+    """Return the file that seeds draw calibration samples from: of R8 its whole training part."""
+    if case.name != "minilm_r8":
+        return case.calibration
+    file = OUT / "minilm_r8_training.npz"
+    if not file.exists():
+        np.savez(file, **reuters_tokens("train"))
+    return file
 
 
 def show(console: Console, rows: list[dict[str, Any]], metric: str) -> None:
@@ -81,7 +94,8 @@ def show(console: Console, rows: list[dict[str, Any]], metric: str) -> None:
         cells = [f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"]
         if row["runs"]:
             run = row["runs"][-1]
-            cells += [f"{run['macs']:.1%}", f"{run['parameters']:.1%}", spread(row["speedup"])]
+            times = spread(row["speedup"]) if "speedup" in row else ""
+            cells += [f"{run['macs']:.1%}", f"{run['parameters']:.1%}", times]
             cells += [f"{mean(r['seconds'] for r in row['runs']):.0f}"]
             cells += [f"{max(r['peak_bytes'] for r in row['runs']) / 2**20:.0f}"]
         table.add_row(row["setting"], row["method"], *cells)
@@ -97,7 +111,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration samples")
     parser.add_argument("--evaluation", type=int, default=None, help="evaluation samples; default: all")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--turns", type=int, default=TURNS, help="turns of timing; 0: none")
     arguments, console = parser.parse_args(), Console(width=160)
     OUT.mkdir(parents=True, exist_ok=True)
     for name in arguments.case or CASES:
