@@ -1,57 +1,152 @@
 """Chooses blocks by a score, measured on calibration data."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
+import onnx_ir as ir
 
+from edgesmith.errors import StepError
+from edgesmith.progress import Progress
+from edgesmith_calibration.sources import DataSource
 from edgesmith_folding.finding.places import Place
 from edgesmith_folding.options.removal import RemoveBlocksOptions
 from edgesmith_folding.running.judge import Judge
 from edgesmith_folding.running.streams import Streams
 from edgesmith_folding.scores.greedy import greedy, lowest, lowest_run
+from edgesmith_folding.scores.ranks import kendall_tau
 
 
-def choose(
-    options: RemoveBlocksOptions,
-    candidates: Mapping[int, Place],
-    count: int,
-    streams: Streams | None,
-    judge: Judge | None,
-    generator: np.random.Generator,
-) -> tuple[tuple[int, ...], str]:
-    """Return which blocks go, and a sentence about what they were worth.
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What blocks are chosen on."""
 
-    Args:
-        options: Score and how it is measured.
-        candidates: Blocks that may go, by number.
-        count: How many go.
-        streams: Reads the residual stream; not needed to draw at random.
-        judge: Measures losses; needed for sleb and perplexity.
-        generator: Draws at random.
+    model: ir.Model
+    places: Mapping[int, Place]
+    """All blocks of the graph by number."""
+    candidates: Mapping[int, Place]
+    """Those that may go."""
+    count: int
+    """How many go."""
+    data: DataSource
+    judge: Judge
+    streams: Streams
+    progress: Progress
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which blocks go."""
+
+    blocks: tuple[int, ...]
+    remark: str = ""
+    """What they were worth."""
+    gates: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    """Gates of branches by number of block and of residual connection; none where none were trained."""
+
+
+def draw(candidates: Mapping[int, Place], count: int, seed: int) -> Choice:
+    """Return blocks drawn at random."""
+    drawn = np.random.default_rng(seed).permutation(sorted(candidates))[:count]
+    return Choice(tuple(sorted(int(number) for number in drawn)), "They were drawn at random.")
+
+
+def choose(options: RemoveBlocksOptions, ground: Ground) -> Choice:
+    """Return which blocks go, and what they were worth.
+
+    Raises:
+        StepError: The score needs the loss of a language model, and the graph is none.
     """
-    if options.score == "random" or streams is None:
-        drawn = generator.permutation(sorted(candidates))[:count]
-        return tuple(sorted(int(number) for number in drawn)), "They were drawn at random."
+    candidates, count, streams = ground.candidates, ground.count, ground.streams
+    if options.score == "random":
+        return draw(candidates, count, ground.seed)
     if options.score == "angular":
         distances = streams.distances(candidates, count)
         run = lowest_run(distances, candidates)
-        return run, f"Angular distance over the run: {distances[run]:.4f}." if run else ""
-    if options.score == "block-influence" or judge is None:
-        influences = streams.influences(list(candidates.values()))
-        chosen = lowest(influences, count)
-        return tuple(sorted(chosen)), "Block influence: " + _listed({each: influences[each] for each in chosen}) + "."
+        return Choice(run, f"Angular distance over the run: {distances[run]:.4f}." if run else "")
+    if options.score == "block-influence":
+        return _lowest("Block influence", streams.influences(list(candidates.values())), count)
     if options.score == "perplexity":
-        losses = judge.losses_without((), candidates)
-        chosen = lowest(losses, count)
-        return tuple(sorted(chosen)), "Loss without each: " + _listed({each: losses[each] for each in chosen}) + "."
-    influences = streams.influences(list(candidates.values())) if options.candidates else dict.fromkeys(candidates, 0.0)
+        return _lowest("Loss without each", ground.judge.losses_without((), candidates), count)
+    if options.score == "taylor":
+        return _lowest("Taylor score", _importances(options, ground), count)
+    if options.score == "gates":
+        return _by_gates(options, ground)
+    order, _ = _sleb(options, ground)
+    return Choice(tuple(sorted(order)), "Loss after each removal: " + _listed(order) + ".")
+
+
+def _lowest(what: str, scores: Mapping[int, float], count: int) -> Choice:
+    chosen = lowest(scores, count)
+    return Choice(tuple(sorted(chosen)), f"{what}: " + _listed({each: scores[each] for each in chosen}) + ".")
+
+
+def _sleb(options: RemoveBlocksOptions, ground: Ground) -> tuple[dict[int, float], list[int]]:
+    """Return the blocks that SLEB removes with the loss after each, and all candidates in its order."""
+    few = options.candidates is not None and options.score == "sleb"
+    blocks = list(ground.candidates.values())
+    influences = ground.streams.influences(blocks) if few else dict.fromkeys(ground.candidates, 0.0)
+    latest: dict[int, float] = {}
 
     def losses_without(removed: tuple[int, ...]) -> Mapping[int, float]:
-        left = {each: influences[each] for each in candidates if each not in removed}
-        return judge.losses_without(removed, lowest(left, options.candidates or len(left)))
+        left = {each: influences[each] for each in ground.candidates if each not in removed}
+        tried = lowest(left, options.candidates or len(left)) if few else tuple(left)
+        latest.clear()
+        latest.update(ground.judge.losses_without(removed, tried))
+        return latest
 
-    order = greedy(count, losses_without)
-    return tuple(sorted(number for number, _ in order)), "Loss after each removal: " + _listed(dict(order)) + "."
+    order = dict(greedy(ground.count, losses_without))
+    rest = [number for number in lowest(latest, len(latest)) if number not in order]
+    return order, [*order, *rest]
+
+
+def _by_gates(options: RemoveBlocksOptions, ground: Ground) -> Choice:
+    from edgesmith_folding.training.gates import GateTraining, block_gates, train_gates
+
+    pinned = {number: place for number, place in ground.places.items() if number not in ground.candidates}
+    output = None if ground.judge.language_model is None else ground.judge.language_model[1]
+    plan = GateTraining(
+        steps=options.gate_steps,
+        learning_rate=options.gate_rate,
+        budget=1 - ground.count / len(ground.places),
+        batch_size=options.batch_size,
+        seed=ground.seed,
+        threads=ground.streams.threads,
+    )
+    opened = train_gates(ground.model, ground.candidates, pinned, ground.data, output, plan, ground.progress)
+    worth = block_gates(opened)
+    chosen = tuple(sorted(lowest(worth, ground.count)))
+    order, ranking = _sleb(options, ground)
+    tau = kendall_tau(lowest(worth, len(worth)), ranking)
+    remark = (
+        f"Gates: {_listed({each: worth[each] for each in chosen})}. Kendall's tau of their order against SLEB's: "
+        f"{tau:.2f}. Loss without these blocks {ground.judge.loss(chosen):.4g}, without SLEB's "
+        f"({', '.join(map(str, sorted(order)))}) {ground.judge.loss(tuple(order)):.4g}."
+    )
+    kept = {(branch.block, branch.residual): gate for branch, gate in opened.items() if branch.block not in chosen}
+    return Choice(chosen, remark, kept)
+
+
+def _importances(options: RemoveBlocksOptions, ground: Ground) -> Mapping[int, float]:
+    from edgesmith_folding.training.importance import importances
+
+    if ground.judge.language_model is None:
+        raise StepError(
+            "the score taylor needs the loss of a language model, and the graph predicts no next token",
+            expected="a causal language model whose logits stand at each position",
+            why="gradients of the distance from a network's own outputs are zero",
+            fix="choose another score, such as sleb",
+        )
+    data = ground.data.take(options.score_samples)
+    return importances(
+        ground.model,
+        ground.candidates,
+        data,
+        ground.judge.language_model,
+        batch_size=options.batch_size,
+        threads=ground.streams.threads,
+    )
 
 
 def _listed(scores: Mapping[int, float]) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import onnx_ir as ir
 
 from edgesmith.errors import EdgesmithError, StepError
@@ -14,16 +13,18 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith_calibration.sources import DataSource
 from edgesmith_folding.calibration import calibration_data
-from edgesmith_folding.choice import choose
+from edgesmith_folding.choice import Choice, Ground, choose, draw
 from edgesmith_folding.compensation.correct import Running, correct
 from edgesmith_folding.compensation.sites import Site, drop_site, folded_site, product_site
 from edgesmith_folding.compensation.solve import Solution
 from edgesmith_folding.finding.places import Place, find_places, runs
+from edgesmith_folding.merging import merge_runs
 from edgesmith_folding.options.removal import RemoveBlocksOptions
 from edgesmith_folding.removal import remove_run
 from edgesmith_folding.running.chain import BlockChain
-from edgesmith_folding.running.judge import Judge
+from edgesmith_folding.running.judge import Judge, language_model_of
 from edgesmith_folding.running.streams import Streams
+from edgesmith_folding.training.gated import fold_gates
 
 RemovalContext = Context[RemoveBlocksOptions]
 Places = Mapping[int, Place]
@@ -43,7 +44,8 @@ class RemoveBlocks(Method[RemoveBlocksOptions]):
                 "name blocks) and compensation to none"
             )
         try:
-            places = _by_number(model.ir, find_structure(model.ir))
+            structure = find_structure(model.ir)
+            places = _by_number(model.ir, structure)
             if not places:
                 return Verdict.skip("the graph has no residual stream with blocks")
             chosen = _named(options, places) if options.blocks is not None else _candidates(options, places, context)
@@ -51,6 +53,11 @@ class RemoveBlocks(Method[RemoveBlocksOptions]):
             return Verdict.refuse(f"{error.what}; {error.fix}")
         if not chosen:
             return Verdict.skip(_why_none(options, places))
+        if options.chooses and options.score == "taylor" and language_model_of(model.ir, structure) is None:
+            return Verdict.refuse(
+                "the score taylor needs the loss of a causal language model, and no output holds logits at each "
+                "position; choose another score, such as sleb"
+            )
         return Verdict.ok(nodes=tuple(each.block.residuals[-1].node for each in chosen.values()))
 
     def apply(self, model: Model, context: RemovalContext) -> Model:
@@ -66,11 +73,16 @@ class RemoveBlocks(Method[RemoveBlocksOptions]):
         data = None
         if options.reads_data:
             data = calibration_data(model.ir, structure.attentions, context, options.samples)
-        chosen = tuple(sorted(set(_chosen(model.ir, structure, places, data, context))))
+        choice = _chosen(model.ir, structure, places, data, context)
+        chosen = tuple(sorted(set(choice.blocks)))
         if not chosen:
             return model.with_ir(folded)
         context.notes.remark(f"Removed {len(chosen)} of {len(places)} blocks: {', '.join(map(str, chosen))}.")
+        if choice.gates and options.fold_gates:
+            fold_gates(folded.graph, choice.gates, places)
         parts = runs(chosen, places)
+        if options.merge != "none":
+            merge_runs(folded, parts, places, released=options.merge == "laco-release", notes=context.notes)
         sites = _sites(folded, parts, places, options)
         if data is not None:
             remark = _compensate(model.ir, folded, sites, data, context)
@@ -85,30 +97,30 @@ def _by_number(model: ir.Model, structure: Structure) -> Places:
 
 def _chosen(
     model: ir.Model, structure: Structure, places: Places, data: DataSource | None, context: RemovalContext
-) -> tuple[int, ...]:
-    """Return the numbers of the blocks to remove."""
+) -> Choice:
+    """Return the blocks to remove."""
     options = context.options
     if options.blocks is not None:
-        return tuple(_named(options, places))
+        return Choice(tuple(_named(options, places)))
     candidates = _candidates(options, places, context)
     if options.count == 0 or not candidates:
-        return ()
+        return Choice(())
     # Positions and masks of a decoder follow from the length of a cache, so one block keeps its own.
     spare = int(len(candidates) == len(places) and any(place.caches for place in places.values()))
     count = min(_count(options, places), len(candidates) - spare)
-    generator = np.random.default_rng(context.seed)
     if data is None:
-        return choose(options, candidates, count, None, None, generator)[0]
+        return draw(candidates, count, context.seed)
     # The places of this graph, not of the copy that will change.
     own = _by_number(model, structure)
     chain = BlockChain(model, list(own.values()), threads=context.threads)
     judge = Judge(model, structure, chain, data.take(options.score_samples), batch_size=options.batch_size)
     causal = bool(structure.attentions) and all(attention.causal for attention in structure.attentions)
     streams = Streams(model, data, context.scratch, options.batch_size, context.threads, causal)
-    chosen, remark = choose(options, {number: own[number] for number in candidates}, count, streams, judge, generator)
-    if remark:
-        context.notes.remark(remark)
-    return chosen
+    tried = {number: own[number] for number in candidates}
+    choice = choose(options, Ground(model, own, tried, count, data, judge, streams, context.progress, context.seed))
+    if choice.remark:
+        context.notes.remark(choice.remark)
+    return choice
 
 
 def _count(options: RemoveBlocksOptions, places: Places) -> int:

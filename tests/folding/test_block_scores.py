@@ -172,3 +172,10 @@ def test_it_says_what_it_needs_and_why_nothing_goes():
     assert kept.status == "skip" and "keep_first (3)" in kept.reason
     assert not RemoveBlocksOptions(score="random", compensation="none").needs.data
     assert RemoveBlocksOptions(score="random").needs.data
+
+
+def test_removing_by_few_candidates_still_measures_all_that_are_named_by_influence():
+    """The last of two rounds tries another candidate where the first one is gone."""
+    model = without_effect(deep("llama"), (1, 3))
+    _, notes = remove_with_notes(model, inputs_of(model), count=2, candidates=1)
+    assert "Removed 2 of 5 blocks: 1, 3." in notes.remarks

@@ -1,6 +1,5 @@
 """Where least squares may act: output projections of the stream, and products put in place of removed runs."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from edgesmith.graph.edit import GraphEditor, constant_value, set_initializer
 from edgesmith.graph.linear import Linear
+from edgesmith.graph.residual import Residual
 from edgesmith_folding.finding.places import Place
 from edgesmith_folding.finding.products import is_plain_product
 from edgesmith_folding.removal import remove_run
@@ -50,11 +50,50 @@ class Site:
             set_initializer(value, np.ascontiguousarray(array).reshape(old.shape).astype(old.dtype), value.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """The linear layer that ends a branch: `stream = skip + (x @ weight + bias)`, with nothing behind it."""
+
+    node: ir.Node
+    """The product."""
+    weight: ir.Value
+    bias: ir.Value | None
+    transposed: bool
+    """Whether the stored weight is [outputs, inputs]."""
+
+
+def ending_projection(graph: ir.Graph, residual: Residual) -> Projection | None:
+    """Return the projection that ends the branch of a residual connection; None where it does not add as it is.
+
+    No normalization and no scale may follow it. Its weight must be one float matrix that no other layer reads.
+
+    Args:
+        graph: The graph that the connection was found in, or a copy of it.
+        residual: The connection.
+    """
+    linears: list[Linear] = [mlp.down for mlp in residual.mlps]
+    linears += [attention.output.linear for attention in residual.attentions if attention.output is not None]
+    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+    ends = _same_numbers(values[residual.branch]) if residual.branch in values else set()
+    linear = next((linear for linear in linears if linear.output in ends), None)
+    if linear is None or residual.norm_after is not None or residual.norm_inside is not None:
+        return None
+    node = values[linear.product].producer() if linear.product in values else None
+    weight = graph.initializers.get(linear.weight)
+    if node is None or weight is None or node.inputs[1] is not weight or len(weight.uses()) != 1:
+        return None
+    if weight.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or not is_plain_product(node):
+        return None
+    bias = None
+    if linear.bias is not None:
+        bias = graph.initializers.get(linear.bias)
+        if bias is None or len(bias.uses()) != 1 or bias.dtype != weight.dtype:
+            return None
+    return Projection(node, weight, bias, node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
+
+
 def folded_site(graph: ir.Graph, place: Place, target: str) -> Site | None:
     """Return the projection that ends a block, with a bias; None where it does not add to the stream as it is.
-
-    That is exact where the block's last connection is `stream = skip + (x @ weight + bias)` and nothing follows: no
-    normalization, no scale. Its weight must be one float matrix that no other layer reads.
 
     Args:
         graph: The graph to change; the block was found in it or in the graph it was copied from.
@@ -62,26 +101,22 @@ def folded_site(graph: ir.Graph, place: Place, target: str) -> Site | None:
         target: The value of the given graph that the stream should be behind it.
     """
     last = place.block.residuals[-1]
-    linears: list[Linear] = [mlp.down for mlp in last.mlps]
-    linears += [attention.output.linear for attention in last.attentions if attention.output is not None]
+    found = ending_projection(graph, last)
     values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
-    ends = _same_numbers(values[last.branch]) if last.branch in values else set()
-    linear = next((linear for linear in linears if linear.output in ends), None)
-    if linear is None or last.norm_after is not None or last.norm_inside is not None:
+    if found is None or last.skip not in values or found.node.inputs[0] is None:
         return None
-    node = values[linear.product].producer() if linear.product in values else None
-    weight = graph.initializers.get(linear.weight)
-    if node is None or weight is None or node.inputs[1] is not weight or len(weight.uses()) != 1:
-        return None
-    if weight.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or last.skip not in values:
-        return None
-    bias = _bias(graph, node, linear, values) if is_plain_product(node) else None
-    if bias is None or node.inputs[0] is None:
-        return None
-    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    bias = found.bias or _add_bias(graph, found)
     where = f"output projection of block {place.number}"
     return Site(
-        where, True, node.inputs[0], values[last.skip], target, weight, bias, linear.bias is not None, transposed
+        where,
+        True,
+        found.node.inputs[0],
+        values[last.skip],
+        target,
+        found.weight,
+        bias,
+        found.bias is not None,
+        found.transposed,
     )
 
 
@@ -136,17 +171,12 @@ def _same_numbers(value: ir.Value) -> set[str]:
     return names
 
 
-def _bias(graph: ir.Graph, node: ir.Node, linear: Linear, values: Mapping[str, ir.Value]) -> ir.Value | None:
-    """Return the bias of a layer, zeros where it had none; None where it is shared or no initializer."""
-    if linear.bias is not None:
-        found = graph.initializers.get(linear.bias)
-        own = found is not None and len(found.uses()) == 1 and found.dtype == values[linear.weight].dtype
-        return found if own else None
-    editor = GraphEditor(graph)
-    half = values[linear.weight].dtype == ir.DataType.FLOAT16
-    zeros = editor.add_initializer(
-        f"{linear.product}_bias", np.zeros(linear.out_features, np.float16 if half else np.float32)
-    )
+def _add_bias(graph: ir.Graph, projection: Projection) -> ir.Value:
+    """Return a new bias of zeros."""
+    editor, node = GraphEditor(graph), projection.node
+    width = np.asarray(constant_value(projection.weight)).shape[0 if projection.transposed else 1]
+    kind = np.float16 if projection.weight.dtype == ir.DataType.FLOAT16 else np.float32
+    zeros = editor.add_initializer(f"{node.outputs[0].name}_bias", np.zeros(width, kind))
     if node.op_type == "Gemm":
         node.resize_inputs(3)
         node.replace_input_with(2, zeros)

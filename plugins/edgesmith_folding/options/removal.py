@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgesmith.host.records import Needs
 
-Score = Literal["sleb", "perplexity", "block-influence", "angular", "random"]
+Score = Literal["sleb", "perplexity", "block-influence", "angular", "taylor", "gates", "random"]
 Compensation = Literal["auto", "folded", "product", "none"]
 
 
@@ -30,7 +30,8 @@ class RemoveBlocksOptions(BaseModel):
         default="sleb",
         description="What a block is worth. sleb: the loss without it, measured anew after each removal. perplexity: "
         "the same, measured once. block-influence: how far it turns the residual stream. angular: the same for runs "
-        "of blocks, of which one is removed. random: nothing.",
+        "of blocks, of which one is removed. taylor: the loss of a language model, to first order. gates: how far "
+        "a gate stays open that is trained to close. random: nothing.",
         json_schema_extra={"searchable": ["sleb", "block-influence"]},
     )
     candidates: int | None = Field(
@@ -38,9 +39,22 @@ class RemoveBlocksOptions(BaseModel):
         ge=1,
         description="sleb tries only so many blocks in each round: those of the least block influence. None: all.",
     )
+    gate_steps: int = Field(default=500, ge=1, description="Steps that gates are trained for.")
+    gate_rate: float = Field(default=1e-2, gt=0, le=1, description="Learning rate of gates.")
+    fold_gates: bool = Field(
+        default=False,
+        description="Scale the output projections of blocks that stay by their trained gates. Off: those gates are "
+        "set to 1.",
+    )
     keep_first: int = Field(default=1, ge=0, description="Blocks at the start of each stream that stay.")
     keep_last: int = Field(default=1, ge=0, description="Blocks at the end of each stream that stay.")
     protect_blocks: tuple[int, ...] = Field(default=(), description="Numbers of further blocks that stay.")
+    merge: Literal["none", "laco", "laco-release"] = Field(
+        default="none",
+        description="What becomes of the projections of removed blocks. none: they go. laco: their differences are "
+        "added to those of the block before the run. laco-release: that block takes those of the last one, as the "
+        "released code of LaCo does.",
+    )
     compensation: Compensation = Field(
         default="auto",
         description="What makes up for a removed run, by least squares. folded: the output projection before it is "
@@ -61,7 +75,9 @@ class RemoveBlocksOptions(BaseModel):
     )
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
     score_samples: int = Field(
-        default=16, ge=1, description="Largest number of these samples that sleb and perplexity measure losses on."
+        default=16,
+        ge=1,
+        description="Largest number of these samples that sleb, perplexity and taylor measure losses on.",
     )
     batch_size: int = Field(default=1, ge=1, description="Samples per calibration run; a fixed batch stays.")
 
@@ -79,5 +95,5 @@ class RemoveBlocksOptions(BaseModel):
 
     @property
     def needs(self) -> Needs:
-        """What these options need: scores and compensation look at data."""
-        return Needs(data=self.reads_data)
+        """What these options need: scores and compensation look at data, some scores at gradients."""
+        return Needs(data=self.reads_data, gradients=self.chooses and self.score in ("taylor", "gates"))

@@ -38,6 +38,22 @@ def weighted_layer(layers: Sequence[Float64], grams: Sequence[Float64]) -> Float
     return np.asarray(mean + np.linalg.solve(total + held * np.eye(len(total)), wanted), np.float64)
 
 
+def laco_layer(base: Float64, removed: Sequence[Float64], *, released: bool = False) -> Float64:
+    """Return base + sum_k (removed_k - base) (LaCo, arXiv 2402.11187, equation 1).
+
+    The released code subtracts the sum so far in place of the base, so that only the last removed layer is left.
+
+    Args:
+        base: The layer that stays, [inputs + 1, outputs].
+        removed: The layers merged into it, in their order.
+        released: Merge as the released code does.
+    """
+    merged = base.copy()
+    for layer in removed:
+        merged += layer - (merged if released else base)
+    return merged
+
+
 def correction(difference: Float64, rank: int) -> tuple[Float64, Float64]:
     """Return the product of rank `rank` nearest to a matrix, as two factors of equal size (truncated SVD).
 

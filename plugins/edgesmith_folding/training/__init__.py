@@ -1,0 +1,1 @@
+"""What needs gradients: importance of weights, and gates on branches."""
