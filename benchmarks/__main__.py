@@ -14,6 +14,7 @@ HELPERS = {
     "quantization_table",
     "sparsity_child",
     "structure_child",
+    "tokens_child",
 }
 
 

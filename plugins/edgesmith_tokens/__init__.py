@@ -31,7 +31,7 @@ METHODS: tuple[MethodRecord, ...] = (
         options="edgesmith_tokens.options.static:StaticAttentionOptions",
         guarantee=Guarantee.LOSSY,
         needs=Needs(data=True),
-        order=_ORDER,
+        order=Order(before=_ORDER.before, after=("merge-tokens", "aggregate-tokens")),
         tags=("vision", "attention"),
         source="DGSSA in Heterogeneous Attention Patterns, arXiv 2310.07664; closed forms of our own",
     ),

@@ -79,12 +79,12 @@ def _obstacle(attention: Attention) -> str:
     """Return why an attention layer is not one of a fixed map, from its record alone."""
     if attention.fused is not None:
         return f"one operator ({attention.fused}) does all of it; export with plain operators"
-    if attention.causal is None:
-        return "its mask cannot be evaluated"
     if attention.causal:
         return "it is causal: a token must not see later ones, and texts differ in what stands where"
     if attention.padding_mask:
         return "what is added to its scores depends on the data: a padding mask, or the sizes of merged tokens"
+    if attention.causal is None:
+        return "its mask cannot be evaluated"
     return ""
 
 

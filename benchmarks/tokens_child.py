@@ -1,0 +1,95 @@
+"""What `benchmarks.tokens` does in processes of their own: reduce a model by some steps, and time models in batches."""
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from benchmarks.measuring import THREADS, WARM_UP_TURNS, answer_parent, open_session, peak_bytes
+
+
+def child_reduce(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply steps to one model and write it; return time, peak memory, MACs and what the steps reported.
+
+    Calibration samples are drawn anew for each seed. Labels go along; steps use them only where their options say so.
+    """
+    from edgesmith.graph.cost import count_cost
+    from edgesmith.host.context import Context
+    from edgesmith.host.loader import load_registry
+    from edgesmith.model import Model, Provenance
+    from edgesmith.serialization import write_onnx
+    from edgesmith.task import Task
+    from edgesmith_calibration.sources import ArraySource
+    from edgesmith_onnxruntime.cpu import DIALECT
+
+    registry = load_registry(plugins=False)
+    source = model = Model(ir.load(request["model"]), Task(), Provenance("case", "onnx", "case"))
+    with np.load(request["data"]) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    drawn = np.random.default_rng(request["seed"]).permutation(len(arrays["labels"]))[: request["samples"]]
+    labels = arrays.pop("labels")[drawn]
+    data = ArraySource({name: array[drawn] for name, array in arrays.items()}, labels=labels)
+    remarks: list[str] = []
+    started = time.perf_counter()
+    for name, options in request["steps"]:
+        record = registry.method(name)
+        with tempfile.TemporaryDirectory() as folder:
+            context = Context(
+                registry.validate_options(record, options),
+                DIALECT,
+                Path(folder),
+                calibration=data,
+                seed=request["seed"],
+                threads=THREADS,
+                source=source,
+            )
+            method = registry.load(record)()
+            verdict = method.check(model, context)
+            if verdict.status != "ok":
+                raise SystemExit(f"{name}: {verdict.reason}")
+            model = method.apply(model, context)
+        remarks += context.notes.remarks
+    seconds = time.perf_counter() - started
+    write_onnx(model.ir, Path(request["file"]))
+    macs = count_cost(model.ir).macs
+    return {"seconds": seconds, "peak_bytes": peak_bytes(), "macs": macs, "remarks": remarks}
+
+
+def child_throughput(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the seconds that each model takes for one batch of samples, taken in shuffled turns."""
+    sessions = {name: open_session(path) for name, path in request["models"].items()}
+    with np.load(request["data"]) as archive:
+        names = [entry.name for entry in next(iter(sessions.values())).get_inputs()]
+        feed = {name: archive[name][: request["batch"]] for name in names}
+    found: dict[str, list[float]] = {name: [] for name in sessions}
+    generator = random.Random(request["seed"])
+    for turn in range(request["turns"] + WARM_UP_TURNS):
+        for name in generator.sample(sorted(sessions), len(sessions)):
+            started = time.perf_counter()
+            sessions[name].run(None, feed)
+            if turn >= WARM_UP_TURNS:
+                found[name].append(time.perf_counter() - started)
+    return {"seconds": found, "medians": {name: statistics.median(each) for name, each in found.items()}}
+
+
+def child_accuracy(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the share of evaluation samples that a model classifies as their labels say, in percent."""
+    session = open_session(request["model"])
+    with np.load(request["data"]) as archive:
+        arrays = {name: archive[name][: request["samples"]] for name in archive.files}
+    labels, size = arrays.pop("labels"), request["batch"]
+    right = 0
+    for start in range(0, len(labels), size):
+        feed = {name: array[start : start + size] for name, array in arrays.items()}
+        right += int((session.run(None, feed)[0].argmax(-1) == labels[start : start + size]).sum())
+    return {"accuracy_percent": 100 * right / len(labels), "samples": len(labels)}
+
+
+if __name__ == "__main__":
+    answer_parent({"reduce": child_reduce, "throughput": child_throughput, "accuracy": child_accuracy})
