@@ -58,18 +58,20 @@ class MergeTokens(Method[MergeTokensOptions]):
         """
         options, merged = context.options, model.ir.clone()
         form = MergeForm(options.form, options.metric, options.score, options.proportional, context.seed)
-        for stream in _streams(model.ir, options):
-            reason = _obstacle(model.ir, stream)
+        raise_opset(merged, _OPSET)
+        whole = model.with_ir(merged.clone())
+        streams = _streams(whole.ir, options)
+        for stream in streams:
+            reason = _obstacle(whole.ir, stream) if len(streams) > 1 else ""
             if reason:
                 context.notes.skip(stream.blocks[0].attention.softmax if stream.blocks else stream.input, reason)
                 continue
             if options.speedup is None:
                 counts = _counts(options, stream)
             else:
-                counts = choose_counts(model, stream, form, context)
+                counts = choose_counts(whole, stream, form, context)
             if not any(counts):
                 continue
-            raise_opset(merged, _OPSET)
             left = merge_stream(merged, stream, counts, form)
             after = stream.tokens - sum(counts)
             context.notes.remark(

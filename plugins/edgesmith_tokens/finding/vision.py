@@ -96,7 +96,7 @@ def _vision_stream(
         return None
     shape = flow.shapes.shape(entry)
     blocks, obstacle = _blocks(stream, first)
-    if shape is None or len(shape) != 3:
+    if shape is None or len(shape) != 3 or _open_images(flow):
         obstacle = obstacle or (
             f"the number of tokens of {entry.name} is not fixed; fix the sizes of the images, for instance with "
             "`shapes` in the recipe"
@@ -111,6 +111,12 @@ def _vision_stream(
     if not 0 <= protected < shape[1]:
         obstacle = obstacle or f"{protected} protected tokens leave none of {shape[1]}; correct the option protected"
     return VisionStream(stream, shape[1], shape[2], protected, numbers, grid, blocks, obstacle)
+
+
+def _open_images(flow: Dataflow) -> bool:
+    """Whether an input of images has sides that are not fixed."""
+    shapes = [tuple(value.shape) for value in flow.model.graph.inputs if value.shape is not None]
+    return any(len(shape) == 4 and not all(isinstance(size, int) for size in shape[1:]) for shape in shapes)
 
 
 def _blocks(stream: Stream, first: int) -> tuple[tuple[VisionBlock, ...], str]:

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from edgesmith_tokens.finding.vision import VisionBlock, VisionStream
 from edgesmith_tokens.merging.graph import CombineForm, merge_by_chance, merge_by_metric
-from edgesmith_tokens.tokens.paths import TokenPaths, follow
-from edgesmith_tokens.tokens.reduction import Reducer, Tokens, reduce_tokens
+from edgesmith_tokens.tokens.paths import TokenPaths
+from edgesmith_tokens.tokens.reduction import Reducer, Tokens, examine, reduce_tokens
 from edgesmith_tokens.tokens.writer import Writer
 
 
@@ -41,13 +41,13 @@ def merge_stream(model: ir.Model, stream: VisionStream, counts: Sequence[int], f
         StepError: A node cannot work on fewer tokens.
     """
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
-    paths = follow(model, stream)
+    paths = examine(model, stream)
     reducers = {
         block.attended: _reducer(block, r, stream.protected, form, values, paths)
         for block, r in zip(stream.blocks, counts, strict=True)
         if r
     }
-    return reduce_tokens(model, stream, reducers, proportional=form.proportional)
+    return reduce_tokens(model, stream, reducers, proportional=form.proportional, paths=paths)
 
 
 def _reducer(

@@ -43,34 +43,56 @@ Reducer = Callable[[Writer, Tokens], Tokens]
 the new values; values of the same count mean that nothing happens."""
 
 
-def obstacle_to_fewer(model: ir.Model, vision: VisionStream) -> str:
-    """Return why the tokens of a stream cannot become fewer; empty where they can."""
-    if vision.obstacle:
-        return vision.obstacle
+def examine(model: ir.Model, vision: VisionStream) -> TokenPaths:
+    """Return where the tokens of a stream go, once everything there is known to take fewer of them.
+
+    Raises:
+        StepError: Something does not; it is named.
+    """
     fused = next((block for block in vision.blocks if block.attention.fused is not None), None)
+    reason = vision.obstacle
     if fused is not None:
-        return (
+        reason = reason or (
             f"attention of block {fused.number} is the fused operator {fused.attention.fused}, into which sizes of "
             "tokens cannot be written; export the model with attention in single operators"
         )
+    if reason:
+        raise StepError(
+            f"the tokens of {vision.input} cannot become fewer: {reason}",
+            expected="a vision transformer whose operators treat each token alone, apart from attention",
+            why="everything behind the place where tokens become fewer must take the new number of them",
+            fix="leave the method out for this model, or export it in single operators with fixed image sizes",
+        )
+    paths = follow(model, vision)
+    for node in _softmaxes(model, vision):
+        _require_scores(paths, node)
+    for node, indices in paths.fixed.items():
+        for index in indices:
+            shrunk(paths, node, index)
+    inside = {*paths.nodes, *paths.selectors}
+    for value in paths.axes:
+        read = any(node not in inside and node.op_type != "Shape" for node, _ in value.uses())
+        if read or value.is_graph_output():
+            _require_list(paths, value)
+    return paths
+
+
+def obstacle_to_fewer(model: ir.Model, vision: VisionStream) -> str:
+    """Return why the tokens of a stream cannot become fewer; empty where they can."""
     try:
-        paths = follow(model, vision)
-        for node in _softmaxes(model, vision):
-            _require_scores(paths, node)
-        for node, indices in paths.fixed.items():
-            for index in indices:
-                shrunk(paths, node, index)
-        inside = {*paths.nodes, *paths.selectors}
-        for value in paths.axes:
-            if any(node not in inside and node.op_type != "Shape" for node, _ in value.uses()):
-                _require_list(paths, value)
+        examine(model, vision)
     except StepError as error:
         return error.what
     return ""
 
 
 def reduce_tokens(
-    model: ir.Model, vision: VisionStream, reducers: Mapping[str, Reducer], *, proportional: bool = True
+    model: ir.Model,
+    vision: VisionStream,
+    reducers: Mapping[str, Reducer],
+    *,
+    proportional: bool = True,
+    paths: TokenPaths | None = None,
 ) -> tuple[int, ...]:
     """Reduce the tokens of a stream at some places, in place.
 
@@ -79,6 +101,7 @@ def reduce_tokens(
         vision: The stream.
         reducers: What to do, by the name of the value of the stream that holds the tokens.
         proportional: Whether attention weighs keys by the logarithm of their sizes.
+        paths: From `examine` on this clone; None looks again.
 
     Returns:
         Tokens that the attention of each block has.
@@ -86,23 +109,14 @@ def reduce_tokens(
     Raises:
         StepError: A node cannot work on fewer tokens; it is named.
     """
-    reason = obstacle_to_fewer(model, vision)
-    if reason:
-        raise StepError(
-            f"the tokens of {vision.input} cannot become fewer: {reason}",
-            expected="a vision transformer whose operators treat each token alone, apart from attention",
-            why="everything behind the place where tokens become fewer must take the new number of them",
-            fix="leave the method out for this model, or export it in single operators with fixed image sizes",
-        )
-    return _Reduction(model, vision, proportional).run(reducers)
+    return _Reduction(model, vision, paths or examine(model, vision), proportional).run(reducers)
 
 
 class _Reduction:
     """One stream while its tokens become fewer."""
 
-    def __init__(self, model: ir.Model, vision: VisionStream, proportional: bool) -> None:
-        self.vision, self.proportional = vision, proportional
-        self.paths = follow(model, vision)
+    def __init__(self, model: ir.Model, vision: VisionStream, paths: TokenPaths, proportional: bool) -> None:
+        self.vision, self.paths, self.proportional = vision, paths, proportional
         self.editor = GraphEditor(model.graph)
         self.entry = self.paths.flow.value(vision.input)
         self.inside = frozenset((*self.paths.nodes, *self.paths.selectors))

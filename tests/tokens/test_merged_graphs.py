@@ -1,0 +1,287 @@
+"""Vision transformers with merged tokens: each merge is the formula, and everything else goes on as it was."""
+
+from itertools import pairwise
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.small_graphs import context, run
+from tests.tokens.merge_models import (
+    accepted,
+    before_softmax,
+    images,
+    merge,
+    merged_value,
+    pooling_vit,
+    refusal,
+    same,
+    size_values,
+    taps,
+    vision,
+    vit_with_registers,
+)
+
+from edgesmith.execution.torch_graph import TorchGraph
+from edgesmith.graph.cost import count_cost
+from edgesmith.graph.opset import raise_opset
+from edgesmith.graph.structure import find_structure
+from edgesmith.serialization import to_bytes
+from edgesmith.testing.models import tiny_bert, tiny_cnn, tiny_gpt, tiny_vit
+from edgesmith_pruning.options.structure import PruneStructureOptions
+from edgesmith_pruning.prune_structure import PruneStructure
+from edgesmith_tokens.finding.vision import find_vision_streams
+from edgesmith_tokens.merge_tokens import MergeTokens
+from edgesmith_tokens.merging.formula import match
+from edgesmith_tokens.merging.formula import merge as merge_formula
+from edgesmith_tokens.options.merging import MergeTokensOptions
+
+TOKENS, PROTECTED = 17, 1
+
+
+@pytest.mark.parametrize("options", [{"r": 0}, {"counts": ()}, {"counts": (0, 0)}])
+def test_no_merge_changes_no_bit(options):
+    model = tiny_vit()
+    settings_ = context(MergeTokensOptions(**options))
+    assert MergeTokens().check(model, settings_).status == "skip"
+    result = MergeTokens().apply(model, settings_)
+    assert result.ir is not model.ir
+    assert to_bytes(result.ir) == to_bytes(model.ir)
+    assert same(model, result, images())
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    blocks=st.integers(1, 3),
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=3).filter(any),
+    form=st.sampled_from(["one-hot", "scatter"]),
+    metric=st.sampled_from(["keys", "input"]),
+    protected=st.sampled_from([None, 0, 1, 2, 3]),
+    proportional=st.booleans(),
+    batch=st.integers(1, 3),
+)
+def test_each_merge_is_the_formula_and_sizes_always_sum_to_all_tokens(
+    blocks, counts, form, metric, protected, proportional, batch
+):
+    model, feeds = tiny_vit(blocks=blocks), images(batch)
+    if not any(counts[:blocks]):
+        return
+    before = to_bytes(model.ir)
+    options = {"counts": tuple(counts), "form": form, "metric": metric, "protected": protected}
+    merged, stream = merge(model, proportional=proportional, **options), vision(model)
+    assert to_bytes(model.ir) == before
+    assert [value.name for value in merged.graph.outputs] == [value.name for value in model.graph.outputs]
+    kept = PROTECTED if protected is None else protected
+    names = [name for block in stream.blocks for name in (block.input, block.attended)]
+    names += [block.attention.key.value for block in stream.blocks]
+    names += [merged_value(merged, stream, number) for number in range(blocks)]
+    values = taps(merged, feeds, list(dict.fromkeys((*names, *size_values(merged)))))
+    sizes, left = np.ones((batch, TOKENS, 1), np.float32), TOKENS
+    for number, block in enumerate(stream.blocks):
+        held = values[block.attended]
+        assert held.shape[1] == left
+        r = min(counts[number] if number < len(counts) else 0, (left - kept) // 2)
+        keys = values[block.attention.key.value].swapaxes(-1, -2).mean(axis=1)
+        if r:
+            held, sizes = merge_formula(
+                held, sizes, match(keys if metric == "keys" else values[block.input], r, kept), kept
+            )
+        left -= r
+        # The same operations in float32, with sums in another order.
+        np.testing.assert_allclose(values[merged_value(merged, stream, number)], held, rtol=0, atol=2e-5)
+    weighed = size_values(merged)
+    assert bool(weighed) <= proportional
+    for name in weighed:
+        assert (values[name].sum(axis=1) == TOKENS).all()
+        assert (values[name][:, :kept] == 1).all() and (values[name] >= 1).all()
+
+
+def test_attention_is_weighed_by_the_sizes_behind_each_merge():
+    merged = merge(tiny_vit(blocks=3), r=3)
+    values = taps(merged, images(), size_values(merged))
+    assert [values[name].shape[1] for name in size_values(merged)] == [14, 11]
+
+
+def image_of_two_patches():
+    """An image of two kinds of patches, and a network that knows no positions, so that many tokens are equal."""
+    model = tiny_vit(blocks=3)
+    positions = model.graph.initializers["positions"]
+    array = positions.const_value.numpy().copy()
+    array[:, 1:] = array[:, 1:2]
+    positions.const_value = ir.tensor(array, name="positions")
+    kinds = np.random.default_rng(5).normal(0, 1, (2, 3, 8, 8))
+    chosen = np.random.default_rng(6).integers(0, 2, (4, 4))
+    image = kinds[chosen].transpose(2, 0, 3, 1, 4).reshape(1, 3, 32, 32)
+    return model, {"pixel_values": image.astype(np.float32)}
+
+
+def test_merging_duplicates_changes_nothing_and_only_with_log_sizes():
+    model, feeds = image_of_two_patches()
+    whole = run(model, feeds)["logits"]
+    counts = (5, 2, 1)
+    weighed = run(merge(model, counts=counts), feeds)["logits"]
+    # Rounding of float32 through three blocks, relative to logits of order one.
+    np.testing.assert_allclose(weighed, whole, rtol=0, atol=1e-5)
+    unweighed = run(merge(model, counts=counts, proportional=False), feeds)["logits"]
+    assert np.abs(unweighed - whole).max() > 1e-3
+
+
+def test_both_forms_and_torch_agree(tiny_vit):
+    feeds = images(2)
+    assert accepted(tiny_vit, r=4)
+    hot, scattered = merge(tiny_vit, r=4), merge(tiny_vit, r=4, form="scatter")
+    first, second = run(hot, feeds)["logits"], run(scattered, feeds)["logits"]
+    np.testing.assert_allclose(first, second, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        third = TorchGraph(hot.ir)({"pixel_values": torch.from_numpy(feeds["pixel_values"])})["logits"]
+    np.testing.assert_allclose(third.numpy(), first, rtol=0, atol=1e-5)
+    operators = {node.op_type for node in hot.graph}
+    assert "ScatterElements" not in operators and "TopK" in operators
+    assert all(node.attributes["sorted"].as_int() == 1 for node in hot.graph if node.op_type == "TopK")
+
+
+def test_batch_stays_open_and_images_do_not_touch_each_other(tiny_vit):
+    merged, feeds = merge(tiny_vit, r=3), images(3)
+    together = run(merged, feeds)["logits"]
+    for index in range(3):
+        alone = run(merged, {"pixel_values": feeds["pixel_values"][index : index + 1]})["logits"]
+        np.testing.assert_allclose(alone[0], together[index], rtol=0, atol=1e-5)
+
+
+def test_all_tokens_come_back_to_who_reads_them(tiny_dinov2):
+    merged, feeds = merge(tiny_dinov2, r=3), images(2)
+    assert [str(value.shape) for value in merged.graph.outputs] == [str(v.shape) for v in tiny_dinov2.graph.outputs]
+    before, after = run(tiny_dinov2, feeds), run(merged, feeds)
+    assert {name: array.shape for name, array in after.items()} == {name: a.shape for name, a in before.items()}
+    tokens = after["last_hidden_state"]
+    assert all(len(np.unique(image.round(4), axis=0)) == TOKENS - 6 for image in tokens)
+    np.testing.assert_array_equal(tokens[:, 0], after["pooler_output"])
+
+
+def test_a_mean_over_tokens_becomes_the_mean_weighted_by_size():
+    model, feeds = pooling_vit(), images(2)
+    assert accepted(model, r=4)
+    merged, stream = merge(model, r=4), vision(model)
+    last = merged_value(merged, stream, 2)
+    norm = next(node.outputs[0].name for node in merged.graph if node.name.startswith("norm"))
+    values = taps(merged, feeds, [last, stream.output, norm, *size_values(merged)])
+    assert values[last].shape[1] == TOKENS - 12 and values[norm].shape[1] == TOKENS
+    restored, left = values[norm], TOKENS - 12
+    for image in restored:
+        unique, counts = np.unique(image.round(5), axis=0, return_counts=True)
+        assert len(unique) == left and counts.sum() == TOKENS
+        np.testing.assert_allclose(image.mean(axis=0), (unique * counts[:, None]).sum(axis=0) / TOKENS, atol=1e-4)
+
+
+def test_a_class_token_is_read_without_bringing_others_back():
+    merged = merge(tiny_vit(), r=3)
+    assert not [node for node in merged.graph if node.name.startswith("tokens.restored")]
+    norm = next(value for value in merged.graph.all_nodes() if value.name.startswith("norm"))
+    assert norm.outputs[0].shape[1] == TOKENS - 6
+
+
+@pytest.mark.parametrize("registers", [1, 2, 4])
+def test_registers_are_protected(registers):
+    model = vit_with_registers(registers)
+    stream = vision(model)
+    assert (stream.tokens, stream.protected, stream.grid) == (TOKENS + registers, 1 + registers, (4, 4))
+    assert stream.patches == tuple(range(16))
+    merged = merge(model, r=4)
+    values = taps(merged, images(), size_values(merged))
+    assert all((values[name][:, : 1 + registers] == 1).all() for name in size_values(merged))
+
+
+def test_what_scores_are_masked_with_may_hide_nothing():
+    model, feeds = tiny_vit(blocks=2), images()
+    nothing = before_softmax(model, np.zeros((1, 1, TOKENS, TOKENS)))
+    merged = merge(nothing, r=3)
+    assert np.array_equal(run(merged, feeds)["logits"], run(merge(model, r=3), feeds)["logits"])
+    assert "table_added" not in {node.name for node in merged.graph}
+    shift = before_softmax(model, np.full((1, 2, TOKENS, TOKENS), 0.5))
+    assert run(merge(shift, r=3), feeds)["logits"].shape == (3, 4)
+
+
+def test_a_table_of_relative_positions_is_refused_by_name():
+    table = np.random.default_rng(0).normal(0, 1, (1, 2, TOKENS, TOKENS))
+    reason = refusal(before_softmax(tiny_vit(blocks=2), table))
+    assert "table_added" in reason and "something else for each token" in reason
+
+
+def test_attention_maps_that_are_outputs_are_refused():
+    model = tiny_vit(blocks=2)
+    stream = vision(model)
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    model.graph.outputs.append(values[stream.blocks[1].attention.probability])
+    assert "no list of tokens" in refusal(model)
+
+
+@pytest.mark.parametrize("build", [tiny_bert, tiny_gpt, tiny_cnn])
+def test_networks_without_patches_are_skipped(build):
+    verdict = MergeTokens().check(build(), context(MergeTokensOptions()))
+    assert verdict.status == "skip" and "patches" in verdict.reason
+
+
+def test_more_protected_tokens_than_there_are_is_refused():
+    assert "protected" in refusal(tiny_vit(), protected=40)
+
+
+def test_open_image_sizes_are_refused_with_what_to_do():
+    model = tiny_vit()
+    model.graph.inputs[0].shape = ir.Shape(["batch", 3, "height", 32])
+    assert "shapes" in refusal(model)
+
+
+def test_an_older_opset_is_raised():
+    model = tiny_vit(blocks=2)
+    model.graph.opset_imports[""] = 17
+    gelu = [node for node in model.graph if node.op_type == "Gelu"]
+    assert gelu
+    for node in gelu:
+        node.op_type = "Relu"
+    raised = model.ir.clone()
+    raise_opset(raised, 18)
+    merged = merge(model, r=3)
+    assert merged.graph.opset_imports[""] >= 18
+    assert run(merged, images())["logits"].shape == (3, 4)
+
+
+def test_fewer_tokens_cost_what_the_cost_model_says():
+    blocks, width, r = 4, 32, 3
+    model = tiny_vit(blocks=blocks)
+    saved = count_cost(model.ir).macs - count_cost(merge(model, r=r, form="scatter").ir).macs
+    counts, expected, matching = [TOKENS - r * number for number in range(blocks + 1)], 0, 0
+    for before, after in pairwise(counts):
+        expected += 4 * (TOKENS - before) * width**2 + 2 * (TOKENS**2 - before**2) * width
+        expected += 4 * (TOKENS - after) * width**2
+        matching += (before // 2) * ((before - 1) // 2) * 16
+    # The MLP of this network is twice as wide as its stream, so 4 in place of 8; a merge multiplies A with B.
+    assert saved == pytest.approx(expected - matching, rel=0.02)
+
+
+def test_it_works_on_a_pruned_model_and_its_result_can_be_quantized(tiny_vit):
+    from tests.small_graphs import quantize
+
+    data = images(8)
+    settings_ = context(PruneStructureOptions(ratio=0.25), data)
+    pruned = PruneStructure().apply(tiny_vit, settings_)
+    assert count_cost(pruned.ir).macs < count_cost(tiny_vit.ir).macs
+    merged = merge(pruned, r=3)
+    quantized = quantize(merged, data, mode="static")
+    assert "QuantizeLinear" in {node.op_type for node in quantized.graph}
+    wanted, found = run(merged, data)["logits"], run(quantized, data)["logits"]
+    assert np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(wanted)
+
+
+def test_the_report_says_how_many_tokens_each_block_has():
+    settings_ = context(MergeTokensOptions(r=20))
+    MergeTokens().apply(tiny_vit(blocks=3), settings_)
+    (remark,) = settings_.notes.remarks
+    assert "17, 9, 5" in remark and "14 of 17" in remark
+
+
+def test_streams_are_found_in_the_graph_alone():
+    (stream,) = find_vision_streams(tiny_vit(blocks=3).ir, find_structure(tiny_vit(blocks=3).ir))
+    assert (stream.tokens, stream.width, stream.protected, stream.grid) == (TOKENS, 32, 1, (4, 4))
+    assert [block.number for block in stream.blocks] == [0, 1, 2] and not stream.obstacle
