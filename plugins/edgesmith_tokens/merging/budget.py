@@ -63,27 +63,34 @@ def power_curve(tokens: Sequence[int], errors: Sequence[float], macs: float) -> 
 def plans(curves: Sequence[Curve], tokens: int, protected: int, step: int) -> tuple[Counts, ...]:
     """Return plans of rising savings, each with some tokens more in the block of least error for what it saves.
 
+    A block further on loses what it can no longer merge, because fewer tokens come to it.
+
     Args:
         curves: One for each block.
         tokens: Tokens at first.
         protected: Tokens that are never merged.
         step: Tokens that are added at a time.
     """
-    counts = [0] * len(curves)
-    found: list[Counts] = []
+    found = [(0,) * len(curves)]
     while True:
-        best, best_cost = None, float("inf")
-        for number, curve in enumerate(curves):
-            tried = [*counts[:number], counts[number] + step, *counts[number + 1 :]]
-            if fitted(tried, tokens, protected) != tuple(tried) or curve.macs <= 0:
-                continue
-            cost = (curve.error(tried[number]) - curve.error(counts[number])) / curve.macs
-            if cost < best_cost:
-                best, best_cost = number, cost
-        if best is None:
-            return tuple(found)
-        counts[best] += step
-        found.append(tuple(counts))
+        costs = {}
+        for number in range(len(curves)):
+            counts = found[-1]
+            tried = fitted((*counts[:number], counts[number] + step, *counts[number + 1 :]), tokens, protected)
+            saved = _saved(curves, tried) - _saved(curves, counts)
+            if tried[number] > counts[number] and saved > 0:
+                costs[tried] = (_error(curves, tried) - _error(curves, counts)) / saved
+        if not costs:
+            return tuple(found[1:])
+        found.append(min(costs, key=lambda tried: costs[tried]))
+
+
+def _saved(curves: Sequence[Curve], counts: Counts) -> float:
+    return sum(curve.macs * count for curve, count in zip(curves, counts, strict=True))
+
+
+def _error(curves: Sequence[Curve], counts: Counts) -> float:
+    return sum(curve.error(count) for curve, count in zip(curves, counts, strict=True))
 
 
 def choose_counts(model: Model, stream: VisionStream, form: MergeForm, context: Context[MergeTokensOptions]) -> Counts:
