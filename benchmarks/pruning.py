@@ -30,6 +30,7 @@ OURS: dict[str, dict[str, Any]] = {
     "edgesmith": {"allocation": "measured"},
     "edgesmith, any width": {"allocation": "measured", "alignment": 1},
     "edgesmith, same share everywhere": {},
+    "edgesmith, statistics anew": {"allocation": "measured", "refit": "statistics"},
     "edgesmith, no refit": {"allocation": "measured", "refit": "none"},
     "edgesmith, magnitude, no refit": {"score": "magnitude", "refit": "none"},
 }
