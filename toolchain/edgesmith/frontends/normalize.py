@@ -7,11 +7,15 @@ Every rewrite is proven by running the graph before and after; one that changes 
 import ast
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
+import onnxruntime
 from numpy.typing import NDArray
 from onnxscript import rewriter, version_converter
 from onnxscript.optimizer import FOLDED_FROM_KEY, fold_constants
@@ -246,10 +250,9 @@ def _infer_shapes(model: ir.Model) -> None:
             del skeleton.graph.initializers[str(value.name)]
             skeleton.graph.inputs.append(value)
     # Not its static `infer_shapes`: that one writes a file into the working directory when it cannot finish.
-    # It brings torch along, which takes seconds.
-    from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
-
-    inference = SymbolicShapeInference(int_max=2**31 - 1, auto_merge=False, guess_output_rank=False, verbose=0)
+    inference = _shape_inference_module().SymbolicShapeInference(
+        int_max=2**31 - 1, auto_merge=False, guess_output_rank=False, verbose=0
+    )
     inference._preprocess(ir.to_proto(skeleton))
     complete = False
     while inference.run_:
@@ -264,6 +267,21 @@ def _infer_shapes(model: ir.Model) -> None:
                 if found is not None and found.shape is not None:
                     value.shape = found.shape
                     value.type = found.type or value.type
+
+
+@cache
+def _shape_inference_module() -> Any:
+    """Return ONNX Runtime's module for symbolic shapes without the package around it.
+
+    `onnxruntime.tools` imports torch, which takes seconds and 200 MB, for helpers of its own; this module needs none.
+    """
+    path = Path(onnxruntime.__file__).parent / "tools" / "symbolic_shape_infer.py"
+    spec = spec_from_file_location(f"{__name__}.symbolic_shape_infer", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"ONNX Runtime {onnxruntime.__version__} has no {path}", path=str(path))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _fold(model: ir.Model) -> None:
