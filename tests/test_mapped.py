@@ -1,5 +1,6 @@
 """Weights on disk: the bytes are right, memory comes back, and walks over a model need the memory of one weight."""
 
+import gc
 import hashlib
 import tracemalloc
 from pathlib import Path
@@ -155,3 +156,13 @@ def test_the_hash_of_a_mapped_weight_is_taken_once_and_that_of_a_writable_one_ea
     assert weight is not None
     weight.numpy()[0, 0] += 1
     assert changed.digest() != before, "a write to a weight in memory went unseen"
+
+
+def test_files_of_its_own_go_with_the_last_tensor(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    kept = WeightFile().keep(ir.tensor(np.arange(1 << 16, dtype=np.float32)))
+    assert len(list(tmp_path.iterdir())) == 1
+    np.testing.assert_array_equal(kept.numpy(), np.arange(1 << 16))
+    del kept
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []

@@ -379,3 +379,26 @@ def test_a_file_is_written_again_with_the_same_bytes_whatever_the_sizes_of_its_w
     write_onnx(read, once)
     write_onnx(read_onnx(once), twice)
     assert once.read_bytes() == twice.read_bytes()
+
+
+def test_many_weights_go_into_a_file_and_few_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = np.random.default_rng(0).normal(size=1 << 15).astype(np.float32)
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1 << 15]) for name in "xy"]
+    proto = helper.make_model(
+        helper.make_graph([add], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path)
+
+    def read() -> ir.TensorProtocol:
+        tensor = read_onnx(path).graph.initializers["w"].const_value
+        assert tensor is not None
+        np.testing.assert_array_equal(tensor.numpy(), weight)
+        return tensor
+
+    assert not is_unchangeable(read())
+    monkeypatch.setattr("edgesmith.serialization.INLINE_BYTES", 1024)
+    assert is_unchangeable(read())
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no such place"))
+    assert not is_unchangeable(read())

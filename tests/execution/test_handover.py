@@ -96,7 +96,7 @@ def test_weights_whose_file_cannot_be_linked_are_copied(
 
 def test_sessions_over_linked_weights_outlive_their_folder(mapped: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = outputs_of(mapped)
-    monkeypatch.setattr("edgesmith.execution.reference._EXTERNAL_DATA_BYTES", 0)
+    monkeypatch.setattr("edgesmith.execution.reference.INLINE_BYTES", 0)
     for prepack in (True, False):
         session = ReferenceSession(mapped, prepack=prepack)
         found = session.run({"x": np.eye(3, WIDTH, dtype=np.float32)})

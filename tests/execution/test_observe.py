@@ -7,7 +7,7 @@ from edgesmith.errors import DataError, ModelError
 from edgesmith.execution.observe import observe
 from edgesmith.progress import SilentProgress
 from edgesmith_calibration.observers import HistogramObserver, MeanVarianceObserver, MinMaxObserver
-from edgesmith_calibration.sources import ArraySource
+from edgesmith_calibration.sources import ArraySource, IterableSource
 from small_graphs import graph, node
 
 DATA = np.random.default_rng(0).normal(0, 1, (10, 4)).astype(np.float32)
@@ -71,3 +71,40 @@ def test_no_data_unknown_values_and_missing_inputs_are_refused():
         observe(model(), ["nowhere"], ArraySource({"x": DATA}), MinMaxObserver)
     with pytest.raises(DataError, match="missing"):
         observe(model(), ["y"], ArraySource({"z": DATA}), MinMaxObserver)
+
+
+class Sizes(MinMaxObserver):
+    """Remembers how many samples each update held."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.sizes = []
+
+    def update(self, array):
+        self.sizes.append(len(array))
+        super().update(array)
+
+
+@pytest.mark.parametrize(("room", "sizes"), [(1, [1] * 10), (3, [1, 3, 3, 3]), (4, [1, 4, 4, 1]), (99, [1, 9])])
+def test_as_many_samples_as_fit_run_together(monkeypatch, room, sizes):
+    monkeypatch.setattr("edgesmith.execution.observe._OBSERVED_BYTES", room * DATA[0].nbytes)
+    seen = observe(model(), ["y"], ArraySource({"x": DATA}), Sizes)["y"]
+    assert seen.sizes == sizes
+    assert (float(seen.low), float(seen.high)) == (0, 2 * DATA.max())
+
+
+def test_samples_of_different_shapes_run_apart():
+    samples = [{"x": np.ones((length, 4), np.float32)} for length in (3, 3, 3, 2, 5, 5)]
+    long = graph([node("Mul", ["x", "two"], "y")], {"two": np.float32(2)}, {"x": ["n", "length", 4]}).ir
+    seen = observe(long, ["y"], IterableSource(samples), Sizes)["y"]
+    assert seen.sizes == [1, 2, 1, 2]
+    assert seen.count == 4 * sum(len(sample["x"]) for sample in samples)
+
+
+def test_what_only_outputs_need_is_not_computed():
+    """The output cannot be computed: four numbers do not fill rows of seven."""
+    nodes = [node("Relu", ["x"], "positive"), node("Reshape", ["positive", "sevens"], "y")]
+    failing = graph(nodes, {"sevens": np.array([-1, 7], np.int64)}, {"x": ["n", 4]}).ir
+    assert observe(failing, ["positive"], ArraySource({"x": DATA}), MinMaxObserver)["positive"].count == DATA.size
+    with pytest.raises(ModelError, match="Reshape"):
+        observe(failing, ["y"], ArraySource({"x": DATA[:1]}), MinMaxObserver)

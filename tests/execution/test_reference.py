@@ -75,7 +75,7 @@ def test_a_large_model_goes_through_a_file_and_gives_the_same(tmp_path, monkeypa
     add_initializer(model, "w", weight)
     x = np.ones((1, 64), np.float32)
     small = ReferenceSession(model).run({"x": x})["y"]
-    monkeypatch.setattr("edgesmith.execution.reference._EXTERNAL_DATA_BYTES", 16)
+    monkeypatch.setattr("edgesmith.execution.reference.INLINE_BYTES", 16)
     large = ReferenceSession(model).run({"x": x})["y"]
     np.testing.assert_array_equal(small, large)
     assert isinstance(model.graph.initializers["w"].const_value, ir.Tensor)

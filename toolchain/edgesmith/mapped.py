@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 import onnx_ir as ir
@@ -110,12 +110,14 @@ class WeightFile:
 
     Args:
         directory: Where the files are made, such as the scratch directory of a step. It may be deleted as soon as
-            all weights are in: the system keeps the content for as long as a tensor uses it.
+            all weights are in: the system keeps the content for as long as a tensor uses it. None makes each file
+            in the system's directory for temporary files, and deletes it once no tensor uses it.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._path = directory
+    def __init__(self, directory: Path | None = None) -> None:
+        self._deletes = directory is None
+        self._directory = directory or Path(tempfile.gettempdir())
+        self._path = self._directory
         self._used = 0
         self._content: Bytes = np.empty(0, np.uint8)
 
@@ -147,12 +149,21 @@ class WeightFile:
         return tensor_of(content, tensor.dtype, ir.Shape(tensor.shape.numpy()), tensor.name)
 
     def _begin_segment(self, needed: int) -> None:
-        descriptor, name = tempfile.mkstemp(prefix="weights-", dir=self._directory)
+        prefix = "edgesmith-weights-" if self._deletes else "weights-"
+        descriptor, name = tempfile.mkstemp(prefix=prefix, dir=self._directory)
         with os.fdopen(descriptor, "wb") as stream:
             # A file that is long and empty takes no room on disk, and one mapping serves all weights in it.
             stream.truncate(max(_SEGMENT_BYTES, needed))
         self._path, self._used = Path(name), 0
         self._content = map_file(self._path)
+        mapping = _mapping(self._content)
+        if self._deletes and mapping is not None:
+            finalize(mapping, _delete, self._path, os.getpid())
+
+
+def _delete(path: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked process ends earlier than its parent, which still needs the file
+        path.unlink(missing_ok=True)
 
 
 def _write(stream: FileIO, piece: Bytes) -> None:

@@ -7,7 +7,7 @@ in external data are memory-mapped once, so they stay on disk until used, also w
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx_ir.passes.common import CheckerPass, TopologicalSortPass
 
-from edgesmith.errors import ModelError, UnsupportedOperatorError
-from edgesmith.mapped import map_file, release, release_array, tensor_of
+from edgesmith.errors import ModelError, OutputError, UnsupportedOperatorError
+from edgesmith.mapped import WeightFile, map_file, release, release_array, tensor_of
+from edgesmith.single_file import write_single_file
 
 OLDEST_OPSET = 9
 EXTERNAL_DATA_SUFFIX = ".data"
 SINGLE_FILE_BYTES = 256 * 2**20
 """More weights than this go into a file of their own: a single one must fit into memory twice to be written or read."""
+INLINE_BYTES = 32 * 2**20
+"""Above this much weight data a graph goes to runtimes through files, which they map instead of parsing a copy."""
 RUNTIME_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "ai.onnx.contrib", "com.ms.internal.nhwc"})
 """Domains without a schema in the `onnx` package that ONNX Runtime may know. It is asked later."""
 
@@ -53,6 +56,8 @@ def read_onnx(path: str | Path) -> ir.Model:
     except (ir.serde.SerdeError, NotImplementedError, ValueError, TypeError) as error:
         raise _invalid(f"`{path}` cannot be read as a graph: {_last_cause(error)}") from error
     _map_external_data(model, path.parent)
+    del proto
+    _move_out(model)
     check_graph(model, str(path))
     check_weights(model, str(path))
     return model
@@ -108,7 +113,7 @@ def write_onnx(model: ir.Model, path: Path, *, external_data: bool | None = None
         )
         give_back()
     else:
-        path.write_bytes(to_bytes(model))
+        write_single_file(model, path)
 
 
 def to_bytes(model: ir.Model) -> bytes:
@@ -394,14 +399,40 @@ def _map_external_data(model: ir.Model, directory: Path) -> None:
             maps[file] = map_file(file)
         return tensor_of(maps[file][offset : offset + tensor.nbytes], dtype, ir.Shape(shape.numpy()), tensor.name)
 
+    _replace_tensors(model, lambda tensor: mapped(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor)
+
+
+def _move_out(model: ir.Model) -> None:
+    """Detach all constants from the protobuf message, which would otherwise stay in memory, and be copied at each look.
+
+    Where they are many, they go into a file, so that they are hashed once, and runtimes map them without a copy.
+    """
+    many = weight_bytes(model) > INLINE_BYTES
+    file = WeightFile()
+
+    def moved(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if not isinstance(tensor, ir.serde.TensorProtoTensor) or tensor.dtype == ir.DataType.STRING:
+            return tensor
+        content = np.frombuffer(tensor.tobytes(), np.uint8)
+        detached = tensor_of(content, tensor.dtype, ir.Shape(tensor.shape.numpy()), tensor.name)
+        try:
+            return file.keep(detached) if many else detached
+        except OutputError:
+            # No room for temporary files: memory serves as well, only more slowly.
+            return detached
+
+    _replace_tensors(model, moved)
+
+
+def _replace_tensors(model: ir.Model, changed: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> None:
     for graph in [*model.graphs(), *model.functions.values()]:
         for value in graph.initializers.values() if isinstance(graph, ir.Graph) else ():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = mapped(value.const_value)
+            if value.const_value is not None:
+                value.const_value = changed(value.const_value)
         for node in graph:
             for name, attribute in node.attributes.items():
-                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                    node.attributes[name] = ir.AttrTensor(name, mapped(attribute.value))
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    node.attributes[name] = ir.AttrTensor(name, changed(attribute.as_tensor()))
 
 
 def _check_operators(model: ir.Model, what: str) -> None:

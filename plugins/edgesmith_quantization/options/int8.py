@@ -44,10 +44,11 @@ class QuantizeInt8Options(Selection):
         json_schema_extra={"searchable": [False, True]},
     )
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
-    batch_size: int = Field(
-        default=1,
+    batch_size: int | None = Field(
+        default=None,
         ge=1,
-        description="Samples per calibration run. More can be faster and take more memory; fixed batches stay.",
+        description="Samples per calibration run. More can be faster and take more memory; fixed batches stay. "
+        "Nothing: as many of equal shapes as keep the observed values in 24 MiB.",
     )
     smoothing: bool = Field(
         default=True,

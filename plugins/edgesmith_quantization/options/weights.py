@@ -80,7 +80,9 @@ class QuantizeWeightsOptions(Selection):
         ),
     )
     samples: int = Field(default=128, ge=1, description="Second-order: largest number of calibration samples to use.")
-    batch_size: int = Field(default=1, ge=1, description="Second-order: samples per calibration run.")
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Second-order: samples per calibration run. Nothing: as many as fit in 24 MiB."
+    )
     statistics_mib: int = Field(
         default=1024,
         ge=1,

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from edgesmith.errors import DataError, ModelError
 from edgesmith.execution.handover import write_linked
+from edgesmith.serialization import INLINE_BYTES
 
 Optimization = Literal["disabled", "basic", "extended", "all", "default"]
 
@@ -31,10 +33,6 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "default": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-
-# Above this much weight data the graph goes to ONNX Runtime through a file: the runtime maps the weights
-# instead of parsing a second copy, and the 2 GB limit of protobuf does not apply.
-_EXTERNAL_DATA_BYTES = 32 * 2**20
 
 _FLOAT8 = {
     ir.DataType.FLOAT8E4M3FN,
@@ -89,6 +87,7 @@ class ReferenceSession:
     Args:
         model: The graph, or the path of an ONNX file. Never changed.
         taps: Names of inner values to return beside the outputs.
+        only_taps: Return the taps alone, and compute nothing that they do not need.
         optimization: How far ONNX Runtime may rewrite the graph. "basic" is the numeric reference;
             "all" is as fast as it gets without the known faults of ONNX Runtime: eight-bit floats load, and matrix
             products over packed weights stay in float at any level. "default" is what a user gets who sets no
@@ -106,6 +105,7 @@ class ReferenceSession:
         model: ir.Model | Path | str,
         *,
         taps: Sequence[str] = (),
+        only_taps: bool = False,
         optimization: Optimization = "basic",
         threads: int = 1,
         prepack: bool = True,
@@ -135,7 +135,9 @@ class ReferenceSession:
             disabled.append("SkipLayerNormFusion")
         try:
             if isinstance(model, ir.Model) or taps:
-                self._session = _open(with_taps(graph or _read(Path(str(model))), taps), options, disabled)
+                self._session = _open(
+                    with_taps(graph or _read(Path(str(model))), taps, only=only_taps), options, disabled
+                )
             else:
                 self._session = _session(str(model), options, disabled)
         except _ORT_ERRORS as error:
@@ -244,11 +246,13 @@ def _uses_float8(model: ir.Model) -> bool:
     return False
 
 
-def with_taps(model: ir.Model, taps: Sequence[str]) -> ir.Model:
-    """Return a copy whose outputs include `taps`, or the model itself if there are none."""
+def with_taps(model: ir.Model, taps: Sequence[str], *, only: bool = False) -> ir.Model:
+    """Return a copy whose outputs include `taps`, or are these alone; the model itself if there are none."""
     if not taps:
         return model
     copy = model.clone()
+    if only:
+        copy.graph.outputs.clear()
     present = {value.name for value in copy.graph.outputs}
     values = {value.name: value for node in copy.graph for value in node.outputs}
     values |= {value.name: value for value in (*copy.graph.inputs, *copy.graph.initializers.values())}
@@ -262,13 +266,15 @@ def with_taps(model: ir.Model, taps: Sequence[str]) -> ir.Model:
             )
         if name not in present:
             copy.graph.outputs.append(values[name])
+    if only:
+        common_passes.RemoveUnusedNodesPass()(copy)
     return copy
 
 
 def _open(model: ir.Model, options: ort.SessionOptions, disabled: list[str]) -> ort.InferenceSession:
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
-    if not external and sum(tensor.nbytes for tensor in tensors) < _EXTERNAL_DATA_BYTES:
+    if not external and sum(tensor.nbytes for tensor in tensors) < INLINE_BYTES:
         return _session(ir.to_proto(model).SerializeToString(), options, disabled)
     # The runtime has its own mapping of the weights once it is loaded, so the files can go.
     with tempfile.TemporaryDirectory(prefix="edgesmith-", ignore_cleanup_errors=True) as folder:
