@@ -11,6 +11,7 @@ from edgesmith.graph.node_names import node_name
 from edgesmith.graph.quantized import already_quantized, quantized_product
 from edgesmith.host.context import Notes
 from edgesmith.host.dialect import Dialect
+from edgesmith.mapped import release
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.step_errors import first_reasons
 
@@ -118,7 +119,9 @@ def _obstacle(node: ir.Node, dialect: Dialect, options: QuantizeInt8Options) -> 
         return f"its weight is {tensor.dtype.name}, not FLOAT"
     if 0 in tensor.shape.numpy():
         return "its weight is empty"
-    if not np.isfinite(tensor.numpy()).all():
+    finite = np.isfinite(tensor.numpy()).all()
+    release(tensor)
+    if not finite:
         return "its weight holds NaN or infinity"
     return _form_obstacle(node, tensor)
 

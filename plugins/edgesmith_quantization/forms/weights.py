@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.graph.edit import GraphEditor, constant_value
+from edgesmith.mapped import release_array
 from edgesmith_quantization.arithmetic.blocks import BlockGrid
 from edgesmith_quantization.arithmetic.rounding import Float, bias_safe_scale, quantize, symmetric_scale
 from edgesmith_quantization.arithmetic.second_order import round_second_order
@@ -99,6 +100,7 @@ class WeightStore:
                 scale = bias_safe_scale(scale, activation_scale, bias if axis is not None else np.abs(bias).max())
         zero_point = np.zeros(scale.shape, np.int8)
         codes = self._round(candidate, values, scale, axis)
+        release_array(values)
         if transpose:
             codes, axis = np.ascontiguousarray(codes.T), None if axis is None else 1 - axis
         stem = candidate.weight.name or candidate.name

@@ -13,9 +13,6 @@ from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.repair.smoothing import ChannelSummary, Float64
 from edgesmith_quantization.statistics.activation_ranges import calibration
 
-_SAMPLES = 32
-"""Channels show their means and peaks on a few samples; ranges are taken from all of them afterwards."""
-
 
 class ChannelObserver(Observer):
     """Smallest, largest, summed and summed squared value of each channel.
@@ -69,7 +66,7 @@ class ChannelObserver(Observer):
 
 
 def observe_channels(
-    model: ir.Model, names: Iterable[str], context: Context[QuantizeInt8Options], *, axis: int
+    model: ir.Model, names: Iterable[str], context: Context[QuantizeInt8Options], *, axis: int, samples: int
 ) -> dict[str, ChannelSummary]:
     """Return what a few calibration samples put into the channels of each named value.
 
@@ -78,6 +75,7 @@ def observe_channels(
         names: Their names.
         context: Options and data.
         axis: Channel axis of all of them.
+        samples: How many to look at. Channels show their means and peaks on a few; ranges come from all of them later.
 
     Raises:
         DataError: There is no data, or it makes a value NaN or infinite.
@@ -85,7 +83,7 @@ def observe_channels(
     observers = observe(
         model,
         list(names),
-        calibration(context).take(_SAMPLES),
+        calibration(context).take(samples),
         lambda name: ChannelObserver(name, axis=axis),
         batch_size=context.options.batch_size,
         threads=context.threads,

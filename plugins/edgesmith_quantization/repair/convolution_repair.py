@@ -18,6 +18,9 @@ from edgesmith_quantization.repair.channel_statistics import observe_channels
 from edgesmith_quantization.repair.channel_streams import ChannelStream, find_streams, scale_stream
 from edgesmith_quantization.repair.smoothing import ChannelSummary, Float64
 
+_SAMPLES = 32
+"""Images that show the means and peaks of channels: the last layers see few pixels of each."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConvolutionRepair:
@@ -47,7 +50,7 @@ def repair_convolutions(
         return ConvolutionRepair()
     streams = find_streams(model.graph, candidates) if options.smoothing else ()
     names = {str(value.name) for value in (*images, *(v for stream in streams for v in stream.images))}
-    summaries = observe_channels(model, sorted(names), context, axis=1)
+    summaries = observe_channels(model, sorted(names), context, axis=1, samples=_SAMPLES)
     factors = _balance(model, streams, summaries, context)
     means = {str(value.name): summaries[str(value.name)].mean * factors.get(value, np.ones(1)) for value in images}
     return ConvolutionRepair(bool(factors), means if options.bias_correction else {})

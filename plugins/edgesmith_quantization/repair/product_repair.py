@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgesmith.graph.edit import GraphEditor, constant_value
 from edgesmith.host.context import Context
+from edgesmith.mapped import release_array
 from edgesmith_quantization.finding.candidates import Candidate
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.repair.channel_statistics import observe_channels
@@ -23,6 +24,8 @@ from edgesmith_quantization.repair.smoothing import (
     expected_sqnr_db,
 )
 
+_SAMPLES = 16
+"""Samples that show the channels of transformers: each brings many tokens."""
 _MINIMUM_GAIN_DB = 0.5
 """Shifts that gain less are not worth a changed weight."""
 _MINIMUM_GAIN_FOR_AN_OPERATOR_DB = 3.0
@@ -65,8 +68,13 @@ def repair(model: ir.Model, candidates: Sequence[Candidate], context: Context[Qu
     outliers = {}
     for activation, summary in summaries.items():
         shifted = _divided(summary, scales[activation]) if activation in scales else summary
+        if options.outlier_channels == 0:
+            break
         weights = [_matrix(candidate) for candidate in groups[activation]]
-        if options.outlier_channels == 0 or expected_sqnr_db(shifted, weights) >= ENOUGH_DB:
+        expected_db = expected_sqnr_db(shifted, weights)
+        for weight in weights:
+            release_array(weight)
+        if expected_db >= ENOUGH_DB:
             continue
         found = find_outliers(shifted, options.outlier_channels)
         if found is not None:
@@ -123,7 +131,9 @@ def _observe_channels(
     ]
     if not wanted:
         return {}
-    summaries = observe_channels(model, [str(activation.name) for activation in wanted], context, axis=-1)
+    summaries = observe_channels(
+        model, [str(activation.name) for activation in wanted], context, axis=-1, samples=_SAMPLES
+    )
     return {activation: summaries[str(activation.name)] for activation in wanted}
 
 
@@ -142,6 +152,8 @@ def _smooth(
             continue
         weights = [_matrix(candidate) for candidate in migration.consumers]
         scale, gain_db = best_strength(summaries[activation], weights, migration.ties)
+        for weight in weights:
+            release_array(weight)
         if gain_db >= (_MINIMUM_GAIN_FOR_AN_OPERATOR_DB if migration.others else _MINIMUM_GAIN_DB):
             migrate(editor, migration, scale)
             scales[activation] = scale

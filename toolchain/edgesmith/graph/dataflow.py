@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from edgesmith.graph.edit import constant_scalar, constant_tensor
 from edgesmith.graph.shapes import Array, Shapes, bind_dimensions
+from edgesmith.mapped import release
 
 CARRYING = frozenset({"Identity", "Cast", "CastLike", "Dropout", "QuantizeLinear", "DequantizeLinear"})
 """Operators that hand on the numbers of their first input, exactly or in another precision."""
@@ -298,8 +299,9 @@ def _tensor_content(tensor: ir.TensorProtocol) -> bytes:
     if tensor.dtype == ir.DataType.STRING or not tensor.size:
         return _digest(head)
     flat = tensor.numpy().reshape(-1)
-    sample = flat[:: max(1, flat.size // _SAMPLE)]
-    return _digest(head, np.ascontiguousarray(sample).tobytes())
+    sample = flat[:: max(1, flat.size // _SAMPLE)].tobytes()
+    release(tensor)
+    return _digest(head, sample)
 
 
 def _digest(*parts: bytes) -> bytes:
