@@ -63,6 +63,7 @@ _PROOF_SAMPLES = 2
 
 Inputs = Mapping[str, NDArray[Any]]
 Rewrite = Callable[[ir.Model], tuple[ir.Model, str]]
+"""Takes a graph that it may edit, and returns it or another with a remark; without one, nothing changed."""
 
 
 def lower(model: ir.Model, context: Context[None]) -> ir.Model:
@@ -93,12 +94,11 @@ def as_rewrite(change: Callable[[ir.Graph], int], words: str) -> Rewrite:
     """Return an edit of a graph as a rewrite. `change` returns how many it made, which `words` says for the report."""
 
     def rewrite(model: ir.Model) -> tuple[ir.Model, str]:
-        copy = model.clone()
-        count = change(copy.graph)
+        count = change(model.graph)
         if count == 0:
             return model, ""
-        common_passes.RemoveUnusedNodesPass()(copy)
-        return copy, words.format(count)
+        common_passes.RemoveUnusedNodesPass()(model)
+        return model, words.format(count)
 
     return rewrite
 
@@ -107,11 +107,11 @@ def _with_equal_rewrites(
     model: ir.Model, inputs: list[Inputs], rewrites: Sequence[Rewrite], context: Context[None]
 ) -> ir.Model:
     proof = _Proof(model, inputs, context.threads)
-    candidate, remarks = model, []
+    candidate, remarks = model.clone(), []
     for rewrite in rewrites:
         candidate, remark = rewrite(candidate)
         remarks.append(remark)
-    if candidate is model:
+    if not any(remarks):
         return model
     if proof.fault(candidate):
         candidate, remarks = _one_by_one(model, proof, rewrites)
@@ -177,7 +177,7 @@ def _input_ranges(
 def _one_by_one(model: ir.Model, proof: "_Proof", rewrites: Sequence[Rewrite]) -> tuple[ir.Model, list[str]]:
     remarks = []
     for rewrite in rewrites:
-        candidate, remark = rewrite(model)
+        candidate, remark = rewrite(model.clone())
         fault = proof.fault(candidate) if remark else ""
         if fault:
             remarks.append(f"Left out, because {fault}: {remark}")
