@@ -1,7 +1,7 @@
 """Chooses blocks by a score, measured on calibration data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -84,9 +84,10 @@ def _lowest(what: str, scores: Mapping[int, float], count: int) -> Choice:
 
 def _sleb(options: RemoveBlocksOptions, ground: Ground) -> tuple[dict[int, float], list[int]]:
     """Return the blocks that SLEB removes with the loss after each, and all candidates in its order."""
-    few = options.candidates is not None and options.score == "sleb"
+    few = options.score == "sleb" and options.candidates is not None and len(ground.candidates) > options.candidates
     blocks = list(ground.candidates.values())
-    influences = ground.streams.influences(blocks) if few else dict.fromkeys(ground.candidates, 0.0)
+    streams = replace(ground.streams, data=ground.data.take(options.score_samples))
+    influences = streams.influences(blocks) if few else dict.fromkeys(ground.candidates, 0.0)
     latest: dict[int, float] = {}
 
     def losses_without(removed: tuple[int, ...]) -> Mapping[int, float]:

@@ -113,7 +113,8 @@ def _chosen(
     # The places of this graph, not of the copy that will change.
     own = _by_number(model, structure)
     chain = BlockChain(model, list(own.values()), threads=context.threads)
-    judge = Judge(model, structure, chain, data.take(options.score_samples), batch_size=options.batch_size)
+    few, each = data.take(options.score_samples), options.batch_size
+    judge = Judge(model, structure, chain, few, batch_size=each, tokens=options.score_tokens)
     causal = bool(structure.attentions) and all(attention.causal for attention in structure.attentions)
     streams = Streams(model, data, context.scratch, options.batch_size, context.threads, causal)
     tried = {number: own[number] for number in candidates}

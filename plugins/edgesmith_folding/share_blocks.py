@@ -1,6 +1,7 @@
 """The method `share-blocks`: neighbouring blocks use one set of weights, so that it is stored once."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -19,8 +20,12 @@ from edgesmith_calibration.moments import MomentsObserver
 from edgesmith_folding.calibration import calibration_data
 from edgesmith_folding.finding.places import find_places
 from edgesmith_folding.options.sharing import ShareBlocksOptions
+from edgesmith_folding.running.chain import BlockChain
+from edgesmith_folding.running.judge import Judge
 from edgesmith_folding.sharing.formulas import mean_layer, weighted_layer
-from edgesmith_folding.sharing.groups import Sharer, choose_groups, find_sharers
+from edgesmith_folding.sharing.groups import Sharer, choose_groups, find_sharers, rows_of
+from edgesmith_folding.sharing.partition import best_partition
+from edgesmith_folding.sharing.swaps import Pair, swap_costs
 from edgesmith_folding.sharing.write import layer_matrix, share
 
 SharingContext = Context[ShareBlocksOptions]
@@ -37,7 +42,8 @@ class ShareBlocks(Method[ShareBlocksOptions]):
             return Verdict.skip("a group of one block shares nothing; set group_size to 2 or more")
         if options.needs.data and (data is None or len(data) == 0):
             return Verdict.refuse(
-                "weighted weights look at calibration data; pass it with --data, or set weights to mean or first"
+                "weighted weights and losses look at calibration data; pass it with --data, or set weights to mean or "
+                "first and grouping to neighbours"
             )
         try:
             groups, sharers = _groups(model.ir, options)
@@ -58,6 +64,8 @@ class ShareBlocks(Method[ShareBlocksOptions]):
         """
         options, shared = context.options, model.ir.clone()
         groups, sharers = _groups(shared, options)
+        if groups and options.measures:
+            groups = _by_loss(model.ir, sharers, context)
         if not groups:
             return model.with_ir(shared)
         before = _weight_bytes(shared.graph)
@@ -87,6 +95,33 @@ def _groups(model: ir.Model, options: ShareBlocksOptions) -> tuple[tuple[tuple[i
     places = {place.number: place for place in find_places(model, find_structure(model))}
     sharers = find_sharers(model, places)
     return choose_groups(options, sharers), sharers
+
+
+def _by_loss(model: ir.Model, sharers: Mapping[int, Sharer], context: SharingContext) -> tuple[tuple[int, ...], ...]:
+    """Return as many sets of weights as neighbours in turn would leave, in groups that cost least.
+
+    A group costs what the loss rises by when each of its other blocks alone runs with the weights of its first.
+    """
+    options = context.options
+    structure = find_structure(model)
+    data = calibration_data(model, structure.attentions, context, options.score_samples)
+    places = find_places(model, structure)
+    chain = BlockChain(model, places, threads=context.threads)
+    judge = Judge(model, structure, chain, data, batch_size=len(data), tokens=options.score_tokens)
+    found: list[tuple[int, ...]] = []
+    total, largest = 0.0, options.group_size + 1
+    for row in rows_of(options, sharers):
+        near = frozenset((one, other) for one in row for other in row if 0 < other - one < largest)
+        costs = swap_costs(model, sharers, near, judge)
+
+        def cost(start: int, stop: int, row: tuple[int, ...] = row, costs: Mapping[Pair, float] = costs) -> float:
+            return sum(costs.get((row[start], other), math.inf) for other in row[start + 1 : stop])
+
+        cut = best_partition(len(row), -(-len(row) // options.group_size), largest, cost)
+        found += [row[start:stop] for start, stop in cut if stop - start > 1]
+        total += sum(cost(start, stop) for start, stop in cut)
+    context.notes.remark(f"Groups are those of the least sum of losses that single blocks cause: {total:.4g}.")
+    return tuple(found)
 
 
 def _why_none(options: ShareBlocksOptions, sharers: Sequence[Sharer]) -> str:

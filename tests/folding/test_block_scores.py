@@ -119,7 +119,7 @@ def test_language_models_are_known_by_their_graph():
 
 def test_sleb_is_greedy_on_the_losses_of_the_graph():
     model = deep("llama", seed=3)
-    data = inputs_of(model, 4)
+    data = inputs_of(model, 2)
     alive, expected = set(range(1, BLOCKS - 1)), []
     for _ in range(2):
         losses = {}
@@ -179,3 +179,22 @@ def test_removing_by_few_candidates_still_measures_all_that_are_named_by_influen
     model = without_effect(deep("llama"), (1, 3))
     _, notes = remove_with_notes(model, inputs_of(model), count=2, candidates=1)
     assert "Removed 2 of 5 blocks: 1, 3." in notes.remarks
+
+
+@pytest.mark.parametrize(("name", "count"), [("llama", 5), ("bert", 5)])
+def test_the_loss_of_some_tokens_is_that_of_those_positions(name, count):
+    model = deep(name)
+    data = inputs_of(model, 2)
+    structure = find_structure(model.ir)
+    chain = BlockChain(model.ir, find_places(model.ir, structure))
+    judge = Judge(model.ir, structure, chain, ArraySource(data), batch_size=2, tokens=count)
+    if name == "bert":
+        assert judge.loss((1,)) == Judge(model.ir, structure, chain, ArraySource(data), batch_size=2).loss((1,))
+        return
+    logits = run(remove(model, blocks=(1,), compensation="none"), data)["logits"]
+    places = np.linspace(0, 10, count).astype(int)
+    losses = [
+        next_token_loss(logits[:, place : place + 2], data["input_ids"][:, place : place + 2])[0] for place in places
+    ]
+    assert judge.loss((1,)) == pytest.approx(sum(losses) / (2 * count), rel=1e-4)
+    assert judge.losses_without((), (1,))[1] == pytest.approx(judge.loss((1,)), rel=1e-12)

@@ -35,7 +35,7 @@ class RemoveBlocksOptions(BaseModel):
         json_schema_extra={"searchable": ["sleb", "block-influence"]},
     )
     candidates: int | None = Field(
-        default=None,
+        default=10,
         ge=1,
         description="sleb tries only so many blocks in each round: those of the least block influence. None: all.",
     )
@@ -75,9 +75,14 @@ class RemoveBlocksOptions(BaseModel):
     )
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
     score_samples: int = Field(
-        default=16,
+        default=8,
         ge=1,
         description="Largest number of these samples that sleb, perplexity and taylor measure losses on.",
+    )
+    score_tokens: int | None = Field(
+        default=128,
+        ge=1,
+        description="Tokens of each of these samples whose loss sleb and perplexity measure, evenly spaced. None: all.",
     )
     batch_size: int = Field(default=1, ge=1, description="Samples per calibration run; a fixed batch stays.")
 

@@ -18,6 +18,12 @@ class ShareBlocksOptions(BaseModel):
         description="Neighbouring blocks that share one set of weights. 1 shares nothing.",
         json_schema_extra={"searchable": [2, 3]},
     )
+    grouping: Literal["neighbours", "loss"] = Field(
+        default="neighbours",
+        description="Which blocks share. neighbours: every group_size blocks in turn. loss: as many sets of weights, "
+        "cut where the loss rises least, in groups of up to group_size + 1 blocks.",
+        json_schema_extra={"searchable": ["neighbours", "loss"]},
+    )
     groups: tuple[tuple[int, ...], ...] | None = Field(
         default=None, description="Share exactly within these groups of blocks, by number, in place of group_size."
     )
@@ -36,6 +42,12 @@ class ShareBlocksOptions(BaseModel):
         "took away. 0: none. It costs two thin products for each; biases stay private then.",
     )
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
+    score_samples: int = Field(
+        default=4, ge=1, description="Largest number of these samples that losses are measured on, for groups by loss."
+    )
+    score_tokens: int | None = Field(
+        default=128, ge=1, description="Tokens of each of these samples whose loss counts, evenly spaced. None: all."
+    )
     batch_size: int = Field(default=1, ge=1, description="Samples per calibration run; a fixed batch stays.")
 
     @model_validator(mode="after")
@@ -47,8 +59,13 @@ class ShareBlocksOptions(BaseModel):
 
     @property
     def needs(self) -> Needs:
-        """What these options need: weighted weights look at data."""
-        return Needs(data=self.weights == "weighted" and self.shares)
+        """What these options need: weighted weights and losses look at data."""
+        return Needs(data=self.shares and (self.weights == "weighted" or self.measures))
+
+    @property
+    def measures(self) -> bool:
+        """Whether groups are chosen by losses."""
+        return self.grouping == "loss" and self.groups is None
 
     @property
     def shares(self) -> bool:

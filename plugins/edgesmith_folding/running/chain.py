@@ -1,9 +1,10 @@
 """BlockChain: one session for each block, so that any blocks can be left out without a new graph."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -12,6 +13,7 @@ from edgesmith.execution.segments import constant_nodes, piece_session, read_val
 from edgesmith_folding.finding.places import Place
 
 Arrays = Mapping[str, NDArray[Any]]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +39,29 @@ class BlockChain:
         self._pieces = _pieces(model.graph, [place for place in places if not place.obstacle])
         self._sessions: dict[int, ReferenceSession] = {}
 
-    def run(self, inputs: Arrays, removed: Collection[int] = ()) -> dict[str, NDArray[Any]]:
+    def run(
+        self, inputs: Arrays, removed: Collection[int] = (), positions: NDArray[np.intp] | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Return the graph's outputs without some blocks. Caches that blocks hand out go with them.
 
         Args:
             inputs: One array for each input of the graph.
             removed: Numbers of the blocks to leave out.
+            positions: Tokens that the part behind the last block is computed for, where it reads nothing but the
+                stream; None for all.
 
         Raises:
             DataError: The data does not fit the graph.
             ModelError: A part of the graph does not load or run.
         """
-        return self._finish(dict(inputs), 0, removed)
+        return self._finish(dict(inputs), 0, removed, positions)
 
     def run_without_each(
-        self, inputs: Arrays, removed: Collection[int], tried: Collection[int]
+        self,
+        inputs: Arrays,
+        removed: Collection[int],
+        tried: Collection[int],
+        positions: NDArray[np.intp] | None = None,
     ) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
         """Yield the outputs without one block more, for each block to try. What stands before it runs once for all.
 
@@ -59,6 +69,7 @@ class BlockChain:
             inputs: One array for each input of the graph.
             removed: Numbers of the blocks that are left out in any case.
             tried: Numbers of the blocks to try.
+            positions: As for `run`.
 
         Raises:
             DataError: The data does not fit the graph.
@@ -68,11 +79,47 @@ class BlockChain:
         for index, piece in enumerate(self._pieces):
             number = None if piece.place is None else piece.place.number
             if number is not None and number in tried and number not in removed:
-                yield number, self._finish(dict(values), index, {*removed, number})
+                yield number, self._finish(dict(values), index, {*removed, number}, positions)
             self._advance(values, index, removed)
 
-    def _finish(self, values: dict[str, NDArray[Any]], start: int, removed: Collection[int]) -> dict[str, NDArray[Any]]:
+    def run_with_each(
+        self,
+        inputs: Arrays,
+        others: Callable[[int], Iterable[tuple[Key, ir.Model]]],
+        positions: NDArray[np.intp] | None = None,
+    ) -> Iterator[tuple[Key, dict[str, NDArray[Any]]]]:
+        """Yield the outputs with one block as another graph has it. What stands before it runs once for all.
+
+        Args:
+            inputs: One array for each input of the graph.
+            others: Returns for the number of a block the graphs to take it from, each with a key. They are read before
+                the next one is asked for.
+            positions: As for `run`.
+
+        Raises:
+            DataError: The data does not fit the graph.
+            ModelError: A part of the graph does not load or run.
+        """
+        values = dict(inputs)
+        for index, piece in enumerate(self._pieces):
+            feeds = {name: values[name] for name in piece.feeds if name in values}
+            for key, other in () if piece.place is None else others(piece.place.number):
+                session = piece_session(other, piece.feeds, piece.fetches, feeds, threads=self._threads)
+                yield key, self._finish(values | session.run(feeds), index + 1, (), positions)
+            self._advance(values, index, ())
+
+    def _finish(
+        self,
+        values: dict[str, NDArray[Any]],
+        start: int,
+        removed: Collection[int],
+        positions: NDArray[np.intp] | None = None,
+    ) -> dict[str, NDArray[Any]]:
         for index in range(start, len(self._pieces)):
+            piece = self._pieces[index]
+            last = index == len(self._pieces) - 1 and piece.place is None and len(piece.feeds) == 1
+            if last and positions is not None and values[piece.feeds[0]].ndim == 3:
+                values[piece.feeds[0]] = values[piece.feeds[0]][:, positions]
             self._advance(values, index, removed)
         return {name: values[name] for name in self._outputs if name in values}
 

@@ -16,8 +16,18 @@ def next_token_loss(logits: NDArray[np.floating], tokens: NDArray[np.integer]) -
         logits: [samples, positions, tokens].
         tokens: What stands at each position, [samples, positions].
     """
-    rows = logits[:, :-1].reshape(-1, logits.shape[-1])
-    following = tokens[:, 1:].reshape(-1)
+    return token_loss(logits[:, :-1], tokens[:, 1:])
+
+
+def token_loss(logits: NDArray[np.floating], following: NDArray[np.integer]) -> tuple[float, int]:
+    """Return the summed negative log-likelihood of tokens, and how many there are.
+
+    Args:
+        logits: [samples, positions, tokens].
+        following: The token that each position should predict, [samples, positions].
+    """
+    rows = logits.reshape(-1, logits.shape[-1])
+    following = following.reshape(-1)
     highest = rows.max(axis=1, keepdims=True)
     own = np.take_along_axis(rows, following[:, None], axis=1)[:, 0].astype(np.float64)
     total = np.log(np.exp(rows - highest).sum(axis=1, dtype=np.float64)) + highest[:, 0]

@@ -50,18 +50,26 @@ def choose_groups(options: ShareBlocksOptions, sharers: Mapping[int, Sharer]) ->
             _require_alike(group, sharers)
         return tuple(group for group in options.groups if len(group) > 1)
     found: list[tuple[int, ...]] = []
-    current: list[int] = []
+    for row in rows_of(options, sharers):
+        parts = [row[start : start + options.group_size] for start in range(0, len(row), options.group_size)]
+        found += [part for part in parts if len(part) == options.group_size > 1]
+    return tuple(found)
+
+
+def rows_of(options: ShareBlocksOptions, sharers: Mapping[int, Sharer]) -> tuple[tuple[int, ...], ...]:
+    """Return rows of neighbours that may share: they compute the same, and none of them stays private."""
+    rows: list[list[int]] = []
+    last = None
     for number, sharer in sharers.items():
         place = sharer.place
-        private = place.from_start < options.keep_first or place.from_end < options.keep_last or sharer.obstacle
-        if private or not current or sharer.signature != sharers[current[0]].signature or current[-1] + 1 != number:
-            current = []
-        if not private:
-            current.append(number)
-        if len(current) == options.group_size:
-            found.append(tuple(current))
-            current = []
-    return tuple(group for group in found if len(group) > 1)
+        if place.from_start < options.keep_first or place.from_end < options.keep_last or sharer.obstacle:
+            continue
+        if last is not None and last + 1 == number and sharers[last].signature == sharer.signature:
+            rows[-1].append(number)
+        else:
+            rows.append([number])
+        last = number
+    return tuple(tuple(row) for row in rows)
 
 
 def _require_alike(group: tuple[int, ...], sharers: Mapping[int, Sharer]) -> None:
