@@ -24,6 +24,8 @@ from edgesmith.graph.edit import GraphEditor
 from edgesmith.graph.structure import find_structure
 from edgesmith.testing import models, transformer
 from edgesmith.testing.builder import GraphBuilder
+from edgesmith_tokens.merge_tokens import MergeTokens
+from edgesmith_tokens.options.merging import MergeTokensOptions
 from edgesmith_tokens.options.static import StaticAttentionOptions
 from edgesmith_tokens.static.measure import with_gates
 from edgesmith_tokens.static.rewrite import replace_attention
@@ -333,15 +335,49 @@ def test_a_table_that_is_added_to_scores_goes_with_them():
     assert "positions" in weights(model) and "positions" not in weights(static)
 
 
-@pytest.mark.parametrize("name", ["tiny_vit"])
-def test_a_vision_transformer_keeps_its_open_batch(name):
-    model = getattr(models, name)(blocks=3)
+def test_norms_and_rotary_positions_of_queries_and_keys_go_with_them():
+    builder = GraphBuilder(x=("batch", 5, 8))
+    sizes = transformer.Sizes(width=8, heads=2, kv_heads=2)
+    angles = np.outer(np.arange(5), [1.0, 0.1, 1.0, 0.1]).astype(np.float32)
+    rotary = builder.constant("cosines", np.cos(angles)), builder.constant("sines", np.sin(angles))
+    hidden = builder.add("Add", transformer.attention(builder, "x", "a", sizes, rotary=rotary), "x")
+    model = wrap(builder.finish(builder.add("Add", transformer.mlp(builder, hidden, "mlp", sizes), hidden)))
+    editor = GraphEditor(model.graph)
+    values = ir.convenience.create_value_mapping(model.graph)
+    scale = editor.add_initializer("norm.scale", np.linspace(0.5, 2, 4).astype(np.float32))
+    attention = find_structure(model.ir).attentions[0]
+    # The keys arrive transposed; before that their channels are last, as those of the queries are.
+    for value in (values[attention.query.value], values[attention.key.value].producer().inputs[0]):
+        editor.insert_on_uses(value, "LayerNormalization", (scale,), {"axis": -1})
+    data = images(model)
+    static = make_static(model, data, blocks=(0,))
+    left = weights(static)
+    assert not {"cosines", "sines", "norm.scale", "a.query.weight", "a.key.weight"} & set(left)
+    site = sites_of(model)[0]
+    expected = run(with_map(model, site, left["a.context.static_map"][0], np.zeros((2, 5, 4))), data)
+    for name, array in run(static, data).items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_vision_transformer_keeps_its_open_batch():
+    model = models.tiny_vit(blocks=3)
     data = {"pixel_values": np.random.default_rng(0).normal(0, 1, (9, 3, 32, 32)).astype(np.float32)}
     static = make_static(model, data, choose="first", count=2, bias=True)
     for count in (1, 4):
         assert run(static, {"pixel_values": data["pixel_values"][:count]})["logits"].shape == (count, 4)
     assert static.graph.outputs[0].shape[0] == model.graph.outputs[0].shape[0]
     assert find_structure(static.ir).attentions[0].context == find_structure(model.ir).attentions[2].context
+
+
+def test_blocks_before_merged_tokens_can_be_static_and_those_behind_cannot():
+    model = models.tiny_vit(blocks=4)
+    data = {"pixel_values": np.random.default_rng(0).normal(0, 1, (9, 3, 32, 32)).astype(np.float32)}
+    merged = MergeTokens().apply(model, context(MergeTokensOptions(counts=(0, 3, 3)), data))
+    static, notes = make_static_with_notes(merged, data, choose="first", count=4)
+    names = [name for name in weights(static) if "static_map" in name]
+    assert names == ["block0.attention.context.static_map", "block1.attention.context.static_map"]
+    assert all("sizes of merged tokens" in reason for reason in notes.skipped.values()) and len(notes.skipped) == 2
+    assert run(static, data)["logits"].shape == (9, 4)
 
 
 def test_half_precision_keeps_its_type():
