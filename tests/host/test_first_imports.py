@@ -179,9 +179,9 @@ def test_a_folder_that_cannot_be_written_is_tolerated(install, tries, store):
 
 def test_where_no_process_can_be_started_plugins_are_imported_at_once(install, monkeypatch):
     install("edge-prune")
-    monkeypatch.setattr(imports, "_CHILD", ("/absent/python",))
+    monkeypatch.setattr(imports, "_CHILD", "edgesmith.absent")
     assert load_registry().method("halve")
-    monkeypatch.setattr(imports, "_CHILD", (sys.executable, "-c", "pass"))
+    monkeypatch.setattr(sys, "executable", "/absent/python")
     assert load_registry(retry=True).method("halve")
 
 
@@ -199,7 +199,7 @@ def test_one_process_does_all_up_to_a_fatal_one(tmp_path, monkeypatch):
         started.append(arguments)
         return popen(*arguments, **settings)
 
-    monkeypatch.setattr(imports.subprocess, "Popen", counting)
+    monkeypatch.setattr(subprocess, "Popen", counting)
     origins = [imports_of(tmp_path, name, text) for name, text in (("a", ""), ("b", "import os; os._exit(1)"))]
     wanted = [*origins, *(imports_of(tmp_path, name, "") for name in "cde")]
     answers = imports.try_imports(wanted, [()] * len(wanted))

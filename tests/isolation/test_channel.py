@@ -127,8 +127,9 @@ def test_a_request_is_read_back_as_it_was_written(tmp_path: Path, target: str) -
     request = StepRequest(
         import_path=("a",),
         plugins=(origin,),
-        method="edgesmith:x",
-        only_check=False,
+        work="apply",
+        record="edgesmith:x",
+        directory="d",
         options=options,
         dialect=packed[0],
         dialect_type=packed[1],

@@ -92,7 +92,7 @@ def test_a_metric_that_is_not_a_number_is_an_error(small: Path, data: ArrayData)
         def result(self) -> float:
             return float("nan")
 
-    with pytest.raises(MeasurementError, match=r"Broken of .* is nan"):
+    with pytest.raises(MeasurementError, match=r"The metric of .* is nan"):
         evaluate(LocalRunner(), small, data, Broken)
 
 

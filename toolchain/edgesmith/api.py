@@ -1,10 +1,11 @@
 """`edgesmith.compile`: the whole job from Python. The command line is a thin layer over it."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edgesmith.artifact import MANIFEST_FILE, Artifact, read_entry, read_use, write_artifact
 from edgesmith.data import RandomInputs, RunData, choose_data, first_batch, fixed_batch_size
@@ -12,9 +13,14 @@ from edgesmith.errors import ModelError, RecipeError
 from edgesmith.files import require_replaceable, require_writable
 from edgesmith.fixed_sizes import fix_sizes
 from edgesmith.graph.structure import find_structure, label_values
+from edgesmith.host.candidate import OWN_DISTRIBUTION
+from edgesmith.host.contained_measures import ContainedRunner, MetricMaker
+from edgesmith.host.containment import call_plugin, plugin_fault
 from edgesmith.host.loader import load_registry
 from edgesmith.host.needs import check_needs
 from edgesmith.isolation.limits import Isolation
+from edgesmith.isolation.metric import IsolatedMetrics
+from edgesmith.isolation.target import apart
 from edgesmith.measure.machine import library_versions, usable_cores
 from edgesmith.measure.runner import LatencyPlan
 from edgesmith.model import Model
@@ -29,7 +35,10 @@ if TYPE_CHECKING:
     from edgesmith.host.interfaces import Frontend
     from edgesmith.host.records import FrontendRecord, MetricRecord
     from edgesmith.host.registry import Registry
+    from edgesmith_calibration.metrics import Metric
     from edgesmith_calibration.spec import DataSpec
+
+AnswerT = TypeVar("AnswerT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,8 @@ def compile(
     registry = settings.registry or load_registry()
     chosen_recipe, choice = load_recipe(recipe), choose_data(data)
     plan = make_plan(registry, chosen_recipe, target, has_calibration=choice.has_calibration)
+    if settings.isolation is not None:
+        plan = replace(plan, target=apart(registry, plan.target_record, plan.target, settings.isolation))
     out = Path(out)
     require_replaceable(out, marker=MANIFEST_FILE)
     require_writable(out.parent)
@@ -98,8 +109,9 @@ def compile(
     for step in plan.steps:
         labelled = opened.calibration is not None and opened.calibration.has_labels
         check_needs(step.needing, has_data=opened.calibration is not None, has_labels=labelled)
-    yardstick = _yardstick(model, opened, plan, workshop, settings)
-    outcome = run_plan(plan, model, opened.calibration, yardstick, workshop)
+    with ExitStack() as processes:
+        yardstick = _yardstick(model, opened, plan, workshop, settings, processes)
+        outcome = run_plan(plan, model, opened.calibration, yardstick, workshop)
     command = settings.command or _command(source, plan, recipe, data, out)
     with settings.progress.stage("writing the artifact"):
         return write_artifact(out, plan, model, outcome, yardstick.runner, command, registry)
@@ -119,19 +131,28 @@ def load_source(source: object, workshop: Workshop, *, example_inputs: object = 
         task, assets = read_use(Path(source))
         return replace(load_source(read_entry(Path(source)), workshop), task=task, assets=assets)
     record, frontend = _frontend_for(source, workshop.registry)
+
+    def ask(hook: str, work: Callable[[], object], kind: type[AnswerT]) -> AnswerT:
+        what = f"Frontend {record.name} {record.version} from {workshop.registry.distribution_of(record)}: its {hook}"
+        answer = call_plugin(work, what, ModelError, module=type(frontend).__module__, passing=(OSError,))
+        if not isinstance(answer, kind):
+            raise plugin_fault(ModelError, what, f"returned an object of type {type(answer).__name__}")
+        return answer
+
     key = make_key(
         {
             "kind": "source",
             "frontend": f"{record.name} {record.version}",
             "distribution": workshop.registry.distribution_of(record),
-            "fingerprint": frontend.fingerprint(source, example_inputs=example_inputs),
+            "fingerprint": ask("fingerprint", lambda: frontend.fingerprint(source, example_inputs=example_inputs), str),
             "versions": library_versions(),
         }
     )
     found = workshop.store.model(key)
     if found is None:
         with workshop.progress.stage(f"reading {source if isinstance(source, str | Path) else type(source).__name__}"):
-            found = workshop.store.keep_model(key, frontend.load(source, example_inputs=example_inputs), {})
+            read = ask("load", lambda: frontend.load(source, example_inputs=example_inputs), Model)
+            found = workshop.store.keep_model(key, read, {})
     # The store knows content; where it lies now is the caller's matter, and where it lay then nobody else's.
     named = str(source) if isinstance(source, str | Path) else found.model.provenance.source
     return replace(found.model, provenance=replace(found.model.provenance, source=named))
@@ -159,7 +180,9 @@ def _frontend_for(source: object, registry: "Registry") -> "tuple[FrontendRecord
     )
 
 
-def _yardstick(model: Model, data: RunData, plan: Plan, workshop: Workshop, settings: Settings) -> Yardstick:
+def _yardstick(
+    model: Model, data: RunData, plan: Plan, workshop: Workshop, settings: Settings, processes: ExitStack
+) -> Yardstick:
     registry = workshop.registry
     evaluation = data.evaluation or RandomInputs(model)
     record = choose_metric(model, data, plan.recipe.metric, registry)
@@ -171,19 +194,30 @@ def _yardstick(model: Model, data: RunData, plan: Plan, workshop: Workshop, sett
             fix="Give labelled evaluation data, or remove `max_metric_drop`.",
         )
     runner_record = registry.runner(plan.target_record.runner)
-    runner = registry.load(runner_record)(threads=workshop.threads, tier=plan.target_record.tier)
+    makers = tuple(f"{one.name} {one.version} from {registry.distribution_of(one)}" for one in (runner_record, record))
+    runner = ContainedRunner(
+        f"Runner {makers[0]}", registry.load(runner_record), threads=workshop.threads, tier=plan.target_record.tier
+    )
     return Yardstick(
         runner=runner,
-        makers=tuple(
-            f"{one.name} {one.version} from {registry.distribution_of(one)}" for one in (runner_record, record)
-        ),
+        makers=makers,
         metric_record=record,
-        make_metric=registry.load(record),
+        make_metric=_metric_maker(record, f"Metric {makers[1]}", workshop, processes),
         evaluation=evaluation,
         inputs=first_batch(evaluation, fixed_batch_size(model) or settings.batch_size).inputs,
         labels=label_values(find_structure(model.ir)),
         latency_plan=settings.latency_plan,
     )
+
+
+def _metric_maker(
+    record: "MetricRecord", author: str, workshop: Workshop, processes: ExitStack
+) -> "Callable[[], Metric]":
+    """Return what makes metrics of the run: with isolation, a stranger's in a process that ends with `processes`."""
+    registry, isolation = workshop.registry, workshop.isolation
+    if isolation is None or registry.plugin_of(record).distribution == OWN_DISTRIBUTION:
+        return MetricMaker(author, registry.load(record))
+    return processes.enter_context(IsolatedMetrics(registry, record, author, isolation))
 
 
 def choose_metric(model: Model, data: RunData, name: str | None, registry: "Registry") -> "MetricRecord":

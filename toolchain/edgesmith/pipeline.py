@@ -100,7 +100,10 @@ def run_plan(
     row = LedgerRow(index=len(entries), stage=lowering, distribution=plan.target_distribution)
     lowered = _lower(plan, row, current.model, samples, workshop)
     stage = _build_stage(plan, lowering, lowered.model, workshop)
-    found = map(str, run_lints(workshop.registry, plan.target_record, lowered.model, plan.target.dialect))
+    rules = run_lints(
+        workshop.registry, plan.target_record, lowered.model, plan.target.dialect, isolation=workshop.isolation
+    )
+    found = map(str, rules)
     row = _with_cost(lowered.row, lowered.model, yardstick)
     row = row.model_copy(update={"remarks": (*row.remarks, *found)})
     entries.append(_Entry(meter.measure(row, stage, current, first), stage, current))

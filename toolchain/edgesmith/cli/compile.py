@@ -46,7 +46,11 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: the cores at hand.")] = None,
     isolate: Annotated[
-        bool, typer.Option("--isolate", help="Run each step in a process of its own, within limits.")
+        bool,
+        typer.Option(
+            "--isolate",
+            help="Run each step in a process of its own, within limits; strangers' targets, rules and metrics too.",
+        ),
     ] = False,
     time_limit_seconds: Annotated[
         float | None,

@@ -37,6 +37,7 @@ from edgesmith.device.transport import Transport, Workspace, workspace
 from edgesmith.device.worker.archive import ArrayArchive
 from edgesmith.engine import EngineReport
 from edgesmith.errors import ConnectionLostError, DataError, DeviceError, MeasurementError, TargetError
+from edgesmith.host.contained_measures import MetricMaker
 from edgesmith.host.targets import find_target
 from edgesmith.ledger import LayerError, Ledger, load_ledger
 from edgesmith.model import Model
@@ -140,7 +141,7 @@ def validate(
                 samples.batches,
                 found.folder / OUTPUTS,
                 found.reply.outputs,
-                registry.load(metric) if metric else None,
+                MetricMaker(f"Metric {metric.name} {metric.version}", registry.load(metric)) if metric else None,
             )
             layers = _compare_layers(visit, found)
     return _summarize(transport, visit, found, comparison, layers, ledger, metric.unit if metric else "")

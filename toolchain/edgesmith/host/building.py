@@ -1,10 +1,12 @@
 """Calls a target's own code to check and build a lowered model, and contains its faults."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgesmith.errors import EdgesmithError, TargetError
+from edgesmith.host.containment import call_plugin, first_words, plugin_fault, sketch
 from edgesmith.host.interfaces import Build, Target
 from edgesmith.host.records import TargetRecord
 from edgesmith.host.verdict import Verdict
@@ -38,7 +40,10 @@ def check_target(record: TargetRecord, target: Target, model: "Model") -> Verdic
     Raises:
         TargetError: Its check crashed, or answered with something else than a verdict.
     """
-    verdict: object = _contained(record, "check", lambda: target.check(model))
+    given = model.clone()
+    before = sketch(given)
+    verdict: object = _contained(record, target, "check", lambda: target.check(given))
+    _require_untouched(record, "check", given, before)
     if not isinstance(verdict, Verdict):
         raise _fault(record, "check", f"returned {type(verdict).__name__} and no Verdict")
     return verdict
@@ -50,7 +55,12 @@ def build_files(record: TargetRecord, target: Target, model: "Model", directory:
     Raises:
         TargetError: The build crashed, or its entry is no file in that directory.
     """
-    build = _contained(record, "build", lambda: target.build(model, directory))
+    given = model.clone()
+    before = sketch(given)
+    build: object = _contained(record, target, "build", lambda: target.build(given, directory))
+    _require_untouched(record, "build", given, before)
+    if not isinstance(build, Build):
+        raise _fault(record, "build", f"returned {type(build).__name__} and no Build")
     entry = directory / build.entry
     if not entry.is_file() or directory.resolve() not in entry.resolve().parents:
         raise _fault(record, "build", f"named the entry {build.entry!r}, which is no file in its directory")
@@ -63,23 +73,27 @@ def finish_files(record: TargetRecord, target: Target, directory: Path) -> dict[
     Raises:
         TargetError: It crashed.
     """
-    return dict(_contained(record, "finish", lambda: target.finish(directory)))
-
-
-def _contained(record: TargetRecord, what: str, work: Callable[[], ResultT]) -> ResultT:
+    facts: object = _contained(record, target, "finish", lambda: target.finish(directory))
     try:
-        return work()
-    except (EdgesmithError, KeyboardInterrupt, OSError):
-        # A full disk while building is the disk's fault; the writer of the directory explains it.
-        raise
-    except BaseException as error:
-        raise _fault(record, what, f"crashed with {type(error).__name__}: {error}") from error
+        found: dict[str, object] = json.loads(json.dumps(dict(facts), allow_nan=False))  # type: ignore[call-overload]
+    except (TypeError, ValueError) as error:
+        raise _fault(record, "finish", f"returned no facts that JSON can hold: {first_words(error)}") from error
+    return found
 
 
-def _fault(record: TargetRecord, what: str, problem: str) -> TargetError:
-    return TargetError(
-        f"Target {record.name} {record.version}: its {what} {problem}.",
-        expected="a target that answers for every valid graph",
-        why="Without its files there is nothing to measure or to ship.",
-        fix="Report it to the author of the target's plugin, or choose another target.",
-    )
+def _contained(record: TargetRecord, target: Target, what: str, work: Callable[[], ResultT]) -> ResultT:
+    # A full disk while building is the disk's fault; the writer of the directory explains it.
+    return call_plugin(work, _name(record, what), TargetError, module=type(target).__module__, passing=(OSError,))
+
+
+def _require_untouched(record: TargetRecord, what: str, given: "Model", before: Hashable) -> None:
+    if sketch(given) != before:
+        raise _fault(record, what, "edited the graph that it was given")
+
+
+def _name(record: TargetRecord, what: str) -> str:
+    return f"Target {record.name} {record.version}: its {what}"
+
+
+def _fault(record: TargetRecord, what: str, problem: str) -> EdgesmithError:
+    return plugin_fault(TargetError, _name(record, what), problem)

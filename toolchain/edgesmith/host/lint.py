@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgesmith.host.candidate import OWN_DISTRIBUTION
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.records import TargetRecord
 
 if TYPE_CHECKING:
     from edgesmith.host.registry import Registry
+    from edgesmith.isolation.limits import Isolation
     from edgesmith.model import Model
 
 
@@ -38,21 +40,36 @@ class LintResult:
         return f"{self.lint}: {self.finding.hazard}{where} {self.finding.fix}"
 
 
-def run_lints(registry: "Registry", target: TargetRecord, model: "Model", dialect: Dialect) -> Iterator[LintResult]:
-    """Yield what each installed rule for `target` finds. A rule that crashes gives one result that says so."""
+def run_lints(
+    registry: "Registry",
+    target: TargetRecord,
+    model: "Model",
+    dialect: Dialect,
+    *,
+    isolation: "Isolation | None" = None,
+) -> Iterator[LintResult]:
+    """Yield what each installed rule for `target` finds. A rule that fails gives one result that says so.
+
+    Args:
+        registry: Where the rules come from.
+        target: The target that the model was lowered for.
+        model: The lowered model.
+        dialect: The target's form.
+        isolation: Limits of a process of its own for each rule of a stranger; None asks all in this one.
+    """
+    # Imported here, since what asks a rule needs what a rule answers with.
+    from edgesmith.host.rules import ask_rule
+
     for record in registry.lints():
         if record.targets and not {target.name, target.extends} & set(record.targets):
             continue
-        try:
-            findings: tuple[object, ...] = tuple(registry.load(record)(model, dialect))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001  a rule of a plugin may not stop a compile
-            owner = registry.distribution_of(record)
-            crash = f"The rule of {owner} crashed: {type(error).__name__}: {error}."
-            findings = (Finding(crash, "Report it to the author of the plugin."),)
-        for finding in findings:
-            if not isinstance(finding, Finding):
-                wrong = f"The rule returned {type(finding).__name__}, not a Finding."
-                finding = Finding(wrong, "Report it to the author of the plugin.")
+        name = registry.qualified_name(record)
+        # Edgesmith's own rules are tested together with the host, and a process for each costs a second.
+        if isolation is None or registry.plugin_of(record).distribution == OWN_DISTRIBUTION:
+            found = ask_rule(registry, name, model, dialect)
+        else:
+            from edgesmith.isolation.parent import ask_rule_isolated
+
+            found = ask_rule_isolated(registry, record, model, dialect, isolation)
+        for finding in found:
             yield LintResult(record.name, finding)

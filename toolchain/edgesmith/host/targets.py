@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgesmith.errors import TargetError
+from edgesmith.host.containment import call_plugin, plugin_fault
+from edgesmith.host.dialect import Dialect
 from edgesmith.host.records import TargetRecord
 
 if TYPE_CHECKING:
     from edgesmith.host.interfaces import Target
     from edgesmith.host.registry import Registry
+    from edgesmith.profile import Profile
 
 PROFILE_SUFFIX = ".toml"
 
@@ -30,10 +33,10 @@ def find_target(registry: "Registry", name: str) -> "tuple[TargetRecord, Target]
         record = registry.target(name)
         kind = registry.load(record)
         if not record.profile:
-            return record, kind()
+            return record, _start(registry, record, kind)
         from edgesmith.profile import load_profile
 
-        return record, kind(load_profile(record.profile))
+        return record, _start(registry, record, kind, load_profile(record.profile))
     return _extended(registry, Path(name))
 
 
@@ -62,4 +65,18 @@ def _extended(registry: "Registry", path: Path) -> "tuple[TargetRecord, Target]"
         profile=str(path),
         extends=base.name,
     )
-    return registry.derive(record, base), registry.load(base)(profile)
+    return registry.derive(record, base), _start(registry, base, registry.load(base), profile)
+
+
+def _start(
+    registry: "Registry", record: TargetRecord, kind: "type[Target]", profile: "Profile | None" = None
+) -> "Target":
+    """Return an instance, which has a dialect."""
+    what = f"Target {record.name} {record.version} from {registry.distribution_of(record)}: its start"
+    target = call_plugin(
+        lambda: kind(profile) if profile is not None else kind(), what, TargetError, module=kind.__module__
+    )
+    dialect: object = call_plugin(lambda: getattr(target, "dialect", None), what, TargetError, module=kind.__module__)
+    if not isinstance(dialect, Dialect):
+        raise plugin_fault(TargetError, what, f"gave it a dialect of type {type(dialect).__name__}, not a Dialect")
+    return target

@@ -19,8 +19,11 @@ from edgesmith.isolation.request import (
 )
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from edgesmith.host.context import Context
     from edgesmith.host.registry import Registry
+    from edgesmith.host.step import StepResult
     from edgesmith.isolation.remote import Run
     from edgesmith.model import Model
 
@@ -53,18 +56,57 @@ def _serve(descriptor: int, folder: Path) -> None:
 
 
 def _perform(request: StepRequest, run: "Run", folder: Path) -> dict[str, Any]:
-    """Return what the step came to as JSON data. A new model is saved in `folder`."""
-    from edgesmith.host.step import check_method, perform
+    """Return what the work came to as JSON data. A new model is saved in `folder`."""
     from edgesmith.model import Model
 
     registry = load_again(request.plugins)
-    record = registry.method(request.method)
+    if request.work == "finish":
+        return _of_target(request, registry, run, None, folder)
     model = Model.load(folder / BEFORE_DIRECTORY)
-    source = Model.load(folder / SOURCE_DIRECTORY) if (folder / SOURCE_DIRECTORY).is_dir() else None
+    if request.work in ("check", "apply"):
+        source = Model.load(folder / SOURCE_DIRECTORY) if (folder / SOURCE_DIRECTORY).is_dir() else None
+        return _of_method(request, registry, run, model, source, folder)
+    if request.work == "lint":
+        from edgesmith.host.rules import ask_rule
+
+        return {
+            "findings": [asdict(found) for found in ask_rule(registry, request.record, model, unpack_dialect(request))]
+        }
+    return _of_target(request, registry, run, model, folder)
+
+
+def _of_method(
+    request: StepRequest, registry: "Registry", run: "Run", model: "Model", source: "Model | None", folder: Path
+) -> dict[str, Any]:
+    from edgesmith.host.step import check_method, perform
+
+    record = registry.method(request.record)
     context = _context(request, registry, run, source)
-    if request.only_check:
+    if request.work == "check":
         return {"verdict": asdict(check_method(registry, record, model, context))}
-    result = perform(registry, record, model, context)
+    return _as_json(perform(registry, record, model, context), folder)
+
+
+def _of_target(
+    request: StepRequest, registry: "Registry", run: "Run", model: "Model | None", folder: Path
+) -> dict[str, Any]:
+    from edgesmith.host.building import build_files, check_target, finish_files
+    from edgesmith.host.step import run_lowering
+    from edgesmith.host.targets import find_target
+
+    record, target = find_target(registry, request.record)
+    if model is None:
+        return {"facts": finish_files(record, target, Path(request.directory))}
+    if request.work == "accept":
+        return {"verdict": asdict(check_target(record, target, model))}
+    if request.work == "build":
+        build = build_files(record, target, model, Path(request.directory))
+        return {"entry": build.entry, "recipe": dict(build.recipe)}
+    return _as_json(run_lowering(record, target, model, _context(request, registry, run, None)), folder)
+
+
+def _as_json(result: "StepResult", folder: Path) -> dict[str, Any]:
+    """Return the result of a step or a lowering. Its model is saved in `folder`."""
     if result.verdict.status == "ok":
         result.model.save(folder / AFTER_DIRECTORY)
     return {
@@ -76,6 +118,7 @@ def _perform(request: StepRequest, run: "Run", folder: Path) -> dict[str, Any]:
 
 
 def _context(request: StepRequest, registry: "Registry", run: "Run", source: "Model | None") -> "Context[Any]":
+    from edgesmith.host.contained_measures import MetricMaker
     from edgesmith.host.context import Context
     from edgesmith.host.trial import Scoring
     from edgesmith.isolation.remote import RemoteProgress, RemoteSource, RemoteTrial
@@ -83,11 +126,12 @@ def _context(request: StepRequest, registry: "Registry", run: "Run", source: "Mo
     scoring = None
     if request.metric is not None:
         metric = registry.metric(request.metric)
-        make = registry.load(metric)
+        author = f"Metric {metric.name} {metric.version} from {registry.distribution_of(metric)}"
+        make = MetricMaker(author, registry.load(metric))
         scoring = Scoring(metric.name, make, metric.higher_is_better, metric.unit, metric.needs_labels)
     measures = request.measures_latency
     return Context(
-        options=registry.validate_options(registry.method(request.method), request.options),
+        options=_options(request, registry),
         dialect=unpack_dialect(request),
         scratch=Path(request.scratch),
         calibration=None if request.calibration is None else RemoteSource(run, request.calibration),
@@ -99,6 +143,13 @@ def _context(request: StepRequest, registry: "Registry", run: "Run", source: "Mo
         source=source,
         checkpoint=None if request.checkpoint is None else Path(request.checkpoint),
     )
+
+
+def _options(request: StepRequest, registry: "Registry") -> "BaseModel | None":
+    """Return the options of a method. Lowering has none."""
+    if request.work == "lower":
+        return None
+    return registry.validate_options(registry.method(request.record), request.options)
 
 
 if __name__ == "__main__":

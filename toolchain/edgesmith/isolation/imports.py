@@ -2,7 +2,6 @@
 
 import json
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,13 +14,14 @@ from edgesmith.isolation.endings import manner
 from edgesmith.isolation.import_child import REQUEST_FILE, STACK_FILE, Import
 from edgesmith.isolation.limits import Isolation
 from edgesmith.isolation.stack import place_in
+from edgesmith.isolation.starting import start_child
 from edgesmith.isolation.watchdog import Watchdog
 
 __all__ = ["Import", "ImportAnswer", "try_imports"]
 
 LIMITS = Isolation(time_limit_seconds=30, memory_limit_mib=4096)
 """For each import. One that only says what there is takes milliseconds; one of all of torch, seconds and 1 GiB."""
-_CHILD = (sys.executable, "-P", "-m", "edgesmith.isolation.import_child")
+_CHILD = "edgesmith.isolation.import_child"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +58,12 @@ def _answers(imports: Sequence[Import], homes: Sequence[Sequence[str]]) -> list[
         folder = Path(name)
         request = {"import_path": sys.path, "imports": [asdict(one) for one in imports]}
         (folder / REQUEST_FILE).write_text(json.dumps(request), encoding="utf-8")
-        ours, theirs = socket.socketpair()
+        try:
+            # What is printed at import is printed again where the host imports it.
+            process, ours = start_child(_CHILD, folder, silent=True)
+        except OSError:
+            return []
         with ours:
-            with theirs:
-                try:
-                    process = subprocess.Popen(
-                        [*_CHILD, str(theirs.fileno()), name],
-                        pass_fds=(theirs.fileno(),),
-                        stdin=subprocess.PIPE,
-                        # What is printed at import is printed again where the host imports it.
-                        stdout=subprocess.DEVNULL,
-                        stderr=subprocess.DEVNULL,
-                        start_new_session=True,
-                    )
-                except OSError:
-                    return []
             answers: list[ImportAnswer] = []
             begun = 0
             with process.stdin, Watchdog(process, LIMITS, partial(_hang_up, ours)) as watchdog:  # type: ignore[union-attr]

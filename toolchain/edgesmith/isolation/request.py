@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter
 
@@ -34,18 +34,24 @@ class SourceFacts:
     has_labels: bool
 
 
+Work = Literal["check", "apply", "lower", "accept", "build", "finish", "lint"]
+"""The first two are of a method, `lint` is of a rule, and the others are of a target."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepRequest:
-    """One step: which method, with what. The model lies beside it."""
+    """One piece of work: whose, with what. The model lies beside it."""
 
     import_path: tuple[str, ...]
     """Where Python looks for modules."""
     plugins: tuple[PluginOrigin, ...]
-    method: str
-    """Qualified name of the method."""
-    only_check: bool
+    work: Work
+    record: str
+    """Qualified name of the method or lint; of a target its name, or the path of the profile that extends one."""
+    directory: str
+    """What a target builds into; else empty."""
     options: Mapping[str, Any]
-    """Options that were given; defaults are filled in again."""
+    """Options of a method that were given; defaults are filled in again."""
     dialect: Mapping[str, Any]
     dialect_type: str
     """Dotted path of the dialect's class: a target may say more than `Dialect` does."""

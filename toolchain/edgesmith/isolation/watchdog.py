@@ -1,5 +1,6 @@
 """Watches the process of a step from a thread, and ends it when it takes more time or memory than it may."""
 
+import math
 import os
 import signal
 import subprocess
@@ -55,6 +56,10 @@ class Watchdog:
     def begin(self) -> None:
         """Count the time from now: the step begins, and what came before was not its own."""
         self._start = time.monotonic()
+
+    def rest(self) -> None:
+        """Count no time until `begin`: nothing is asked of the process."""
+        self._start = math.inf
 
     def seconds_left(self) -> float:
         """Return how long the step may still take."""

@@ -111,7 +111,7 @@ def evaluate(
     value = metric.result()
     if not math.isfinite(value):
         raise MeasurementError(
-            f"{type(metric).__name__} of {entry} is {value}",
+            f"The metric of {entry} is {value}",
             expected="a finite number",
             why="a stage cannot be judged by a metric that is not a number",
             fix="check that the outputs are finite and that the labels belong to this model",
