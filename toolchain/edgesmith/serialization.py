@@ -6,6 +6,7 @@ external data against the directory that it must stay in, operators against the 
 in external data are memory-mapped once, so they stay on disk until used, also when the file is replaced later.
 """
 
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
@@ -70,6 +71,8 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
         ModelError: The file is missing or damaged, or refers to data outside its directory.
     """
     path = Path(path)
+    if path.is_file() and not _holds(path, b"location"):
+        return ()  # no tensor names a file, and the message need not be parsed to say so
     files: set[Path] = set()
     for graph in _graphs(_parse(path).graph):
         attributes = (attribute for node in graph.node for attribute in node.attribute)
@@ -79,6 +82,13 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
                 needed = _byte_count(prod(tensor.dims), ir.DataType(tensor.data_type))
                 files.add(_locate(tensor.external_data, needed, tensor.name, path.parent)[0])
     return tuple(sorted(files))
+
+
+def _holds(path: Path, word: bytes) -> bool:
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(word) >= 0
 
 
 def write_onnx(model: ir.Model, path: Path, *, external_data: bool | None = None) -> None:

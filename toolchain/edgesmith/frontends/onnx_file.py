@@ -8,8 +8,9 @@ from edgesmith.files import hash_directory, hash_file
 from edgesmith.frontends.normalize import normalize_with_remarks
 from edgesmith.frontends.versions import library_versions
 from edgesmith.host.interfaces import Frontend
-from edgesmith.model import METADATA_FILE, Model
-from edgesmith.serialization import external_files
+from edgesmith.model import METADATA_FILE, Model, Provenance
+from edgesmith.serialization import external_files, read_onnx
+from edgesmith.task import Task
 
 
 class OnnxFrontend(Frontend):
@@ -30,13 +31,14 @@ class OnnxFrontend(Frontend):
             UnsupportedOperatorError: It uses an operator that nothing here can run.
         """
         path = Path(str(source))
-        model = Model.load(path)
+        if path.is_dir():
+            model = Model.load(path)
+        else:
+            graph, versions = read_onnx(path), library_versions("onnxscript", "onnx_ir", "onnx")
+            provenance = Provenance(str(path), "onnx", self.fingerprint(path), versions=versions)
+            model = Model(graph, Task(), provenance)
         normalized = normalize_with_remarks(model.ir)
-        provenance = model.provenance
-        if not path.is_dir():
-            versions = library_versions("onnxscript", "onnx_ir", "onnx")
-            provenance = replace(provenance, digest=self.fingerprint(path), versions=versions)
-        provenance = replace(provenance, remarks=provenance.remarks + normalized.remarks)
+        provenance = replace(model.provenance, remarks=model.provenance.remarks + normalized.remarks)
         return replace(model, ir=normalized.model, provenance=provenance)
 
     def fingerprint(self, source: object, *, example_inputs: object = None) -> str:
