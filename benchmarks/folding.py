@@ -24,15 +24,20 @@ CHILD, MEASURING = "benchmarks.folding_child", "benchmarks.measuring"
 SCORES: dict[str, dict[str, Any]] = {
     "block influence": {"score": "block-influence"},
     "angular": {"score": "angular"},
-    "SLEB": {"score": "sleb", "score_samples": 4},
+    "SLEB": {"score": "sleb"},
+    "Taylor": {"score": "taylor", "score_samples": 4},
+    "gates": {"score": "gates", "gate_steps": 100, "gate_rate": 0.03, "score_samples": 2},
     "random": {"score": "random"},
 }
 FORMS = ("none", "folded", "product")
 COUNTS, SEEDS, RANDOM_SEEDS, SAMPLES, TURNS = (3, 6), 1, 5, 8, 15
+_PAIRS = [[number, number + 1] for number in range(10, 20, 2)]
 SHARING: dict[str, dict[str, Any]] = {
-    f"pairs of the middle third, {weights}": {"groups": [[n, n + 1] for n in range(10, 20, 2)], "weights": weights}
-    for weights in ("first", "mean", "weighted")
+    **{f"pairs of the middle third, {weights}": {"weights": weights} for weights in ("first", "mean", "weighted")},
+    "pairs of the middle third, weighted, rank 16": {"weights": "weighted", "correction_rank": 16},
 }
+MEMORY_TOKENS = 16
+"""Few, so that weights and not activations fill the memory."""
 
 
 def plans(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -46,7 +51,17 @@ def plans(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 name = f"{count} removed, {score}, {form}"
                 found.append({"name": name, "method": "remove-blocks", "options": options, "seeds": seeds})
     for name, options in SHARING.items() if arguments.sharing else ():
+        options = {"groups": _PAIRS, **options}
         found.append({"name": name, "method": "share-blocks", "options": options, "seeds": arguments.seeds})
+    return [plan for plan in found if plan["method"] == "share-blocks" or not arguments.only_sharing]
+
+
+def resident(model: Path | str, data: Path) -> dict[str, float]:
+    """Return the MiB that ONNX Runtime takes for a model, with weights packed anew for its kernels and without."""
+    found = {}
+    for name, prepacked in (("prepacked", True), ("plain", False)):
+        request = {"model": str(model), "data": str(data), "prepacked": prepacked, "tokens": MEMORY_TOKENS}
+        found[name] = call_child(CHILD, "memory", **request)[1]["resident_bytes"] / 2**20
     return found
 
 
@@ -58,19 +73,23 @@ def measure(arguments: argparse.Namespace, console: Console) -> list[dict[str, A
     quality = {"data": str(case.evaluation), "metric": case.metric, "samples": arguments.evaluation}
     _, base = call_child(MEASURING, "quality", model=str(case.model), **quality)
     console.print(f"unchanged: perplexity {base['perplexity']:.2f}")
+    if arguments.sharing:
+        console.print(f"resident MiB of the unchanged model: {resident(case.model, case.evaluation)}")
     macs = count_cost(ir.load(case.model)).macs
     rows = []
     for plan in plans(arguments):
         row: dict[str, Any] = {**plan, "unchanged": base["perplexity"], "perplexity": [], "runs": []}
         for seed in range(plan["seeds"]):
-            file = OUT / "folded.onnx"
+            file = OUT / f"{arguments.name}.onnx"
             request = {"model": str(case.model), "data": str(case.calibration), "file": str(file), "seed": seed}
-            request |= {"method": plan["method"], "options": plan["options"]}
+            request |= {"method": plan["method"], "options": plan["options"], "tokens": arguments.tokens}
             _, run = call_child(CHILD, "fold", samples=arguments.samples, threads=arguments.threads, **request)
             _, found = call_child(MEASURING, "quality", model=str(file), **quality)
             row["runs"].append(run)
             row["perplexity"].append(found["perplexity"])
         row["macs"] = count_cost(ir.load(file)).macs / macs
+        if plan["method"] == "share-blocks":
+            row["resident_mib"] = resident(file, case.evaluation)
         if arguments.turns:
             latency = {"models": {"before": str(case.model), "after": str(file)}, "data": str(case.evaluation)}
             _, times = call_child(MEASURING, "latency", turns=arguments.turns, seed=0, **latency)
@@ -84,14 +103,15 @@ def measure(arguments: argparse.Namespace, console: Console) -> list[dict[str, A
 def show(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print all rows."""
     columns = ("perplexity", "of seeds", "MACs", "faster", "MiB", "s", "peak MiB")
-    table = Table("", *columns, title="SmolLM2-135M, no training")
+    table = Table("", *columns, "resident MiB packed, plain", title="SmolLM2-135M, no training")
     for row in rows:
         values, runs = row["perplexity"], row["runs"]
         cells = [f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}", f"{row['macs']:.1%}"]
         cells += [spread(row["speedup"]) if "speedup" in row else "", f"{runs[-1]['file_bytes'] / 2**20:.0f}"]
         cells += [f"{mean(run['seconds'] for run in runs):.0f}"]
         cells += [f"{max(run['peak_bytes'] for run in runs) / 2**20:.0f}"]
-        table.add_row(row["name"], *cells)
+        memory = row.get("resident_mib", {})
+        table.add_row(row["name"], *cells, ", ".join(f"{value:.0f}" for value in memory.values()))
     console.print(table)
 
 
@@ -102,8 +122,10 @@ def main() -> None:
     parser.add_argument("--score", action="append", choices=SCORES, help="repeat for several; default: all")
     parser.add_argument("--form", action="append", choices=FORMS, help="compensation; repeat for several")
     parser.add_argument("--sharing", action="store_true", help="share pairs of blocks too")
+    parser.add_argument("--only-sharing", action="store_true", help="remove nothing")
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration samples of 512 tokens")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration samples")
+    parser.add_argument("--tokens", type=int, default=512, help="tokens of each of them, at most 512")
     parser.add_argument("--evaluation", type=int, default=None, help="evaluation samples; default: all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=TURNS, help="timed turns; 0 measures no latency")

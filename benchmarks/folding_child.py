@@ -16,7 +16,7 @@ def child_fold(request: Mapping[str, Any]) -> dict[str, Any]:
     """Remove or share blocks of one model and write it; return time, peak memory and what the step reported."""
     from edgesmith.host.context import Context
     from edgesmith.model import Model, Provenance
-    from edgesmith.serialization import write_onnx
+    from edgesmith.serialization import weight_bytes, write_onnx
     from edgesmith.task import Task
     from edgesmith_calibration.sources import ArraySource
     from edgesmith_folding.options.removal import RemoveBlocksOptions
@@ -30,7 +30,7 @@ def child_fold(request: Mapping[str, Any]) -> dict[str, Any]:
         arrays = {name: archive[name] for name in archive.files if name != "labels"}
     count = len(next(iter(arrays.values())))
     chosen = np.random.default_rng(request["seed"]).permutation(count)[: request["samples"]]
-    data = ArraySource({name: array[chosen] for name, array in arrays.items()})
+    data = ArraySource({name: array[chosen, : request.get("tokens")] for name, array in arrays.items()})
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         settings = {"seed": request["seed"], "threads": request["threads"]}
@@ -42,14 +42,39 @@ def child_fold(request: Mapping[str, Any]) -> dict[str, Any]:
             result, notes = RemoveBlocks().apply(model, removal), removal.notes
     seconds = time.perf_counter() - started
     file = Path(request["file"])
+    for old in file.parent.glob(f"{file.name}*"):
+        old.unlink()
     write_onnx(result.ir, file)
     return {
         "seconds": seconds,
         "peak_bytes": peak_bytes(),
         "file_bytes": sum(each.stat().st_size for each in file.parent.glob(f"{file.name}*")),
+        "unique_bytes": weight_bytes(result.ir),
         "remarks": notes.remarks,
     }
 
 
+def child_memory(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by how much the resident memory grows when ONNX Runtime loads one model and runs one short sample."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    if not request["prepacked"]:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    with np.load(request["data"]) as archive:
+        arrays = {name: archive[name][:1, : request["tokens"]] for name in archive.files}
+    before = _resident_bytes()
+    session = onnxruntime.InferenceSession(request["model"], options, providers=["CPUExecutionProvider"])
+    session.run(None, {entry.name: arrays[entry.name] for entry in session.get_inputs()})
+    return {"resident_bytes": _resident_bytes() - before}
+
+
+def _resident_bytes() -> int:
+    """Return the resident memory of this process now."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
+
+
 if __name__ == "__main__":
-    answer_parent({"fold": child_fold})
+    answer_parent({"fold": child_fold, "memory": child_memory})
