@@ -39,19 +39,12 @@ class CountingTrial:
         )
 
 
-def chosen(speedup, trial=None, samples=4):
-    model, trial = tiny_vit(blocks=3), trial or CountingTrial()
+def chosen(speedup, trial=None, samples=2):
+    model, trial = tiny_vit(blocks=2), trial or CountingTrial()
     options = MergeTokensOptions(speedup=speedup, samples=samples)
-    settings_ = replace(context(options, images(6)), trial=trial)
+    settings_ = replace(context(options, images(2)), trial=trial)
     assert MergeTokens().check(model, settings_).status == "ok"
     return model, MergeTokens().apply(model, settings_), settings_.notes.remarks
-
-
-def test_the_model_is_as_fast_as_asked_for_and_not_much_faster():
-    model, merged, remarks = chosen(1.3)
-    reached = count_cost(model.ir).macs / count_cost(merged.ir).macs
-    assert 1.3 <= reached < 1.45
-    assert "timed at" in remarks[0] and "short" not in remarks[0]
 
 
 def test_what_cannot_be_reached_is_said_and_the_fastest_is_taken():
@@ -62,11 +55,13 @@ def test_what_cannot_be_reached_is_said_and_the_fastest_is_taken():
     assert count_cost(merged.ir).macs <= 1.1 * count_cost(most.ir).macs
 
 
-def test_few_plans_are_timed_and_the_choice_repeats():
+def test_the_model_is_as_fast_as_asked_for_and_not_much_faster_and_the_choice_repeats():
     trial = CountingTrial()
-    first = chosen(1.2, trial)[2]
-    assert trial.timed <= 8
-    assert chosen(1.2)[2] == first
+    model, merged, remarks = chosen(1.3, trial)
+    reached = count_cost(model.ir).macs / count_cost(merged.ir).macs
+    assert 1.3 <= reached < 1.45
+    assert "timed at" in remarks[0] and "short" not in remarks[0]
+    assert trial.timed <= 8 and chosen(1.3)[2] == remarks
 
 
 @settings(max_examples=40, deadline=None)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.torch_graph import TorchGraph
@@ -14,6 +15,7 @@ from edgesmith_tokens.merging.formula import match, merge, most_merged, unmerge
 from edgesmith_tokens.merging.graph import merge_by_chance, merge_by_metric
 from edgesmith_tokens.merging.schedule import constant, decreasing, fitted, listed, spread
 from edgesmith_tokens.tokens.reduction import Tokens
+from edgesmith_tokens.tokens.sizes import logarithms, weigh_keys
 from edgesmith_tokens.tokens.writer import Writer
 
 FORMS = ("one-hot", "scatter")
@@ -186,3 +188,27 @@ def test_schedules_keep_their_promises(r, blocks, tokens, protected):
 )
 def test_half_of_the_unprotected_tokens_go_at_most(tokens, protected, most):
     assert most_merged(tokens, protected) == most
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_sizes_are_weighed_in_float32_whatever_the_scores_are_in(dtype):
+    kind = ir.DataType.FLOAT16 if dtype == np.float16 else ir.DataType.FLOAT
+    scores = ir.Value(name="scores", type=ir.TensorType(kind), shape=ir.Shape(["batch", 2, 3, 5]))
+    sizes = ir.Value(name="sizes", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", 5, 1]))
+    softmax = ir.node("Softmax", [scores], {"axis": -1}, name="softmax")
+    softmax.outputs[0].name, softmax.outputs[0].type = "weights", scores.type
+    softmax.outputs[0].shape = scores.shape
+    graph = ir.Graph([scores, sizes], [softmax.outputs[0]], nodes=[softmax], opset_imports={"": 20}, name="weigh")
+    editor = GraphEditor(graph)
+    weigh_keys(editor, softmax, logarithms(Writer(editor, sizes), sizes))
+    assert softmax.inputs[0].dtype == ir.DataType.FLOAT and graph.outputs[0].dtype == kind
+    assert graph.outputs[0].name == "weights"
+    generator = np.random.default_rng(0)
+    feeds = {"scores": generator.normal(0, 1, (2, 2, 3, 5)).astype(dtype)}
+    feeds["sizes"] = generator.integers(1, 9, (2, 5, 1)).astype(np.float32)
+    (found,) = ReferenceEvaluator(ir.to_proto(ir.Model(graph, ir_version=10))).run(None, feeds)
+    exponentials = np.exp(feeds["scores"].astype(float)) * feeds["sizes"].reshape(2, 1, 1, 5)
+    assert found.dtype == dtype
+    # Half a unit in the last place of the type that the weights are in, for weights below 1.
+    wanted = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=3e-4 if dtype == np.float16 else 1e-6)
