@@ -20,7 +20,7 @@ from edgesmith_quantization.arithmetic.float8 import FORMATS, Float8Format, peak
 from edgesmith_quantization.finding.float8_products import Float8Products, find_float8_products
 from edgesmith_quantization.forms.float8_form import scale_in, weight_obstacle, write_activations, write_weight
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
-from edgesmith_quantization.statistics.float8_ranges import calibrate_peaks, observe_flushed
+from edgesmith_quantization.statistics.float8_ranges import observe_magnitudes
 from edgesmith_quantization.step_errors import first_reasons, nothing_to_do
 
 _OPSET, _OPSET_FLOAT16 = 19, 21
@@ -115,12 +115,12 @@ def _activation_scales(
 ) -> dict[ir.Value, np.float32]:
     """Return the scale of each input of a product, from the calibration data."""
     values = products.activations()
-    peaks = calibrate_peaks(model.ir, [str(value.name) for value in values], form, context)
+    seen = observe_magnitudes(model.ir, [str(value.name) for value in values], form, context)
     scales = {}
     for value in values:
         dtype = (value.dtype or ir.DataType.FLOAT).numpy()
-        scales[value] = np.float32(scale_in(dtype, peak_scale(peaks[str(value.name)], form)))
-    shares = observe_flushed(model.ir, {str(value.name): float(s) for value, s in scales.items()}, form, context)
+        scales[value] = np.float32(scale_in(dtype, peak_scale(seen[str(value.name)].peak, form)))
+    shares = {str(value.name): seen[str(value.name)].flushed(float(scale)) for value, scale in scales.items()}
     _remark_flushed(shares, "activations", context.notes)
     return scales
 

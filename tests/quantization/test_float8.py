@@ -24,6 +24,7 @@ from edgesmith_quantization.arithmetic.float8 import (
     smallest_error_peak,
 )
 from edgesmith_quantization.arithmetic.rounding import half_scale, symmetric_scale
+from edgesmith_quantization.statistics.float8_ranges import magnitude_counts, share_below
 from small_graphs import graph, node
 
 BOTH = pytest.mark.parametrize("form", [E4M3, E5M2], ids=["e4m3", "e5m2"])
@@ -232,3 +233,21 @@ def test_torch_graph_rounds_to_the_same_bits_and_passes_gradients_straight_throu
     inside = np.abs(x.detach().numpy() / weights["s"]) <= form.largest
     np.testing.assert_array_equal(x.grad.numpy()[inside], 1)
     np.testing.assert_array_equal(x.grad.numpy()[~inside], 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 99), st.floats(-30, 30), st.sampled_from([E4M3, E5M2]))
+def test_share_from_counted_magnitudes_is_that_of_the_values(seed, power, form):
+    """Off by at most the values in one bin of an eighth of an octave; normal values put less than 7 % into one."""
+    values = np.random.default_rng(seed).normal(size=4096).astype(np.float32)
+    values[::7] = 0
+    scale = np.float32(2.0**power / form.smallest)
+    share = share_below(magnitude_counts(values), float(scale) * form.smallest / 2)
+    assert abs(share - flushed_share(values, scale, form)) < 0.07
+
+
+def test_share_below_a_power_of_two_is_exact():
+    values = np.float32([0, 0, 0.1, 0.2, 0.49, 0.5, 0.51, 3, -0.3, -7])
+    assert share_below(magnitude_counts(values), 0.5) == 4 / 10
+    assert share_below(magnitude_counts(np.zeros(3, np.float32)), 0.5) == 0
+    assert share_below(magnitude_counts(values), 0.0) == 0

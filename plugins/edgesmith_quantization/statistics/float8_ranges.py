@@ -1,9 +1,10 @@
 """What calibration data says about activations: the magnitude for the largest code, and what becomes zero."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgesmith.errors import DataError
 from edgesmith.execution.observe import observe
@@ -15,49 +16,86 @@ from edgesmith_calibration.observer import Array, Observer
 from edgesmith_calibration.observers import MinMaxObserver
 from edgesmith_calibration.ranges import estimate_range
 from edgesmith_calibration.sources import DataSource
-from edgesmith_quantization.arithmetic.float8 import Float8Format, flushed_share, smallest_error_peak
+from edgesmith_quantization.arithmetic.float8 import Float, Float8Format, smallest_error_peak
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
 
-_FLUSHED_SAMPLES = 4
-"""Samples on which values that become zero are counted; a share needs few."""
+_COUNTED_SAMPLES = 4
+"""Samples whose magnitudes are counted, for the share that becomes zero: a share needs few."""
+_DROPPED_BITS = 20
+"""Bits of a float32 that do not tell bins apart: the exponent and 3 bits of the mantissa do, 8 bins to an octave."""
+_BINS = 1 << 31 - _DROPPED_BITS
 
 
-def calibrate_peaks(
+def magnitude_counts(values: Float) -> NDArray[np.int64]:
+    """Return how many magnitudes fall into each bin between floats that share exponent and leading mantissa bits."""
+    bits = np.abs(values).reshape(-1).view(np.uint32) >> _DROPPED_BITS
+    return np.bincount(bits, minlength=_BINS)
+
+
+def share_below(counts: NDArray[np.int64], limit: float) -> float:
+    """Return which share of the counted values is below `limit` and not zero, interpolated within a bin.
+
+    Values below the smallest normal number of float32 count as zeros.
+    """
+    bits = int(np.float32(limit).view(np.uint32))
+    index, inside = bits >> _DROPPED_BITS, (bits & (1 << _DROPPED_BITS) - 1) / (1 << _DROPPED_BITS)
+    first = int(np.finfo(np.float32).tiny.view(np.uint32)) >> _DROPPED_BITS
+    below = float(counts[first:index].sum()) + inside * float(counts[index] if index >= first else 0)
+    return below / max(int(counts.sum()), 1)
+
+
+class MagnitudeObserver(Observer):
+    """The magnitude for the largest code, by the chosen estimator, and counts of the magnitudes of a few samples."""
+
+    def __init__(self, name: str, form: Float8Format, options: QuantizeFp8Options) -> None:
+        super().__init__(name)
+        self._form, self._options = form, options
+        self._range = MinMaxObserver(name) if options.range_estimator == "absmax" else HistogramObserver(name)
+        self._left = _COUNTED_SAMPLES
+        self._counts = np.zeros(_BINS, np.int64)
+
+    def update(self, array: Array) -> None:
+        """Add the values of one sample.
+
+        Raises:
+            DataError: One is NaN or infinite.
+        """
+        self._range.update(array)
+        self.count += array.size
+        if self._left > 0:
+            self._counts += magnitude_counts(np.ascontiguousarray(array, np.float32))
+            self._left -= 1
+
+    @property
+    def peak(self) -> float:
+        """Magnitude that the largest code should stand for."""
+        return _peak(self._range, self._form, self._options)
+
+    def flushed(self, scale: float) -> float:
+        """Return the share of the counted values that becomes zero under a scale, without those that are zero."""
+        return share_below(self._counts, scale * self._form.smallest / 2)
+
+
+def observe_magnitudes(
     model: ir.Model, names: Sequence[str], form: Float8Format, context: Context[QuantizeFp8Options]
-) -> dict[str, float]:
-    """Return for each named value the magnitude that the largest code should stand for.
+) -> dict[str, MagnitudeObserver]:
+    """Return for each named value what one pass over the calibration data sees of its magnitudes.
 
     Raises:
         DataError: There is no data, or it makes a value NaN or infinite.
     """
-    options = context.options
-
-    def make_observer(name: str) -> MinMaxObserver | HistogramObserver:
-        return MinMaxObserver(name) if options.range_estimator == "absmax" else HistogramObserver(name)
-
-    data, remark = _data(model, context, options.samples)
+    data, remark = _data(model, context, context.options.samples)
     if remark:
         context.notes.remark(remark)
-    observers = observe(
-        model, names, data, make_observer, batch_size=1, threads=context.threads, progress=context.progress
-    )
-    return {name: _peak(observer, form, options) for name, observer in observers.items()}
-
-
-def observe_flushed(
-    model: ir.Model, scales: Mapping[str, float], form: Float8Format, context: Context[QuantizeFp8Options]
-) -> dict[str, float]:
-    """Return for each value the share, from 0 to 1, that is not zero and becomes zero under its scale."""
-    data, _ = _data(model, context, min(context.options.samples, _FLUSHED_SAMPLES))
-    observers = observe(
+    return observe(
         model,
-        list(scales),
+        names,
         data,
-        lambda name: _FlushedObserver(name, scales[name], form),
+        lambda name: MagnitudeObserver(name, form, context.options),
         batch_size=1,
         threads=context.threads,
+        progress=context.progress,
     )
-    return {name: observer.share for name, observer in observers.items()}
 
 
 def _data(model: ir.Model, context: Context[QuantizeFp8Options], samples: int) -> tuple[DataSource, str]:
@@ -77,21 +115,3 @@ def _peak(observer: MinMaxObserver | HistogramObserver, form: Float8Format, opti
     if options.range_estimator == "mse":
         return smallest_error_peak(observer.histogram(), form)
     return estimate_range(observer, "percentile", symmetric=True, percentile=options.percentile).high
-
-
-class _FlushedObserver(Observer):
-    """Counts values that are not zero and get the code of zero."""
-
-    def __init__(self, name: str, scale: float, form: Float8Format) -> None:
-        super().__init__(name)
-        self._scale, self._form, self._flushed = scale, form, 0.0
-
-    def update(self, array: Array) -> None:
-        """Add one batch of values."""
-        self.count += array.size
-        self._flushed += array.size * flushed_share(array.astype(np.float32, copy=False), self._scale, self._form)
-
-    @property
-    def share(self) -> float:
-        """Share of the values seen, from 0 to 1."""
-        return self._flushed / max(self.count, 1)
