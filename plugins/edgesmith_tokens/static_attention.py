@@ -15,7 +15,7 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith_calibration.sources import DataSource
 from edgesmith_tokens.options.static import StaticAttentionOptions
-from edgesmith_tokens.static.measure import Decide, Forms, StaticMap, Verifier, greedy_choice, measure_maps
+from edgesmith_tokens.static.measure import Forms, StaticMap, Verifier, greedy_choice, measure_maps
 from edgesmith_tokens.static.rewrite import replace_attention
 from edgesmith_tokens.static.sites import Site, find_sites
 
@@ -104,44 +104,42 @@ def _chosen_maps(
     options = context.options
     count = max(1, len(sites) // 3) if options.count is None else options.count
     if options.blocks is not None:
-        return _measure(model, sites, data, context)
-    if options.choose == "first":
-        return _measure(model, sites[:count], data, context)
-    if options.choose == "greedy":
-        return _measure(model, _greedy(model, sites, data, count, context), data, context)
-    taken: list[StaticMap] = []
-    seen: list[str] = []
+        chosen = sites
+    elif options.choose == "first":
+        chosen = sites[:count]
+    else:
+        surveyed = _measure(model, sites, data, context, replaced=False)
+        choose = _greedy if options.choose == "greedy" else _alike
+        chosen = tuple(surveyed[index].site for index in sorted(choose(model, surveyed, data, count, context)))
+    return _measure(model, chosen, data, context, replaced=True) if chosen else ()
 
-    def alike(static: StaticMap) -> bool:
-        seen.append(f"{static.site.block} {static.similarity:.3f}")
-        if static.similarity < options.threshold or len(taken) >= count:
-            return False
-        taken.append(static)
-        return True
 
-    _measure(model, sites, data, context, alike)
-    context.notes.remark(f"Similarity of maps from sample to sample, by block: {', '.join(seen)}.")
-    return tuple(taken)
+def _alike(
+    model: ir.Model, maps: Sequence[StaticMap], data: DataSource, count: int, context: StaticContext
+) -> Sequence[int]:
+    """Return the layers whose maps are alike enough from sample to sample, by index, the most alike first."""
+    seen = ", ".join(f"block {each.site.block} {each.similarity:.3f}" for each in maps)
+    context.notes.remark(f"Similarity of maps from sample to sample: {seen}.")
+    order = sorted(range(len(maps)), key=lambda index: -maps[index].similarity)
+    return [index for index in order if maps[index].similarity >= context.options.threshold][:count]
 
 
 def _greedy(
-    model: ir.Model, sites: tuple[Site, ...], data: DataSource, count: int, context: StaticContext
-) -> tuple[Site, ...]:
-    """Return layers chosen one after another by how far the outputs move."""
+    model: ir.Model, maps: Sequence[StaticMap], data: DataSource, count: int, context: StaticContext
+) -> Sequence[int]:
+    """Return layers, by index, chosen one after another by how far the outputs move."""
     options = context.options
-    maps = _measure(model, sites, data, context, lambda static: False)
     verifier = Verifier(
         model, maps, data.take(options.verify_samples), batch_size=options.batch_size, threads=context.threads
     )
-    order = greedy_choice(count, len(sites), verifier.error, options.max_error)
-    steps = ", ".join(f"block {sites[index].block} {error:.3f}" for index, error in order)
+    order = greedy_choice(count, len(maps), verifier.error, options.max_error)
+    steps = ", ".join(f"block {maps[index].site.block} {error:.3f}" for index, error in order)
     context.notes.remark(f"Error of the outputs behind each choice: {steps or 'none was small enough'}.")
-    chosen = {index for index, _ in order}
-    return tuple(site for index, site in enumerate(sites) if index in chosen)
+    return [index for index, _ in order]
 
 
 def _measure(
-    model: ir.Model, sites: Sequence[Site], data: DataSource, context: StaticContext, decide: Decide = lambda _: True
+    model: ir.Model, sites: Sequence[Site], data: DataSource, context: StaticContext, *, replaced: bool
 ) -> tuple[StaticMap, ...]:
     options = context.options
     # Trained maps are softmaxes, so they start from the one form whose rows sum to 1.
@@ -151,7 +149,7 @@ def _measure(
         sites,
         data,
         forms,
-        decide,
+        replaced=replaced,
         scratch=context.scratch,
         batch_size=options.batch_size,
         threads=context.threads,

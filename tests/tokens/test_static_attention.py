@@ -160,7 +160,7 @@ def test_similarity_chooses_the_layer_that_does_not_look_at_its_input():
     scale.inputs[1].const_value = ir.tensor(np.zeros((), np.float32), name=scale.inputs[1].name)
     static, notes = make_static_with_notes(mixed, images(mixed), threshold=0.99)
     assert [name for name in weights(static) if "static_map" in name] == ["block1.attention.context.static_map"]
-    assert "1 1.000" in notes.remarks[0]
+    assert "block 1 1.000" in notes.remarks[0]
     none, notes = make_static_with_notes(model, images(model), threshold=0.999)
     assert len(none.graph) == len(model.graph) and notes.remarks[-1] == "No block got a static map."
     all_, _ = make_static_with_notes(other, images(other), threshold=0.99, count=2)

@@ -17,7 +17,7 @@ class StaticAttentionOptions(BaseModel):
 
     choose: Choice = Field(
         default="threshold",
-        description="Which blocks get a static map. threshold: those whose maps are alike from sample to sample. "
+        description="Which blocks get a static map. threshold: those whose maps are most alike from sample to sample. "
         "first: the first ones. greedy: one after another, each time the one that moves the outputs least.",
         json_schema_extra={"searchable": ["threshold", "greedy"]},
     )
@@ -55,7 +55,7 @@ class StaticAttentionOptions(BaseModel):
         gt=0,
         description="Ridge of least-squares, relative to the mean of the diagonal of the Gram matrix.",
     )
-    samples: int = Field(default=256, ge=1, description="Largest number of calibration samples to use.")
+    samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
     verify_samples: int = Field(
         default=16, ge=1, description="Largest number of these samples that outputs are compared on."
     )

@@ -67,35 +67,32 @@ class Forms:
         return StaticMap(site, maps[chosen], biases[chosen], chosen, both.similarity, errors, both.mean_map())
 
 
-Decide = Callable[[StaticMap], bool]
-
-
 def measure_maps(
     model: ir.Model,
     sites: Sequence[Site],
     data: DataSource,
     forms: Forms,
-    decide: Decide,
     *,
+    replaced: bool,
     scratch: Path,
     batch_size: int = 1,
     threads: int = 1,
 ) -> tuple[StaticMap, ...]:
-    """Return the map of every layer. Each node runs once for each sample.
+    """Return the map of every layer. Each node runs once for each sample, and statistics of one layer are held at once.
 
     Args:
         model: The graph; not changed.
         sites: Layers without obstacle, in the order of the data.
         data: Calibration data.
         forms: How a map is made.
-        decide: Told about each map in turn; where it returns True, later layers are measured behind the static map.
+        replaced: Measure each layer behind the static maps of those before it; otherwise all as the model is.
         scratch: Folder for activations that wait.
         batch_size: Samples per run; a fixed batch stays.
         threads: Threads used inside one operator.
     """
-    measured = with_gates(model, sites)
-    initializers = measured.graph.initializers
-    stops = [(site.maps, site.values) for site in sites]
+    measured = with_maps(model, sites) if replaced else model
+    # Maps need not wait in memory: what they meet is computed before the run stops, or does not read them.
+    stops = [(site.maps, site.values, *(() if replaced else (site.attention.context,))) for site in sites]
     run = SegmentedRun(measured, stops, data, scratch=scratch, batch_size=batch_size, threads=threads)
     found = []
     for site in sites:
@@ -108,10 +105,8 @@ def measure_maps(
                 part.update(maps[chosen], values[chosen])
             seen += len(maps)
         found.append(forms.solve(site, *parts))
-        if decide(found[-1]):
-            _fill(initializers, found[-1])
-            gate = initializers[_names(site).gate]
-            set_initializer(gate, np.array(1, (gate.dtype or ir.DataType.FLOAT).numpy()))
+        if replaced:
+            _fill(measured.graph.initializers, found[-1])
     return tuple(found)
 
 
@@ -203,6 +198,17 @@ def _names(site: Site) -> _Names:
     return _Names(f"{stem}/map", f"{stem}/bias", f"{stem}/gate")
 
 
+def with_maps(model: ir.Model, sites: Sequence[Site]) -> ir.Model:
+    """Return a copy of a graph with a map and a bias of zeros in place; the maps before are still computed."""
+    copy = model.clone()
+    editor = GraphEditor(copy.graph)
+    for site in sites:
+        node, map_, bias = _constants(editor, site)
+        node.replace_input_with(0, map_)
+        editor.insert_on_uses(node.outputs[0], "Add", (bias,))
+    return copy
+
+
 def with_gates(model: ir.Model, sites: Sequence[Site]) -> ir.Model:
     """Return a copy of a graph in which the probabilities of each layer can be switched to a constant map.
 
@@ -211,24 +217,28 @@ def with_gates(model: ir.Model, sites: Sequence[Site]) -> ir.Model:
     """
     copy = model.clone()
     editor = GraphEditor(copy.graph)
-    values = ir.convenience.create_value_mapping(copy.graph)
     for site in sites:
-        names, maps, context = _names(site), values[site.maps], values[site.attention.context]
-        node = context.producer()
-        if node is None:  # a site without obstacle has a product
-            raise ValueError(site)
-        dtype = (maps.dtype or values[site.values].dtype or ir.DataType.FLOAT).numpy()
-        gate = editor.add_initializer(names.gate, np.array(0, dtype))
-        map_ = editor.add_initializer(names.map, np.zeros((1, site.heads, site.tokens, site.tokens), dtype))
-        bias = editor.add_initializer(names.bias, np.zeros((1, site.heads, site.tokens, site.channels), dtype))
+        node, map_, bias = _constants(editor, site)
+        dtype = (map_.dtype or ir.DataType.FLOAT).numpy()
+        gate = editor.add_initializer(_names(site).gate, np.array(0, dtype))
         one = editor.add_initializer("static/one", np.array(1, dtype))
         rest = editor.insert_before(node, "Sub", (one, gate)).outputs[0]
-        own = editor.insert_before(node, "Mul", (maps, rest)).outputs[0]
+        own = editor.insert_before(node, "Mul", (node.inputs[0], rest)).outputs[0]
         constant = editor.insert_before(node, "Mul", (map_, gate)).outputs[0]
         node.replace_input_with(0, editor.insert_before(node, "Add", (own, constant)).outputs[0])
         shift = editor.insert_before(node, "Mul", (bias, gate)).outputs[0]
-        editor.insert_on_uses(context, "Add", (shift,))
+        editor.insert_on_uses(node.outputs[0], "Add", (shift,))
     return copy
+
+
+def _constants(editor: GraphEditor, site: Site) -> tuple[ir.Node, ir.Value, ir.Value]:
+    """Return the product with the values, and a new map and bias of zeros in its type."""
+    node = next(each for each in editor.graph if each.outputs[0].name == site.attention.context)
+    types = (each.dtype for each in node.inputs if each is not None)
+    dtype = next((each for each in types if each is not None), ir.DataType.FLOAT).numpy()
+    names = _names(site)
+    map_ = editor.add_initializer(names.map, np.zeros((1, site.heads, site.tokens, site.tokens), dtype))
+    return node, map_, editor.add_initializer(names.bias, np.zeros((1, site.heads, site.tokens, site.channels), dtype))
 
 
 def _fill(initializers: Mapping[str, ir.Value], static: StaticMap) -> None:
