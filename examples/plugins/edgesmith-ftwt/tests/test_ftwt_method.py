@@ -107,7 +107,7 @@ def test_masks_in_the_graph_are_those_of_the_predictors(name, pool, softmax):
 @pytest.mark.parametrize("name", MODELS)
 def test_gathered_filters_give_what_the_network_cut_to_them_gives(name):
     model = MODELS[name]()
-    gathered = gate(model, form="gathered", choose="share", share=0.4).model
+    gathered = gate(model, form="gathered", choose="share", share=0.4, multiple=1).model
     blocks = find_blocks(model.graph)[0]
     taps = [f"{block.name}_order_output" for block in blocks]
     several = set()
@@ -126,7 +126,7 @@ def test_gathered_filters_give_what_the_network_cut_to_them_gives(name):
 
 def test_a_batch_agrees_on_its_filters():
     model = plain_cnn()
-    gathered = gate(model, form="gathered", mass=0.6).model
+    gathered = gate(model, form="gathered", mass=0.6, multiple=4).model
     one = batch_of(model, 1, seed=4)
     three = {name: np.repeat(array, 3, axis=0) for name, array in one.items()}
     np.testing.assert_allclose(
@@ -136,7 +136,7 @@ def test_a_batch_agrees_on_its_filters():
 
 @pytest.mark.parametrize("form", ["masked", "gathered", "static"])
 def test_shapes_depend_on_the_batch_alone(form):
-    model = gate(plain_cnn(), form=form, mass=0.6).model
+    model = gate(plain_cnn(), form=form, mass=0.6, multiple=4).model
     assert not {node.op_type for node in model.graph} & {"NonZero", "Compress", "If", "Loop", "Unique"}
     shapes = [
         {name: array.shape[1:] for name, array in run(model.ir, batch_of(model, 2, seed=seed)).items()}
@@ -147,11 +147,22 @@ def test_shapes_depend_on_the_batch_alone(form):
 
 def test_filters_that_no_image_needs_go_without_a_trace():
     model = plain_cnn(dead=5)
-    result = gate(model, form="static", mass=1.0, needed_by=0.01)
+    result = gate(model, form="static", mass=1.0, needed_by=0.01, multiple=1)
     inputs = batch_of(model, 24)
     np.testing.assert_allclose(answer(result.model, inputs), answer(model, inputs), rtol=1e-4, atol=1e-5)
     assert result.model.graph.initializers["stem.weight_kept"].shape[0] == 7
     assert count_cost(result.model.ir).macs < 0.7 * count_cost(model.ir).macs
+
+
+@pytest.mark.parametrize(("multiple", "stays"), [(1, 7), (4, 8), (5, 10), (16, 12)])
+def test_widths_are_rounded_up_to_what_kernels_like(multiple, stays):
+    model = plain_cnn(dead=5)
+    result = gate(model, form="static", mass=1.0, needed_by=0.01, multiple=multiple).model
+    widths = {name: value.shape[0] for name, value in result.graph.initializers.items() if name.startswith("stem.w")}
+    assert widths == ({"stem.weight_kept": stays} if stays < 12 else {"stem.weight": 12})
+    # The five that never respond go first.
+    kept = result.graph.initializers.get("stem.bias_kept", result.graph.initializers.get("stem.bias"))
+    assert (kept.const_value.numpy() == 0).sum() == 7
 
 
 def test_masks_cost_work_and_the_report_says_so():
@@ -160,7 +171,7 @@ def test_masks_cost_work_and_the_report_says_so():
     assert count_cost(result.model.ir).macs > count_cost(model.ir).macs
     assert "Masks save no time" in result.notes.remarks[-1]
     assert "decisions on images held out were right" in result.notes.remarks[0]
-    fewer = gate(model, form="gathered", mass=0.5)
+    fewer = gate(model, form="gathered", mass=0.5, multiple=8)
     assert "Masks save no time" not in " ".join(fewer.notes.remarks)
 
 

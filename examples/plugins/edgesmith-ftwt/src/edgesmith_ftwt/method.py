@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgesmith import Context, Method, Model, Verdict
 from edgesmith.graph.edit import GraphEditor
@@ -70,16 +69,22 @@ class _Gates:
             self._predict(block, seen, wanted, share)
 
     def _narrow(self, block: Block, wanted: Mask, share: str) -> None:
-        kept = _kept(wanted, self._options.needed_by)
+        frequency = wanted.mean(axis=0)
+        count = self._rounded(int((frequency >= self._options.needed_by).sum()), block)
+        kept = np.flatnonzero(strongest_by_count(frequency[np.newaxis], count)[0])
         if len(kept) == block.filters:
             self._notes.skip(block.name, "each filter is needed often enough")
             return
         write_fewer(self._editor, block, kept)
         self._notes.remark(f"{share}; {len(kept)} stay.")
 
+    def _rounded(self, count: int, block: Block) -> int:
+        multiple = self._options.multiple
+        return min(-(-max(count, 1) // multiple) * multiple, block.filters)
+
     def _predict(self, block: Block, seen: Seen, wanted: Mask, share: str) -> None:
         options, source, gated = self._options, str(block.source.name), str(block.gated.name)
-        count = max(1, math.ceil(float(wanted.mean()) * block.filters))
+        count = self._rounded(math.ceil(float(wanted.mean()) * block.filters), block)
         gathers = options.form == "gathered"
         if gathers and count == block.filters:
             self._notes.skip(block.name, "images need every filter")
@@ -103,9 +108,3 @@ def _wanted(responses: Matrix, options: Options) -> Mask:
     if options.choose == "share":
         return strongest_by_count(responses, max(1, round(options.share * responses.shape[1])))
     return strongest_by_mass(responses, options.mass)
-
-
-def _kept(wanted: Mask, needed_by: float) -> NDArray[np.intp]:
-    frequency = wanted.mean(axis=0)
-    kept = np.flatnonzero(frequency >= needed_by)
-    return kept if len(kept) else np.array([int(frequency.argmax())])

@@ -32,6 +32,11 @@ class Options(BaseModel):
     needed_by: float = Field(
         default=0.1, ge=0, le=1, description="static: filters stay that at least this share of the images needs."
     )
+    multiple: int = Field(
+        default=16,
+        ge=1,
+        description="gathered and static: how many filters run is rounded up to a multiple of this, for fast kernels.",
+    )
     pool: Literal["max", "average"] = Field(
         default="max", description="What the predictor sees of each input channel. Paper: max; its code: average."
     )
