@@ -102,13 +102,13 @@ def measure(arguments: argparse.Namespace, console: Console) -> list[dict[str, A
 
 def show(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print all rows."""
-    columns = ("perplexity", "of seeds", "MACs", "faster", "MiB", "s", "peak MiB")
+    columns = ("perplexity", "of seeds", "MACs", "faster", "MiB", "s, of CPU", "peak MiB")
     table = Table("", *columns, "resident MiB packed, plain", title="SmolLM2-135M, no training")
     for row in rows:
         values, runs = row["perplexity"], row["runs"]
         cells = [f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}", f"{row['macs']:.1%}"]
         cells += [spread(row["speedup"]) if "speedup" in row else "", f"{runs[-1]['file_bytes'] / 2**20:.0f}"]
-        cells += [f"{mean(run['seconds'] for run in runs):.0f}"]
+        cells += [f"{mean(run['seconds'] for run in runs):.0f}, {mean(run['cpu_seconds'] for run in runs):.0f}"]
         cells += [f"{max(run['peak_bytes'] for run in runs) / 2**20:.0f}"]
         memory = row.get("resident_mib", {})
         table.add_row(row["name"], *cells, ", ".join(f"{value:.0f}" for value in memory.values()))
