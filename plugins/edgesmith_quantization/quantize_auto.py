@@ -140,6 +140,8 @@ def _report(finding: Finding, goal: Goal, tools: Tools, notes: Notes) -> None:
     notes.remark(
         f"Chosen: {_counts(best)}. {'Budget missed: ' + '; '.join(misses) if misses else 'Within the budget'}."
     )
+    for miss in misses:
+        notes.miss(miss)
     notes.remark(f"Measured on {tools.probe.samples} held-out calibration samples: {best.summary}.")
     for remark in finding.remarks:
         notes.remark(remark)

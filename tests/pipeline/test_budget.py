@@ -84,6 +84,15 @@ def test_the_verdict_says_gain_cost_and_distance() -> None:
     )
 
 
+def test_the_verdict_says_what_a_step_misses_of_its_own_options() -> None:
+    missing = row(speedup=2).model_copy(update={"missed": ("weights take 4.50 bits each, 0.50 more than 4",)})
+    told = conclude([row(index=0), missing], 1, Budget(), higher_is_better=True)
+    assert f"{missing.stage} misses what it was asked for: weights take 4.50 bits each, 0.50 more than 4." in told
+    undone = missing.model_copy(update={"status": "undone"})
+    assert "misses" not in conclude([row(index=0), undone, row(index=2)], 2, Budget(), higher_is_better=True)
+    assert "misses" not in conclude([row(index=0), row(index=1), missing], 1, Budget(), higher_is_better=True)
+
+
 def without_interval(metric: float) -> LedgerRow:
     """A stage whose metric, like perplexity, is no mean over samples, so that no paired change is known."""
     return row(speedup=2, low=1.9).model_copy(update={"metric": number(metric, ""), "metric_change": None})

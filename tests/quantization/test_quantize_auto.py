@@ -178,6 +178,8 @@ def test_a_miss_says_how_far_it_is_from_the_budget():
     QuantizeAuto().apply(model, context)
     told = next(remark for remark in context.notes.remarks if "Budget missed" in remark)
     assert "more than 2" in told
+    assert len(context.notes.missed) == 1
+    assert context.notes.missed[0] in told
     assert any("No assignment reaches 2 bits" in remark for remark in context.notes.remarks)
 
 

@@ -95,6 +95,9 @@ def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_i
     sentence = sentence[0].upper() + sentence[1:] + "."
     if row.size_bytes is not None and row.latency_ms is None:
         sentence += " Not timed: the device is not here; `edgesmith validate` measures on it."
+    for each in rows[: chosen + 1]:
+        if each.missed and each.status == "ok":
+            sentence += f" {each.stage} misses what it was asked for: {'; '.join(each.missed)}."
     if budget == Budget():
         return sentence
     missed = misses(row, source, budget, higher_is_better=higher_is_better)

@@ -88,6 +88,8 @@ class LedgerRow(_Record):
     cached: bool = False
     """Whether this run took the step from the store."""
     remarks: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
+    """What the step's options asked for and its result does not keep."""
     skipped: Mapping[str, str] = Field(default_factory=dict)
     """Node name to the reason it was left alone."""
 

@@ -314,7 +314,13 @@ def _cached(
         with workshop.store.unfinished(key) as checkpoint:
             with tempfile.TemporaryDirectory(prefix="edgesmith-") as scratch:
                 model, seconds, skipped = work(notes, Path(scratch), checkpoint)
-            facts = {"seconds": seconds, "remarks": notes.remarks, "skipped": notes.skipped, "reason": skipped}
+            facts = {
+                "seconds": seconds,
+                "remarks": notes.remarks,
+                "skipped": notes.skipped,
+                "missed": notes.missed,
+                "reason": skipped,
+            }
             found = workshop.store.keep_model(key, model, facts)
     status = "skipped" if found.facts["reason"] else "ok"
     known = row.model_dump() | dict(found.facts) | {"status": status, "cached": cached}

@@ -92,7 +92,7 @@ class Sensitivities:
     measured: tuple[Mapping[str, Sensitivity], ...]
     """For each group, format name to sensitivity. Formats that were not measured, or do not fit, are missing."""
     complete: bool
-    """Whether there was time for every group."""
+    """Whether there was time for every group in every format."""
 
 
 def measure_sensitivities(
@@ -110,23 +110,27 @@ def measure_sensitivities(
     """
     started = time.monotonic()
     ordered = sorted(groups, key=lambda group: -group.macs)
-    first = _measure(ordered[0], formats, writer, probe)
+    first = _measure(ordered[0], formats, writer, probe, deadline)
     seconds = max(time.monotonic() - started, 1e-6)
     affordable = 1 + int(max(deadline.left_s, 0.0) / seconds)
     merged = sorted(merge_groups(groups, affordable), key=lambda group: -group.macs)
     known = {ordered[0]: first}
     for group in progress.track(merged, "measuring sensitivities", len(merged)):
         if group not in known and deadline.left_s > 0:
-            known[group] = _measure(group, formats, writer, probe)
+            known[group] = _measure(group, formats, writer, probe, deadline)
     measured = tuple(known.get(group, {}) for group in merged)
-    return Sensitivities(tuple(merged), measured, all(group in known for group in merged))
+    complete = deadline.left_s > 0 and all(group in known for group in merged)
+    return Sensitivities(tuple(merged), measured, complete)
 
 
 def _measure(
-    group: LayerGroup, formats: Sequence[str], writer: Writer, probe: OutputProbe
+    group: LayerGroup, formats: Sequence[str], writer: Writer, probe: OutputProbe, deadline: Deadline
 ) -> Mapping[str, Sensitivity]:
-    found = {}
+    """Return what the time allows, and one format at least: with large models a single measurement takes minutes."""
+    found: dict[str, Sensitivity] = {}
     for name in formats:
+        if found and deadline.left_s <= 0:
+            break
         if not writer.nodes(group, name):
             continue
         try:

@@ -22,10 +22,16 @@ class Notes:
     remarks: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     """Node name to the reason it was left alone."""
+    missed: list[str] = field(default_factory=list)
+    """What the options asked for and the result does not keep. The run's verdict says it."""
 
     def remark(self, text: str) -> None:
         """Add a sentence about the step as a whole."""
         self.remarks.append(text)
+
+    def miss(self, text: str) -> None:
+        """Add a limit that the options set and the result does not keep, with the distance to it."""
+        self.missed.append(text)
 
     def skip(self, node: str, reason: str) -> None:
         """Say why `node` was left alone."""

@@ -242,6 +242,7 @@ def _root(error: BaseException) -> BaseException:
 def _require_texts(notes: Notes, promise: Promise) -> None:
     texts = [("remark", text) for text in notes.remarks]
     texts += [("skipped node or its reason", text) for pair in notes.skipped.items() for text in pair]
+    texts += [("missed limit", text) for text in notes.missed]
     for role, text in texts:
         if not isinstance(text, str):
             raise fail(

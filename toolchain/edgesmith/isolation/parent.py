@@ -101,6 +101,7 @@ def note(done: Mapping[str, Any], context: Context[Any]) -> None:
     """Add the notes of an answer to those of the run."""
     context.notes.remarks.extend(done["notes"]["remarks"])
     context.notes.skipped.update(done["notes"]["skipped"])
+    context.notes.missed.extend(done["notes"]["missed"])
 
 
 def verdict_in(done: Mapping[str, Any]) -> Verdict:
