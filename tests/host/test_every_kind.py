@@ -12,7 +12,6 @@ from edgesmith import Isolation
 from edgesmith.api import Settings, load_source
 from edgesmith.errors import EdgesmithError, MeasurementError, ModelError, StepError, TargetError
 from edgesmith.host.building import build_files, check_target, finish_files
-from edgesmith.host.contained_measures import ContainedRunner, MetricMaker
 from edgesmith.host.context import Context
 from edgesmith.host.lint import run_lints
 from edgesmith.host.loader import load_registry
@@ -22,6 +21,7 @@ from edgesmith.host.targets import find_target
 from edgesmith.isolation.metric import IsolatedMetrics
 from edgesmith.isolation.target import IsolatedTarget
 from edgesmith.ledger import load_ledger
+from edgesmith.measure.contained import ContainedRunner, MetricMaker
 from edgesmith.measure.runner import LatencyPlan
 from edgesmith.pipeline import Workshop
 from edgesmith.progress import SilentProgress

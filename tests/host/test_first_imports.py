@@ -111,16 +111,22 @@ def test_a_plugin_is_tried_again_when_it_or_its_neighbours_change_or_somebody_as
     sys.modules.pop("edge_prune")
 
 
-def test_the_names_of_a_plugin_that_broke_in_a_later_version_are_known(install, tmp_path):
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import os\nos._exit(9)\n", "importing the plugin: ended its process with code 9"),
+        ("import nothing_of_that_name\n", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+    ],
+)
+def test_the_names_of_a_plugin_that_broke_in_a_later_version_are_known(install, tmp_path, source, words):
     install("edge-prune", method="halve")
     assert load_registry().method("halve")
     sys.modules.pop("edge_prune")
-    (tmp_path / "edge-prune" / "edge_prune.py").write_text("import os\nos._exit(9)\n")
-    with pytest.raises(PluginError) as caught:
-        load_registry().method("halve")
-    assert "method 'halve' cannot be used, since edge-prune 0.3 is broken: importing the plugin: ended" in str(
-        caught.value
-    )
+    (tmp_path / "edge-prune" / "edge_prune.py").write_text(source)
+    for _ in range(2):
+        with pytest.raises(PluginError) as caught:
+            load_registry().method("halve")
+        assert f"method 'halve' cannot be used, since edge-prune 0.3 is broken: {words}" in caught.value.what
 
 
 def test_a_class_whose_module_ends_its_process_is_not_imported_here(install, tmp_path, tries, capsys):

@@ -14,13 +14,13 @@ from edgesmith.files import require_replaceable, require_writable
 from edgesmith.fixed_sizes import fix_sizes
 from edgesmith.graph.structure import find_structure, label_values
 from edgesmith.host.candidate import OWN_DISTRIBUTION
-from edgesmith.host.contained_measures import ContainedRunner, MetricMaker
 from edgesmith.host.containment import call_plugin, plugin_fault
 from edgesmith.host.loader import load_registry
 from edgesmith.host.needs import check_needs
 from edgesmith.isolation.limits import Isolation
 from edgesmith.isolation.metric import IsolatedMetrics
 from edgesmith.isolation.target import apart
+from edgesmith.measure.contained import ContainedRunner, MetricMaker
 from edgesmith.measure.machine import library_versions, usable_cores
 from edgesmith.measure.runner import LatencyPlan
 from edgesmith.model import Model

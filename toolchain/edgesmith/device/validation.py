@@ -37,9 +37,9 @@ from edgesmith.device.transport import Transport, Workspace, workspace
 from edgesmith.device.worker.archive import ArrayArchive
 from edgesmith.engine import EngineReport
 from edgesmith.errors import ConnectionLostError, DataError, DeviceError, MeasurementError, TargetError
-from edgesmith.host.contained_measures import MetricMaker
 from edgesmith.host.targets import find_target
 from edgesmith.ledger import LayerError, Ledger, load_ledger
+from edgesmith.measure.contained import MetricMaker
 from edgesmith.model import Model
 from edgesmith.progress import Progress, SilentProgress
 

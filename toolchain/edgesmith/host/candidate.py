@@ -86,7 +86,7 @@ class Candidate:
         Args:
             trace: Receives one line for each call into the plugin.
             fault: How importing it broke a process, if it did. It is not imported here then.
-            known_names: Names of the records that it brought before it broke.
+            known_names: Names of the records that it brought when it last loaded, for a tombstone.
         """
         stage, records, names = "version", list[Record](), list[str](known_names)
         try:
@@ -111,7 +111,7 @@ class Candidate:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  contains plugin faults, see the head of this file
-            return self._bury(stage, error, tuple(names))
+            return self._bury(stage, error, tuple(dict.fromkeys(names)))
         return Plugin(
             distribution=self.distribution,
             version=self.version,

@@ -51,7 +51,7 @@ class FirstImports:
         return [self._known(*one)["fault"] if one is not None else "" for one in wanted]
 
     def names(self, origin: PluginOrigin) -> tuple[str, ...]:
-        """Return the names of the records that a plugin brought when it could last be imported."""
+        """Return the names of the records that a plugin brought when it last loaded."""
         return tuple(self._known(origin, "").get("names", ()))
 
     def fault_in(self, origin: PluginOrigin, module: str) -> str:
@@ -81,7 +81,7 @@ class FirstImports:
         known = self._load()
         for (origin, module, identity), answer in zip(unknown, answers, strict=True):
             # A plugin that broke is found by the names that it brought before.
-            names = answer.names or self._known(origin, module).get("names", ()) if answer.fault else answer.names
+            names = self._known(origin, module).get("names", ()) if answer.names is None else answer.names
             known[_key(origin, module)] = {"identity": identity, "fault": answer.fault, "names": list(names)}
             self._asked.add(_key(origin, module))
         self._keep()

@@ -79,7 +79,7 @@ def _load(
 ) -> list[Plugin | Tombstone]:
     loaded = []
     for candidate, fault in zip(candidates, first_imports.faults(candidates), strict=True):
-        names = first_imports.names(candidate.origin) if fault and candidate.origin is not None else ()
+        names = first_imports.names(candidate.origin) if candidate.origin is not None else ()
         loaded.append(candidate.load(trace, fault=fault, known_names=names))
     return loaded
 

@@ -118,10 +118,10 @@ def _as_json(result: "StepResult", folder: Path) -> dict[str, Any]:
 
 
 def _context(request: StepRequest, registry: "Registry", run: "Run", source: "Model | None") -> "Context[Any]":
-    from edgesmith.host.contained_measures import MetricMaker
     from edgesmith.host.context import Context
     from edgesmith.host.trial import Scoring
     from edgesmith.isolation.remote import RemoteProgress, RemoteSource, RemoteTrial
+    from edgesmith.measure.contained import MetricMaker
 
     scoring = None
     if request.metric is not None:

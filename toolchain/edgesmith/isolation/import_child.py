@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesmith.host.origin import PluginOrigin
+from edgesmith.host.plugin import Plugin
 from edgesmith.isolation.guard import end_with_the_run
 
 REQUEST_FILE = "request.json"
@@ -42,18 +43,20 @@ def main(descriptor: int, folder: Path) -> None:
 
 
 def _try(wanted: Import) -> dict[str, Any]:
-    """Return the names of the records that an import brought, and a fault that the host could not contain."""
+    """Return the names of the records of a plugin that loads, and a fault that the host could not contain."""
+    loaded: object = None
     try:
         if wanted.module:
             importlib.import_module(wanted.module)
-            return {"names": [], "fault": ""}
-        loaded = wanted.origin.candidate().load()
+        else:
+            loaded = wanted.origin.candidate().load()
     except KeyboardInterrupt:
         # Nobody interrupts this process.
-        return {"names": [], "fault": "raised KeyboardInterrupt"}
-    except BaseException:  # noqa: BLE001  any other exception is contained and shown where the host imports it itself
-        return {"names": [], "fault": ""}
-    return {"names": [record.name for record in getattr(loaded, "records", ())], "fault": ""}
+        return {"names": None, "fault": "raised KeyboardInterrupt"}
+    except BaseException:  # noqa: BLE001  any other is contained, and shown where the host imports it itself
+        pass
+    names = [record.name for record in loaded.records] if isinstance(loaded, Plugin) else None
+    return {"names": names, "fault": ""}
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ class ImportAnswer:
 
     fault: str
     """How it broke its process; empty where it did not, whatever it raised."""
-    names: tuple[str, ...] = ()
-    """Names of the records that the plugin brought."""
+    names: tuple[str, ...] | None = None
+    """Names of the records that the plugin brought; None where it did not load."""
 
 
 def try_imports(imports: Sequence[Import], homes: Sequence[Sequence[str]]) -> tuple[ImportAnswer, ...]:
@@ -70,7 +70,8 @@ def _answers(imports: Sequence[Import], homes: Sequence[Sequence[str]]) -> list[
                 for line in ours.makefile("r", encoding="utf-8"):
                     message = json.loads(line)
                     if message:
-                        answers.append(ImportAnswer(message["fault"], tuple(message["names"])))
+                        names = message["names"]
+                        answers.append(ImportAnswer(message["fault"], None if names is None else tuple(names)))
                     else:
                         begun += 1
                         watchdog.begin()

@@ -32,8 +32,8 @@ def main(descriptor: int, folder: Path) -> None:
 
 
 def _serve(channel: Channel, folder: Path) -> None:
-    from edgesmith.host.contained_measures import MetricMaker
     from edgesmith.isolation import faults
+    from edgesmith.measure.contained import MetricMaker
 
     request = json.loads((folder / REQUEST_FILE).read_text(encoding="utf-8"))
     sys.path[:] = request["import_path"]
