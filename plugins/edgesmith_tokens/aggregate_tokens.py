@@ -92,17 +92,12 @@ def _problem(model: ir.Model, streams: list[VisionStream], context: AggregationC
         reason = obstacle_to_fewer(model, stream)
         if reason:
             return reason
-        if options.form == "pool" and grid_of(stream, options) is None:
+        if grid_of(stream, options) is None and (options.form == "pool" or options.grid is not None):
             patches = stream.tokens - stream.protected
             return (
                 f"the rows and columns of {patches} patches are not known; give them with the option grid, or set form "
                 "to cluster, which needs none"
             )
-        if options.form == "attention-guided":
-            for place in find_places(stream, options):
-                reason = _no_keys(model, stream, place.block)
-                if reason:
-                    return reason
     if not options.needs.data:
         return ""
     if data is None or len(data) == 0:
@@ -114,17 +109,4 @@ def _problem(model: ir.Model, streams: list[VisionStream], context: AggregationC
     fixed = fixed_batch(model) or 1
     if min(len(data), options.samples) < 2 * fixed:
         return f"learned needs {2 * fixed} calibration samples, to train on and to decide by; pass more with --data"
-    return ""
-
-
-def _no_keys(model: ir.Model, stream: VisionStream, number: int) -> str:
-    """Return why the block before has no keys to look at."""
-    before = next((block for block in stream.blocks if block.number == number - 1), None)
-    if before is None:
-        return f"attention-guided looks at keys of the block before, and block {number} has none; change the option at"
-    key = before.attention.key
-    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
-    shape = None if key is None else values[key.linear.output].shape
-    if key is None or len(key.features) != 1 or shape is None or shape.rank() != 3:
-        return f"the keys of block {number - 1} cannot be read; set form to cluster, or change the option at"
     return ""

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from edgesmith.errors import StepError
 from edgesmith_tokens.aggregation.cells import Grid, square_grid
 from edgesmith_tokens.finding.vision import VisionStream
@@ -41,6 +43,20 @@ def grid_of(vision: VisionStream, options: AggregateTokensOptions) -> Grid | Non
     given = options.grid or vision.grid
     grid = square_grid(patches) if given is None else Grid(*given)
     return grid if grid is not None and grid.count == patches else None
+
+
+def keys_before(model: ir.Model, vision: VisionStream, number: int) -> tuple[str, tuple[int, int]] | None:
+    """Return the value [batch, tokens, features] with the keys of the block before, and its features that are keys.
+
+    Returns:
+        None for the first block, and where the block before has no keys or none that stand together.
+    """
+    before = next((block for block in vision.blocks if block.number == number - 1), None)
+    key = None if before is None else before.attention.key
+    if key is None or len(key.features) != 1:
+        return None
+    shape = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)[key.linear.output].shape
+    return (key.linear.output, key.features[0]) if shape is not None and shape.rank() == 3 else None
 
 
 def _thirds(numbers: Sequence[int]) -> list[int]:

@@ -14,10 +14,10 @@ from edgesmith.graph.edit import GraphEditor, set_initializer
 from edgesmith.host.context import Context
 from edgesmith_calibration.observers import Observer
 from edgesmith_calibration.sources import DataSource
-from edgesmith_tokens.aggregation.cells import cell_labels, coarser_grid
+from edgesmith_tokens.aggregation.cells import Grid, cell_labels, coarser_grid
 from edgesmith_tokens.aggregation.clusters import Labels, k_means, random_groups, spread
 from edgesmith_tokens.aggregation.matrices import Float64, averaging, principal
-from edgesmith_tokens.aggregation.places import Place, grid_of
+from edgesmith_tokens.aggregation.places import Place, grid_of, keys_before
 from edgesmith_tokens.aggregation.reducers import (
     LEARNED_BIAS,
     LEARNED_WEIGHT,
@@ -63,6 +63,9 @@ class Pyramid:
         """Patch tokens behind the places so far."""
         self._sizes: Float64 = np.ones(self._patches)
         self._cells = self._grid = grid_of(vision, context.options)
+        if self._grid is None and self._options.form == "attention-guided":
+            # Where groups start hardly matters: runs of patches row by row do as well.
+            self._cells = self._grid = Grid(1, self._patches)
 
     def build(self) -> ir.Model:
         """Return the graph with fewer tokens."""
@@ -91,7 +94,6 @@ class Pyramid:
             self._patches = groups
             return FixedProjection(protected, principal(self._gram(place), groups))
         if form == "attention-guided":
-            self._patches = groups
             return self._key_average(place, groups)
         labels = self._labels(place, groups)
         matrix, self._sizes = averaging(labels, self._sizes)
@@ -119,16 +121,21 @@ class Pyramid:
         return self._observe(place.value, make).matrix / len(self._data)
 
     def _key_average(self, place: Place, groups: int) -> KeyAverage:
-        before = next(block for block in self._vision.blocks if block.number == place.block - 1)
-        key = before.attention.key
-        if key is None:
-            raise ValueError(f"block {before.number} has no keys, which `check` refuses")
-        protected, seed, channels = self._vision.protected, self._context.seed, key.features[0]
-        make = partial(SampleObserver, rows=_MOST_KEYS, seed=seed, protected=protected, channels=channels)
-        keys = self._observe(key.linear.output, make).rows
-        found = k_means(keys, groups, seed)
-        variance = self._options.temperature or spread(keys, found)
-        return KeyAverage(protected, key.linear.output, channels, found.centers, variance)
+        protected, options = self._vision.protected, self._options
+        found = keys_before(self._model, self._vision, place.block) if options.metric == "keys" else None
+        name, channels = found or (None, None)
+        width = self._vision.width if channels is None else channels[1] - channels[0]
+        if options.rounds:
+            start, _ = averaging(self._labels(place, groups), np.ones(self._patches))
+            self._patches = len(start)
+            return KeyAverage(protected, name, channels, width, start, options.rounds, options.temperature)
+        seed = self._context.seed
+        sample = partial(SampleObserver, rows=_MOST_KEYS, seed=seed, protected=protected, channels=channels)
+        keys = self._observe(name or place.value, sample).rows
+        clusters = k_means(keys, groups, seed)
+        self._patches = groups
+        variance = options.temperature or spread(keys, clusters)
+        return KeyAverage(protected, name, channels, width, clusters.centers, 0, variance)
 
     def _observe(self, value: str, make: Callable[[str], ObserverT]) -> ObserverT:
         """Return what calibration data makes of a value behind the places so far."""

@@ -15,6 +15,13 @@ from edgesmith_tokens.tokens.writer import Writer
 # A group of less is empty; also the smallest normal number of float16.
 _SMALLEST_SIZE = 2.0**-14
 _EPSILON = 1e-6
+# Since this opset ReduceMean takes its axes as an input.
+_AXES_AS_INPUT = 18
+# Keys that differ by less than this share of their square are the same: what float32 rounds.
+_SAME = 1e-6
+
+SOFTNESS = 0.1
+"""How soft borders of groups are, as a share of the mean squared distance of keys to the first centers."""
 _FULL = ir.DataType.FLOAT
 
 LEARNED_WEIGHT, LEARNED_BIAS = "aggregate.weight", "aggregate.bias"
@@ -82,59 +89,111 @@ class KeyAverage:
     """Means of tokens whose keys are near one centroid, with soft borders: P depends on the image."""
 
     protected: int
-    keys: str
-    """Name of the value that holds the keys of the attention before, [batch, tokens, features]."""
-    channels: tuple[int, int]
-    """First and last feature that are keys."""
-    centroids: Float64
-    """[groups, channels]"""
-    variance: float
-    """Squared distances are divided by twice this number."""
+    keys: str | None
+    """Name of the value that holds the keys of the attention before, [batch, tokens, features]; None: the tokens."""
+    channels: tuple[int, int] | None
+    """First and last feature that are keys; None for all."""
+    width: int
+    """Number of features that are compared."""
+    start: Float64
+    """Centroids [groups, channels], or with rounds, what makes the first ones of an image's keys [groups, patches]."""
+    rounds: int
+    """Rounds of soft k-means on the keys of the image; 0: centroids are the same for all images."""
+    variance: float | None
+    """Squared distances are divided by twice this number; None: a share of the image's own, with rounds only."""
 
     def __call__(self, writer: Writer, tokens: Tokens) -> Tokens:
         """Put the nodes behind the tokens, and return what is left."""
-        count = tokens.count - self.protected
-        keys = ir.convenience.create_value_mapping(writer.editor.graph, include_subgraphs=False)[self.keys]
-        whole = keys.shape is None or keys.shape[-1] == self.channels[1] - self.channels[0]
-        keys = keys if whole else writer.slice(keys, *self.channels, axis=2)
-        own = _patches(writer, keys, self.protected, tokens.count)
-        shape, groups = [_batch(keys), count, len(self.centroids)], len(self.centroids)
-        logits = self._nearness(writer, own, count)
-        part = _part(writer, logits, axis=2)
-        # By logarithms, so that a group of next to nothing is still a mean of tokens.
-        shares = writer.add("LogSoftmax", (logits,), {"axis": 2}, shape=shape)
+        count, groups = tokens.count - self.protected, len(self.start)
+        keys = self._keys(writer, tokens)
+        size = None
         if tokens.sizes is not None:
             sizes = _patches(writer, tokens.sizes, self.protected, tokens.count)
-            logarithm = writer.add("Log", (sizes,), shape=[_batch(sizes), count, 1])
-            shares = writer.add("Add", (shares, logarithm), shape=shape)
-        average = _part(writer, shares, axis=1)
-        weights = _Weights(average, part, groups)
+            size = writer.add("Log", (sizes,), shape=[_batch(sizes), count, 1])
+        shape = [_batch(keys), count, groups]
+        keys, centers = self._scaled(writer, keys)
+        for last in [*[False] * (self.rounds - 1), True]:
+            logits = self._logits(writer, keys, centers, count)
+            # By logarithms, so that a group of next to nothing is still a mean of tokens.
+            shares = writer.add("LogSoftmax", (logits,), {"axis": 2}, shape=shape)
+            if size is not None:
+                shares = writer.add("Add", (shares, size), shape=shape)
+            average = _part(writer, shares, axis=1)
+            if not last:
+                turned = _turned(writer, average, groups, count)
+                centers = writer.add("MatMul", (turned, keys), shape=_resized(keys, groups))
+        weights = _Weights(average, _part(writer, logits, axis=2), groups)
         return _soft(writer, tokens, self.protected, weights, self._sizes(writer, shares))
+
+    def _keys(self, writer: Writer, tokens: Tokens) -> ir.Value:
+        """Return what tokens are compared by, in float32."""
+        keys = tokens.values
+        if self.keys is not None:
+            keys = ir.convenience.create_value_mapping(writer.editor.graph, include_subgraphs=False)[self.keys]
+        if self.channels is not None and (keys.shape is None or keys.shape[-1] != self.channels[1] - self.channels[0]):
+            keys = writer.slice(keys, *self.channels, axis=2)
+        return _cast(writer, _patches(writer, keys, self.protected, tokens.count), _FULL)
+
+    def _scaled(self, writer: Writer, keys: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return keys and the first centers, moved and scaled so that the variance is 1: small numbers suit float16."""
+        groups = len(self.start)
+        if not self.rounds:
+            middle, scale = self.start.mean(axis=0), (self.variance or 1.0) ** -0.5
+            moved = writer.add("Sub", (keys, _stored(writer, middle)), shape=keys.shape)
+            scaled = writer.add("Mul", (moved, _stored(writer, scale)), shape=keys.shape)
+            return scaled, _stored(writer, (self.start - middle) * scale)
+        middle = _mean(writer, keys, 1, [_batch(keys), 1, self.width])
+        moved = writer.add("Sub", (keys, middle), shape=keys.shape)
+        centers = writer.add("MatMul", (_stored(writer, self.start), moved), shape=_resized(keys, groups))
+        factor = self._scale(writer, moved, centers) if self.variance is None else _stored(writer, self.variance**-0.5)
+        scaled = writer.add("Mul", (moved, factor), shape=keys.shape)
+        return scaled, writer.add("Mul", (centers, factor), shape=centers.shape)
+
+    def _scale(self, writer: Writer, keys: ir.Value, centers: ir.Value) -> ir.Value:
+        """Return 1 / standard deviation [batch, 1, 1], from how far keys are from the first centers.
+
+        These are means of groups of n of N keys, so the mean squared distance is mean |k|^2 - sum n / N |c|^2.
+        """
+        batch, (groups, count) = _batch(keys), self.start.shape
+        shape = [batch, 1, 1]
+        energies = []
+        for each, tokens in ((keys, count), (centers, groups)):
+            squares = writer.add("Mul", (each, each), shape=each.shape)
+            energies.append(_mean(writer, squares, 2, [batch, tokens, 1]))
+        mean = _mean(writer, energies[0], 1, shape)
+        shares = (self.start > 0).sum(axis=1)[:, None] / count
+        weighed = writer.add("Mul", (energies[1], _stored(writer, shares)), shape=energies[1].shape)
+        between = writer.add("ReduceSum", (weighed, writer.integers(1)), {"keepdims": 1}, shape=shape)
+        spread = writer.add("Sub", (mean, between), shape=shape)
+        # An image of one colour has keys that do not differ; then all groups are equally near.
+        floor = writer.add("Mul", (mean, _stored(writer, _SAME)), shape=shape)
+        least = writer.add("Max", (spread, floor, _stored(writer, _SAME)), shape=shape)
+        inverse = writer.add("Div", (_stored(writer, 1 / (SOFTNESS * self.width)), least), shape=shape)
+        return writer.add("Sqrt", (inverse,), shape=shape)
+
+    def _logits(self, writer: Writer, keys: ir.Value, centers: ir.Value, count: int) -> ir.Value:
+        """Return minus half the squared distances to centers, but for a number for each key."""
+        batch, groups = _batch(keys), len(self.start)
+        shape = [batch, count, groups]
+        product = writer.add("MatMul", (keys, _turned(writer, centers, self.width, groups)), shape=shape)
+        squares = writer.add("Mul", (centers, centers), shape=centers.shape)
+        lengths = writer.add("ReduceSum", (squares, writer.integers(2)), {"keepdims": 1}, shape=[batch, groups, 1])
+        half = writer.add("Mul", (lengths, _stored(writer, 0.5)), shape=[batch, groups, 1])
+        return writer.add("Sub", (product, _turned(writer, half, 1, groups)), shape=shape)
 
     def _sizes(self, writer: Writer, shares: ir.Value) -> ir.Value:
         """Return the sizes of all tokens afterwards, from the logarithms of what each token gives to each group."""
-        batch, groups = _batch(shares), len(self.centroids)
+        batch, groups = _batch(shares), len(self.start)
         given = writer.add("Exp", (shares,), shape=shares.shape)
         sums = writer.add("ReduceSum", (given, writer.integers(1)), {"keepdims": 1}, shape=[batch, 1, groups])
-        smallest = writer.constant(np.asarray(_SMALLEST_SIZE, np.float32), "smallest")
-        totals = writer.add("Max", (sums, smallest), shape=sums.shape)
-        column = writer.add("Transpose", (totals,), {"perm": (0, 2, 1)}, shape=[batch, groups, 1])
+        totals = writer.add("Max", (sums, _stored(writer, _SMALLEST_SIZE)), shape=sums.shape)
+        column = _turned(writer, totals, groups, 1)
         if not self.protected:
             return column
-        ones = writer.add(
-            "Expand",
-            (writer.constant(np.ones((1, 1, 1), np.float32), "one"), writer.batch_of(column, self.protected, 1)),
-            shape=_resized(column, self.protected),
-        )
+        one = writer.constant(np.ones((1, 1, 1), np.float32), "one")
+        shape = writer.batch_of(column, self.protected, 1)
+        ones = writer.add("Expand", (one, shape), shape=_resized(column, self.protected))
         return _joined(writer, ones, column, self.protected + groups)
-
-    def _nearness(self, writer: Writer, keys: ir.Value, count: int) -> ir.Value:
-        """Return minus the squared distances to the centroids over 2 variance, but for a number for each key."""
-        shape = [_batch(keys), count, len(self.centroids)]
-        weight = writer.constant((self.centroids.T / self.variance).astype(np.float32), "centroids")
-        lengths = -np.square(self.centroids).sum(axis=1) / (2 * self.variance)
-        product = writer.add("MatMul", (_cast(writer, keys, _FULL), weight), shape=shape)
-        return writer.add("Add", (product, writer.constant(lengths.astype(np.float32), "lengths")), shape=shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +236,7 @@ class _Weights:
 
 def _soft(writer: Writer, tokens: Tokens, protected: int, weights: _Weights, sizes: ir.Value | None) -> Tokens:
     """Return means of tokens with these weights; `sizes` are those of all tokens afterwards."""
-    shape = [_batch(tokens.values), weights.groups, tokens.count - protected]
-    turned = writer.add("Transpose", (weights.average,), {"perm": (0, 2, 1)}, shape=shape)
+    turned = _turned(writer, weights.average, weights.groups, tokens.count - protected)
     matrix = _cast(writer, turned, tokens.values.dtype or _FULL)
     values = _product(writer, tokens, protected, matrix, weights.groups)
 
@@ -198,6 +256,11 @@ def _product(writer: Writer, tokens: Tokens, protected: int, matrix: ir.Value, r
     values = writer.add("MatMul", (matrix, own), shape=_resized(own, rows), dtype=kind)
     front = writer.slice(tokens.values, 0, protected) if protected else None
     return values if front is None else _joined(writer, front, values, protected + rows)
+
+
+def _turned(writer: Writer, value: ir.Value, rows: int, columns: int) -> ir.Value:
+    """Return the transposed matrices of a batch, [batch, rows, columns]."""
+    return writer.add("Transpose", (value,), {"perm": (0, 2, 1)}, shape=[_batch(value), rows, columns])
 
 
 def _part(writer: Writer, logits: ir.Value, axis: int) -> ir.Value:
@@ -222,6 +285,19 @@ def _cast(writer: Writer, value: ir.Value, dtype: ir.DataType) -> ir.Value:
 def _like(writer: Writer, value: ir.Value, array: Array, name: str) -> ir.Value:
     """Return a constant in the type of a value."""
     return writer.constant(array.astype((value.dtype or _FULL).numpy()), name)
+
+
+def _stored(writer: Writer, numbers: Array | float) -> ir.Value:
+    """Return a constant in float32; a matrix as a batch of one."""
+    whole = np.asarray(numbers, np.float32)
+    return writer.constant(whole[None] if whole.ndim == 2 else whole)
+
+
+def _mean(writer: Writer, value: ir.Value, axis: int, shape: Sequence[int | ir.SymbolicDim] | None) -> ir.Value:
+    """Return the mean along an axis, which stays."""
+    if writer.editor.graph.opset_imports.get("", 0) >= _AXES_AS_INPUT:
+        return writer.add("ReduceMean", (value, writer.integers(axis)), {"keepdims": 1}, shape=shape)
+    return writer.add("ReduceMean", (value,), {"axes": (axis,), "keepdims": 1}, shape=shape)
 
 
 def _column(sizes: Array) -> Array:

@@ -16,10 +16,10 @@ class AggregateTokensOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     form: Form = Field(
-        default="pool",
+        default="attention-guided",
         description="How patch tokens become fewer. pool: means of neighbours on the grid of patches. cluster: means "
-        "of places that are alike on calibration data. attention-guided: means of tokens whose keys are near one "
-        "centroid of keys. learned: means weighted by trained layers. For comparison, pca: leading eigenvectors of "
+        "of places that are alike on calibration data. attention-guided: means of tokens that are alike in an "
+        "image. learned: means weighted by trained layers. For comparison, pca: leading eigenvectors of "
         "E[X X^T], and random: means of places drawn by chance.",
         json_schema_extra={"searchable": ["pool", "cluster", "attention-guided"]},
     )
@@ -47,11 +47,23 @@ class AggregateTokensOptions(BaseModel):
         description="Add the logarithm of how many patches a token stands for to later attention scores. None: on, "
         "except for learned and pca.",
     )
+    metric: Literal["input", "keys"] = Field(
+        default="input",
+        description="What tokens are compared by, for attention-guided. input: the stream before the block. keys: the "
+        "keys of the block before, where it has some.",
+    )
+    rounds: int = Field(
+        default=3,
+        ge=0,
+        le=10,
+        description="For attention-guided: rounds of soft k-means on the tokens of each image, which start from cells "
+        "of the grid. 0: centroids are the same for all images, from calibration data.",
+    )
     temperature: float | None = Field(
         default=None,
         gt=0,
-        description="For attention-guided: tokens go to groups by a softmax of squared distances between keys and "
-        "centroids over twice this number. None: the variance of keys around their centroids.",
+        description="For attention-guided: tokens go to groups by a softmax of squared distances to centroids over "
+        "twice this number. None: from how far tokens are apart.",
     )
     epochs: float = Field(default=3.0, gt=0, description="Passes over the calibration data, for learned.")
     minutes: float = Field(
@@ -84,6 +96,6 @@ class AggregateTokensOptions(BaseModel):
 
     @property
     def needs(self) -> Needs:
-        """What these very options need: means over places of the grid need no data."""
-        reads = self.form not in ("pool", "random")
+        """What these very options need: groups of the grid, of an image and of chance need no data."""
+        reads = self.form in ("cluster", "learned", "pca") or (self.form == "attention-guided" and not self.rounds)
         return Needs(data=reads, gradients=self.form == "learned")
