@@ -1,5 +1,6 @@
 """Vision transformers with merged tokens: each merge is the formula, and everything else goes on as it was."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,8 +25,10 @@ from tests.tokens.merge_models import (
     vit_with_registers,
 )
 
+from edgesmith.errors import StepError
 from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.graph.cost import count_cost
+from edgesmith.graph.edit import GraphEditor
 from edgesmith.graph.opset import raise_opset
 from edgesmith.graph.structure import find_structure
 from edgesmith.serialization import to_bytes
@@ -37,6 +40,7 @@ from edgesmith_tokens.merge_tokens import MergeTokens
 from edgesmith_tokens.merging.formula import match
 from edgesmith_tokens.merging.formula import merge as merge_formula
 from edgesmith_tokens.options.merging import MergeTokensOptions
+from edgesmith_tokens.tokens.reduction import obstacle_to_fewer
 
 TOKENS, PROTECTED = 17, 1
 
@@ -285,3 +289,80 @@ def test_streams_are_found_in_the_graph_alone():
     (stream,) = find_vision_streams(tiny_vit(blocks=3).ir, find_structure(tiny_vit(blocks=3).ir))
     assert (stream.tokens, stream.width, stream.protected, stream.grid) == (TOKENS, 32, 1, (4, 4))
     assert [block.number for block in stream.blocks] == [0, 1, 2] and not stream.obstacle
+
+
+def with_output(model, name):
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    model.graph.outputs.append(values[name])
+    return model
+
+
+def test_features_from_the_middle_have_all_tokens():
+    plain = tiny_vit(blocks=3)
+    name = vision(plain).blocks[1].output
+    model, feeds = with_output(plain, name), images(2)
+    assert accepted(model, r=3)
+    merged = merge(model, r=3)
+    result = run(merged, feeds)
+    assert [value.name for value in merged.graph.outputs] == ["logits", name]
+    assert result[name].shape == (2, TOKENS, 32)
+    assert all(len(np.unique(image.round(5), axis=0)) == TOKENS - 6 for image in result[name])
+    np.testing.assert_array_equal(result["logits"], run(merge(tiny_vit(blocks=3), r=3), feeds)["logits"])
+
+
+def test_what_a_merge_does_not_reach_is_not_touched():
+    plain = tiny_vit(blocks=3)
+    first = vision(plain).blocks[0].attended
+    model, feeds = with_output(plain, first), images(2)
+    result, before = run(merge(model, counts=(3,)), feeds), run(model, feeds)
+    np.testing.assert_array_equal(result[first], before[first])
+
+
+def test_who_reads_the_shape_of_fewer_tokens_reads_that_of_all():
+    model, feeds = tiny_vit(blocks=2), images(2)
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    editor = GraphEditor(model.graph)
+    source = values[vision(model).blocks[0].output]
+    shape = editor.insert_after(source, "Shape", (source,))
+    shape.outputs[0].name, shape.outputs[0].type = "sizes_of_tokens", ir.TensorType(ir.DataType.INT64)
+    shape.outputs[0].shape = ir.Shape([3])
+    model.graph.outputs.append(shape.outputs[0])
+    merged = merge(model, r=3)
+    assert run(merged, feeds)["sizes_of_tokens"].tolist() == [2, TOKENS, 32]
+    assert not [node for node in merged.graph if node.name.startswith("tokens.restored")]
+
+
+def test_tokens_from_before_and_behind_a_merge_cannot_be_joined():
+    model = tiny_vit(blocks=3)
+    stream = vision(model)
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    last = values[stream.blocks[2].block.residuals[1].branch]
+    editor = GraphEditor(model.graph)
+    node = values[stream.output].producer()
+    joined = editor.insert_before(node, "Mul", (last, values[stream.blocks[0].input]), name="long_skip").outputs[0]
+    joined.shape, joined.type = last.shape, last.type
+    node.replace_input_with(list(node.inputs).index(last), joined)
+    assert "long_skip" in refusal(model)
+    with pytest.raises(StepError, match="long_skip"):
+        merge(model, r=3)
+
+
+def test_fused_attention_is_named():
+    model = tiny_vit(blocks=2)
+    stream = vision(model)
+    fused = replace(stream.blocks[1], attention=replace(stream.blocks[1].attention, fused="MultiHeadAttention"))
+    reason = obstacle_to_fewer(model.ir, replace(stream, blocks=(stream.blocks[0], fused)))
+    assert "MultiHeadAttention" in reason and "block 1" in reason
+
+
+def test_products_that_mix_tokens_are_refused_by_name():
+    model = tiny_vit(blocks=2)
+    stream = vision(model)
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    source = values[stream.blocks[1].block.residuals[1].branch]
+    editor = GraphEditor(model.graph)
+    weight = editor.add_initializer("mixer", np.eye(TOKENS, dtype=np.float32)[None])
+    mixed = editor.insert_after(source, "MatMul", (weight, source), name="mixing")
+    mixed.outputs[0].shape, mixed.outputs[0].type = source.shape, source.type
+    editor.replace_uses(source, mixed.outputs[0], keep=(mixed,))
+    assert "mixing" in refusal(model) and "mixes tokens" in refusal(model)

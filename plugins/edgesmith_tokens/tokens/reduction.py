@@ -64,6 +64,7 @@ def examine(model: ir.Model, vision: VisionStream) -> TokenPaths:
             fix="leave the method out for this model, or export it in single operators with fixed image sizes",
         )
     paths = follow(model, vision)
+    _require_no_joins(paths, vision)
     for node in _softmaxes(model, vision):
         _require_scores(paths, node)
     for node, indices in paths.fixed.items():
@@ -136,8 +137,6 @@ class _Reduction:
             states = [made[value] for value in node.inputs if value in made]
             if not states:
                 continue
-            if any(state.count != states[0].count for state in states):
-                raise cannot(node, "it joins tokens from before with tokens from behind a place of fewer")
             state, outputs = states[0], [output for output in node.outputs if output in self.paths.axes]
             if node in self.softmaxes:
                 counts[self.softmaxes[node]] = state.count
@@ -264,6 +263,19 @@ def _softmaxes(model: ir.Model, vision: VisionStream) -> list[ir.Node]:
             fix="export the model without If, Loop and Scan around its blocks",
         )
     return [nodes[block.attention.softmax] for block in vision.blocks]
+
+
+def _require_no_joins(paths: TokenPaths, vision: VisionStream) -> None:
+    """Raise where tokens from before and from behind the attention of a block meet, but in its own sums."""
+    places = {name for block in vision.blocks for name in (block.attended, block.output)}
+    passed = {paths.flow.value(vision.input): 0}
+    for node in paths.nodes:
+        found = {passed[value] for value in node.inputs if value in passed}
+        if len(found) > 1:
+            raise cannot(node, "it joins tokens from before a block with tokens from behind it")
+        for output in node.outputs:
+            if found and output in paths.axes:
+                passed[output] = max(found) + (output.name in places)
 
 
 def _require_scores(paths: TokenPaths, softmax: ir.Node) -> None:
