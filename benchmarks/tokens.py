@@ -168,7 +168,7 @@ class Session:
 
     def _time(self, files: Mapping[str, str]) -> None:
         request = {"data": str(self.case.evaluation), "batch": self.batch, "turns": self.arguments.turns, "seed": 0}
-        _, found = call_child(CHILD, "throughput", models=files, **request)
+        _, found = call_child(CHILD, "throughput", models=files, cpu_time=self.arguments.cpu_time, **request)
         dense = found["seconds"]["dense"]
         for name in files:
             seconds = found["seconds"][name]
@@ -205,6 +205,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration images, drawn anew for each seed")
     parser.add_argument("--evaluation", type=int, default=None, help="test images; default: all of the case")
     parser.add_argument("--turns", type=int, default=TURNS, help="timed turns")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="time by the processor's clock, on a machine that is busy"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="longest time of each training")
     arguments, console = parser.parse_args(), Console(width=140)
     for name in arguments.case or CASES:
