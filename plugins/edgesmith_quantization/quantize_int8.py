@@ -78,7 +78,7 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
         if options.mode == "dynamic":
             candidates = _write_dynamic(result, candidates, outliers, context)
         else:
-            candidates = _write_static(result, candidates, outliers, convolutions.means, context)
+            candidates = _write_static(result, candidates, outliers, {**repaired.means, **convolutions.means}, context)
         common_passes.RemoveUnusedNodesPass()(result.ir)
         context.notes.remark(_summary(candidates, options.mode))
         return result

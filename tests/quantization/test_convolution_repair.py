@@ -189,6 +189,30 @@ def test_corrected_biases_bring_means_back():
     assert shift() < shift(bias_correction=False) / 2
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_biases_added_behind_products_bring_means_back(swapped):
+    """The mean of the inputs is far from zero, so that errors of weights that do not cancel shift the outputs."""
+    inputs = ["b", "m"] if swapped else ["m", "b"]
+    nodes = [node("MatMul", ["x", "w"], "m"), node("Add", inputs, "y")]
+    model = graph(nodes, {"w": normal(8, 6), "b": normal(6)}, {"x": ["n", 5, 8]})
+    data = {"x": normal(32, 5, 8) * 0.1 + 1}
+
+    def shift(**options):
+        found = run(quantize(model, data, per_channel=False, smoothing=False, **options), data)["y"]
+        return np.abs((found - run(model, data)["y"]).mean(axis=(0, 1))).max()
+
+    assert shift() < shift(bias_correction=False) / 2
+
+
+def test_biases_that_several_products_add_stay_those_of_the_others():
+    nodes = [node("MatMul", ["x", "w"], "m"), node("Add", ["m", "b"], "p"), node("Relu", ["p"], "r")]
+    nodes += [node("Add", ["r", "b"], "y")]
+    model, data = graph(nodes, {"w": normal(8, 8), "b": normal(8)}, {"x": ["n", 8]}), {"x": normal(32, 8) + 1}
+    found = quantize(model, data, smoothing=False)
+    last = next(each for each in found.graph if each.outputs[0].name == "y")
+    np.testing.assert_array_equal(constant_value(last.inputs[1]), constant_value(model.graph.initializers["b"]))
+
+
 def test_repairs_are_exact_where_they_are_done_twice():
     """Two runs give the same bytes, and the input is not edited."""
     model, data = network(uneven=True), {"x": normal(8, 3, 8, 8)}

@@ -64,8 +64,8 @@ class QuantizeInt8Options(Selection):
     )
     bias_correction: bool = Field(
         default=True,
-        description="Take back what rounding the weights of convolutions adds to the mean of their outputs. Needs "
-        "calibration data.",
+        description="Take back what rounding weights adds to the mean of outputs, in the biases of convolutions and in "
+        "those added behind matrix products. Static mode; needs calibration data.",
         json_schema_extra={"searchable": [True, False]},
     )
     outlier_channels: int = Field(

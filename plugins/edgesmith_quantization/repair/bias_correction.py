@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgesmith.graph.edit import GraphEditor
+from edgesmith.graph.edit import GraphEditor, constant_tensor, constant_value
 from edgesmith_quantization.arithmetic.rounding import dequantize
 from edgesmith_quantization.finding.candidates import Candidate
 from edgesmith_quantization.forms.weights import WeightStore, constant_array
@@ -35,6 +36,8 @@ def correct_biases(
 ) -> tuple[Candidate, ...]:
     """Return the candidates with corrected biases. Products without a bias stay as they are.
 
+    A MatMul has none of its own; what an Add behind it adds to each row counts as its bias.
+
     Args:
         editor: Editor of the graph; the corrected biases are added to it.
         candidates: Products that will be quantized.
@@ -49,16 +52,35 @@ def correct_biases(
 
 
 def _corrected(editor: GraphEditor, candidate: Candidate, store: WeightStore, mean: Float64) -> Candidate:
-    if candidate.bias is None or candidate.node.op_type != "Conv":
+    place = _bias_place(candidate)
+    if place is None:
         return candidate
-    weight, bias = constant_array(candidate.weight), constant_array(candidate.bias)
+    node, index = place
+    bias, weight = constant_value(node.inputs[index]), constant_array(candidate.weight)
+    if bias is None:
+        return candidate
     stored = store.weight(candidate)
     codes, zero_point = constant_array(stored.codes), constant_array(stored.zero_point)
     rounded = dequantize(codes, stored.scale_array, zero_point, stored.axis)
     shift = rounding_shift(grouped(candidate, rounded - weight), mean)
     value = editor.add_initializer(f"{candidate.name}_bias_corrected", (bias - shift).astype(np.float32))
-    candidate.node.replace_input_with(2, value)
-    return replace(candidate, bias=value)
+    node.replace_input_with(index, value)
+    return replace(candidate, bias=value) if node is candidate.node else candidate
+
+
+def _bias_place(candidate: Candidate) -> tuple[ir.Node, int] | None:
+    """Return the node and input that hold the bias of a product: its own, or those of the Add behind a MatMul."""
+    if candidate.bias is not None:
+        return candidate.node, 2
+    uses = tuple(candidate.node.outputs[0].uses())
+    if candidate.node.op_type != "MatMul" or candidate.transposed or len(uses) != 1 or uses[0].node.op_type != "Add":
+        return None
+    index = 1 - uses[0].idx
+    tensor = constant_tensor(uses[0].node.inputs[index])
+    channels = candidate.weight.shape[candidate.channel_axis] if candidate.weight.shape is not None else None
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or list(tensor.shape.numpy()) != [channels]:
+        return None
+    return uses[0].node, index
 
 
 def grouped(candidate: Candidate, weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -39,6 +39,8 @@ class Repair:
     changed: bool = False
     outliers: Mapping[str, Outliers] = field(default_factory=dict)
     """Outliers by name of the activation."""
+    means: Mapping[str, Float64] = field(default_factory=dict)
+    """Mean of each channel by name of the activation, after the shift; none where outliers are kept out."""
 
     def outliers_of(self, candidates: Sequence[Candidate]) -> dict[ir.Value, Outliers]:
         """Return the outliers of what the candidates read, by value."""
@@ -84,7 +86,12 @@ def repair(model: ir.Model, candidates: Sequence[Candidate], context: Context[Qu
         context.notes.remark(f"Kept the peaks of {count} outlier channels of {len(outliers)} activations in float.")
     if scales or changed:
         common_passes.RemoveUnusedNodesPass()(model)
-    return Repair(bool(scales) or changed, outliers)
+    means = {
+        str(activation.name): summary.mean / scales.get(activation, np.ones(1))
+        for activation, summary in summaries.items()
+        if options.bias_correction and str(activation.name) not in outliers
+    }
+    return Repair(bool(scales) or changed, outliers, means)
 
 
 def _readers(candidates: Sequence[Candidate]) -> dict[ir.Value, list[Candidate]]:
