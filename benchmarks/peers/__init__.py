@@ -87,6 +87,12 @@ TOOLS = (
     _ours(
         "int8 dynamic, no outliers", "int8", TRANSFORMERS, ("quantize-int8", {"mode": "dynamic", "outlier_channels": 0})
     ),
+    _ours(
+        "int8 weights, row by row",
+        "int8",
+        TRANSFORMERS,
+        ("quantize-weights", {"bits": 8, "block_size": None, "rounding": "nearest"}),
+    ),
     _ours("fp8", "fp8", (*TEXT, "mobilenet", *FEATURES), ("quantize-fp8", {})),
     _ours("int4", "int4", TRANSFORMERS, ("quantize-weights", {"bits": 4})),
     _ours("int4 second-order", "int4", TRANSFORMERS, ("quantize-weights", {"bits": 4, "rounding": "second-order"})),
