@@ -105,7 +105,7 @@ def merge_graph(tokens, r, protected, form, chance=None):
     return ir.Model(graph, ir_version=10)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(case=merges())
 def test_both_forms_the_formula_and_torch_agree_with_ties_to_the_lowest_place(case):
     x, metric, sizes, r, protected = case

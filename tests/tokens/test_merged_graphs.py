@@ -56,7 +56,7 @@ def test_no_merge_changes_no_bit(options):
     assert same(model, result, images())
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     blocks=st.integers(1, 3),
     counts=st.lists(st.integers(0, 9), min_size=1, max_size=3).filter(any),
