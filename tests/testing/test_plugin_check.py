@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from edgesmith import Isolation
 from edgesmith.cli import main
 from edgesmith.errors import PluginError
 from edgesmith.host.loader import load_registry
 from edgesmith.serialization import write_onnx
-from edgesmith.testing import isolated_registry, tiny_mlp
+from edgesmith.testing import conformance, isolated_registry, tiny_mlp
 from edgesmith.testing.subject import find_subject
 
 BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
@@ -69,6 +70,22 @@ def test_a_fault_is_shown_with_what_was_asked_and_what_to_do_and_exit_code_2(cap
     assert "method edits-input: the input model is untouched" in shown
     assert "asked for  The model that was given is the same afterwards" in shown
     assert "do  Start with model.clone()" in shown
+
+
+@pytest.mark.parametrize("name", ["kills_its_process", "leaves_the_process"])
+def test_a_method_that_ends_its_process_fails_with_isolation(name):
+    """One check that stands for all: each call takes a process of its own."""
+    registry = isolated_registry(BAD_PLUGINS / f"{name}.py")
+    checks = conformance(registry, thorough=False, isolation=Isolation(120, 2000))
+    (check,) = [one for one in checks if one.name == "it applies or says why"]
+    check.bench.__dict__["models"] = {"mlp": tiny_mlp()}
+    result = check()
+    assert result.status == "failed" and "its process" in result.what
+
+
+def test_isolation_is_asked_for_on_the_command_line(lint_file):
+    assert main(["plugin", "check", lint_file, "--isolate"]) == 0
+    assert main(["plugin", "check", lint_file, "--time-limit-seconds", "0"]) == 2
 
 
 CHOOSY = """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
-from edgesmith.cli.settings import registry_of
+from edgesmith.cli.settings import isolation_of, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.testing.conformance import Check, CheckResult
@@ -35,9 +35,17 @@ def command(
         typer.Option("--model", metavar="FILE", help="A further .onnx file to try a method on. May be repeated."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Repeat runs on two graphs only, in one process.")] = False,
+    isolate: Annotated[
+        bool,
+        typer.Option("--isolate", help="Call methods in processes of their own, which they may end."),
+    ] = False,
+    time_limit_seconds: Annotated[
+        float | None, typer.Option("--time-limit-seconds", help="Longest time for one call; implies --isolate.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Try a plugin on tiny models of every family. The exit code is 0 if all checks pass, and 2 if one fails."""
+    isolation = isolation_of(isolate, time_limit_seconds, None)
     registry = registry_of(context)
     from edgesmith.cli.progress import make_progress
     from edgesmith.model import Model
@@ -46,7 +54,7 @@ def command(
 
     subject, name = find_subject(plugin, registry)
     further = {path.stem: Model.load(path) for path in models or ()}
-    checks = conformance(subject, name, models=further, thorough=not quick)
+    checks = conformance(subject, name, models=further, thorough=not quick, isolation=isolation)
     with make_progress(silent=as_json) as progress:
         results = [(one, one()) for one in progress.track(checks, f"checking {plugin}")]
     if as_json:

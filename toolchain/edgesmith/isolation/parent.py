@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import PluginError, StepError
+from edgesmith.errors import Condition, PluginError, StepError
 from edgesmith.host.context import Context
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.lint import Finding
@@ -212,4 +212,4 @@ def _ended(job: Job, process: "subprocess.Popen[bytes]", watchdog: Watchdog, fol
         why="The step has no result. The model before it is intact, and a corrected run resumes there.",
         fix="Raise --time-limit-seconds or --memory-limit-mib if the step needs more. Otherwise remove the step, or "
         "report it to the author of the plugin.",
-    )
+    ).broke(Condition.NO_CRASH)

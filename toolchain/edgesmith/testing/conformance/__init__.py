@@ -18,6 +18,7 @@ from edgesmith.errors import PluginError
 from edgesmith.host.names import suggest
 from edgesmith.host.records import LintRecord, MethodRecord, MetricRecord, Record, RunnerRecord, TargetRecord
 from edgesmith.host.registry import WORDS, Registry
+from edgesmith.isolation.limits import Isolation
 from edgesmith.model import Model
 from edgesmith.testing.conformance.bench import Bench, MethodBench
 from edgesmith.testing.conformance.lints import LINT_CHECKS, LintBench
@@ -90,6 +91,7 @@ def conformance(
     models: Mapping[str, Model] | None = None,
     options: Mapping[str, object] | None = None,
     thorough: bool = True,
+    isolation: Isolation | None = None,
 ) -> tuple[Check, ...]:
     """Return the checks of everything that `registry` brings, or of one record. Nothing runs until one is called.
 
@@ -99,6 +101,7 @@ def conformance(
         models: Further models by name to try a method or target on, besides the tiny ones of every family.
         options: Options for every run of a method: those without a default, and those that make it quick.
         thorough: Repeat runs of a method on every graph it applies to, and not on the smallest and largest only.
+        isolation: Limits of a process of its own for each call of a method; None makes all calls in this one.
 
     Raises:
         PluginError: A plugin does not load, or there is nothing to check: no test must pass for want of a case.
@@ -111,6 +114,7 @@ def conformance(
             if name in (None, record.name):
                 kind, own = _SUITES.get(type(record), (Bench, ()))
                 bench: Bench[Any] = kind(registry, record, models, options, thorough=thorough)
+                bench.isolation = isolation
                 checks += [_check(record, bench, function) for function in (*_FOR_ALL, *own)]
     if not checks:
         known = [record.name for plugin in registry.plugins for record in plugin.records]

@@ -17,6 +17,7 @@ from edgesmith.host.records import MethodRecord, Record
 from edgesmith.host.registry import Registry
 from edgesmith.host.step import CHECK_CRASHED, StepResult, check_method, run_step
 from edgesmith.host.verdict import Verdict
+from edgesmith.isolation.limits import Isolation
 from edgesmith.model import Model
 from edgesmith.plan import PlannedStep
 from edgesmith.testing.data import tiny_data
@@ -55,6 +56,9 @@ class Bench(Generic[RecordT]):
         self.thorough = thorough
         self.options = dict(options or {})
         self._further = dict(models or {})
+
+    isolation: Isolation | None = None
+    """Limits of a process of its own for each call of a method; None makes them in this one."""
 
     @property
     def label(self) -> str:
@@ -170,7 +174,8 @@ class MethodBench(Bench[MethodRecord]):
             validated = self.registry.validate_options(self.record, {**self.options, **options})
             with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
                 context = Context(validated, fake_dialect(), Path(scratch), data, seed, source=model)
-                return Attempt(name, options, run_step(self.registry, self.record, model, context), None)
+                result = run_step(self.registry, self.record, model, context, isolation=self.isolation)
+                return Attempt(name, options, result, None)
         except EdgesmithError as error:
             return Attempt(name, options, None, error)
 
@@ -182,7 +187,7 @@ class MethodBench(Bench[MethodRecord]):
             for data in (self.data(name), *(() if step.needing.needs.data else (None,))):
                 with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
                     context = Context(validated, dialect, Path(scratch), data, source=model)
-                    verdict = check_method(self.registry, self.record, model, context)
+                    verdict = check_method(self.registry, self.record, model, context, isolation=self.isolation)
                 words = f"model {name!r}, target {dialect.name!r}, {'with' if data else 'without'} data"
                 yield words, verdict
 
