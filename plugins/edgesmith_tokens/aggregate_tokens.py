@@ -82,7 +82,9 @@ def _why_none(model: ir.Model, options: AggregateTokensOptions) -> str:
     if not found:
         return "the graph has no vision transformer"
     reason = next((stream.obstacle for stream in found if stream.obstacle), "")
-    return reason or "no token is to go; set keep below 1, and name blocks that exist with at"
+    if reason:
+        return f"{reason}; put this step before merge-tokens and static-attention, which change blocks"
+    return "no token is to go; set keep below 1, and name blocks that exist with at"
 
 
 def _problem(model: ir.Model, streams: list[VisionStream], context: AggregationContext) -> str:

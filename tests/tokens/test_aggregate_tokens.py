@@ -20,7 +20,11 @@ from edgesmith_tokens.aggregation.clusters import k_means, spread
 from edgesmith_tokens.aggregation.matrices import averaging
 from edgesmith_tokens.aggregation.reducers import SOFTNESS, FixedAverage
 from edgesmith_tokens.finding.vision import find_vision_streams
+from edgesmith_tokens.merge_tokens import MergeTokens
 from edgesmith_tokens.options.aggregation import AggregateTokensOptions
+from edgesmith_tokens.options.merging import MergeTokensOptions
+from edgesmith_tokens.options.static import StaticAttentionOptions
+from edgesmith_tokens.static_attention import StaticAttention
 from edgesmith_tokens.tokens.reduction import Tokens
 from edgesmith_tokens.tokens.sizes import logarithms, weigh_keys
 from edgesmith_tokens.tokens.writer import Writer
@@ -286,10 +290,23 @@ def test_outputs_for_every_token_keep_their_number(form):
         assert len(np.unique(found[0].round(5), axis=0)) == 1 + 4
 
 
+def test_static_attention_comes_after_and_what_merges_or_is_static_before_is_left_alone_with_the_reason():
+    model = vision(blocks=3)
+    data = images(model)
+    maps = context(StaticAttentionOptions(blocks=(0,)), data)
+    both = StaticAttention().apply(aggregate(model), maps)
+    assert answer(both, data).shape == (6, 4)
+    assert len(find_structure(both.ir).attentions) == 2
+    merged = MergeTokens().apply(model, context(MergeTokensOptions(r=2)))
+    for before in (merged, StaticAttention().apply(model, maps)):
+        left = verdict(before)
+        assert left.status == "skip" and "put this step before merge-tokens and static-attention" in left.reason
+
+
 def test_shares_of_their_own_for_each_place():
     model = vision(blocks=4)
-    assert "17 x 1, 13 x 2, 3 x 1" in aggregate_with_notes(model, at=(1, 3), keep=(0.75, 0.2))[1][0]
-    assert "17 x 1, 13 x 2, 3 x 1" in aggregate_with_notes(model, at=(3, 1), keep=(0.2, 0.75))[1][0]
+    assert "17 x 1, 13 x 2, 3 x 1" in aggregate_with_notes(model, form="pool", at=(1, 3), keep=(0.75, 0.2))[1][0]
+    assert "17 x 1, 13 x 2, 3 x 1" in aggregate_with_notes(model, form="pool", at=(3, 1), keep=(0.2, 0.75))[1][0]
 
 
 def test_what_cannot_be_done_is_refused_with_what_would_work():

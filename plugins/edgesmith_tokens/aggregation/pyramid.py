@@ -64,7 +64,7 @@ class Pyramid:
         self._sizes: Float64 = np.ones(self._patches)
         self._cells = self._grid = grid_of(vision, context.options)
         if self._grid is None and self._options.form == "attention-guided":
-            # Where groups start hardly matters: runs of patches row by row do as well.
+            # Groups then start as runs of patches, row by row.
             self._cells = self._grid = Grid(1, self._patches)
 
     def build(self) -> ir.Model:
