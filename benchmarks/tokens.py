@@ -145,7 +145,7 @@ class Session:
 
     def _reduced(self, plan: Plan, file: Path) -> dict[str, Any]:
         """Return accuracy and cost of one row; the file holds the model of the first seed."""
-        row: dict[str, Any] = {"trained": plan.trained, "accuracy": [], "runs": []}
+        row: dict[str, Any] = {"trained": plan.trained, "images": self.arguments.evaluation, "accuracy": [], "runs": []}
         for seed in reversed(range(self.arguments.seeds if plan.drawn else 1)):
             _, run = call_child(
                 CHILD,
@@ -178,16 +178,15 @@ class Session:
 
     def _show(self, trained: bool) -> None:
         """Print one table, fastest rows last."""
-        columns = ("accuracy, %", "of seeds", "images/s", "times as fast", "MACs", "s", "peak MiB")
+        columns = ("accuracy, %", "of seeds", "test images", "images/s", "times as fast", "MACs", "s", "peak MiB")
         kind = "trained" if trained else "without training"
-        count = self.arguments.evaluation or "all"
-        table = Table("", *columns, title=f"{self.case.name}, {kind}, {count} test images, batches of {self.batch}")
+        table = Table("", *columns, title=f"{self.case.name}, {kind}, batches of {self.batch}")
         rows = [(name, row) for name, row in self.rows.items() if "speedup" in row]
         rows = [(name, row) for name, row in rows if row["trained"] == trained or name == "dense"]
         for name, row in sorted(rows, key=lambda each: each[1]["speedup"]["median"]):
             values, runs = row["accuracy"], row["runs"]
             cells = [f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}" if len(values) > 1 else ""]
-            cells += [f"{row['images_per_second']:.1f}", spread(row["speedup"])]
+            cells += [str(row["images"] or "all"), f"{row['images_per_second']:.1f}", spread(row["speedup"])]
             cells += [f"{runs[-1]['macs'] / 1e6:,.1f} M", f"{mean(run['seconds'] for run in runs):.0f}"]
             cells += [f"{max(run['peak_bytes'] for run in runs) / 2**20:.0f}"]
             table.add_row(name, *cells)
