@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
 from tests.small_graphs import context
 
 from edgesmith.model import Model, Provenance
@@ -94,6 +97,25 @@ def aggregate_with_notes(
 
 def verdict(model: Model, data: Mapping[str, np.ndarray] | None = None, **options: Any) -> Any:
     return AggregateTokens().check(model, context(AggregateTokensOptions(**options), data))
+
+
+def half(model: Model) -> Model:
+    """Return a copy that computes in float16 between casts behind its input and before its output."""
+    proto = ir.to_proto(model.ir)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    for tensor in proto.graph.initializer:
+        if weights[tensor.name].dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name].astype(np.float16), tensor.name))
+    source, result = proto.graph.input[0].name, proto.graph.output[0].name
+    for node in proto.graph.node:
+        if node.op_type == "Conv":
+            node.input[0] = f"{source}.half"
+        node.output[:] = [f"{name}.half" if name == result else name for name in node.output]
+    to_half = helper.make_node("Cast", [source], [f"{source}.half"], "to_half", to=TensorProto.FLOAT16)
+    proto.graph.node.insert(0, to_half)
+    proto.graph.node.append(helper.make_node("Cast", [f"{result}.half"], [result], "to_full", to=TensorProto.FLOAT))
+    del proto.graph.value_info[:]
+    return model.with_ir(ir.from_proto(onnx.shape_inference.infer_shapes(proto)))
 
 
 def _model(builder: GraphBuilder, output: str) -> Model:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.small_graphs import context, operators, run
-from tests.tokens.aggregate_networks import WIDTH, aggregate, aggregate_with_notes, images, verdict, vision
+from tests.tokens.aggregate_networks import WIDTH, aggregate, aggregate_with_notes, half, images, verdict, vision
 
 from edgesmith.errors import StepError
 from edgesmith.execution.reference import ReferenceSession
@@ -288,6 +288,17 @@ def test_outputs_for_every_token_keep_their_number(form):
     assert found.shape == wanted.shape == (8, 17, WIDTH)
     if form in ("pool", "cluster", "random"):  # members of a group are given the same
         assert len(np.unique(found[0].round(5), axis=0)) == 1 + 4
+
+
+@pytest.mark.parametrize("form", ["pool", "attention-guided", "learned"])
+def test_a_graph_in_float16_is_aggregated_as_in_float32(form):
+    model = vision(blocks=3)
+    narrow, data = half(model), images(model)
+    rounding = np.abs(answer(narrow, data) - answer(model, data)).max()
+    smaller = aggregate(narrow, data, form=form, **QUICK)
+    found, wanted = answer(smaller, data), answer(aggregate(model, data, form=form, **QUICK), data)
+    # Half precision moves the smaller network about as much as the whole one; borders of groups add to it.
+    assert np.abs(found - wanted).max() < 4 * rounding < np.abs(found - answer(narrow, data)).max()
 
 
 def test_static_attention_comes_after_and_what_merges_or_is_static_before_is_left_alone_with_the_reason():
