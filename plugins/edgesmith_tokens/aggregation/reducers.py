@@ -19,10 +19,10 @@ _EPSILON = 1e-6
 _AXES_AS_INPUT = 18
 # Keys that differ by less than this share of their square are the same: what float32 rounds.
 _SAME = 1e-6
+_FULL = ir.DataType.FLOAT
 
 SOFTNESS = 0.1
 """How soft borders of groups are, as a share of the mean squared distance of keys to the first centers."""
-_FULL = ir.DataType.FLOAT
 
 LEARNED_WEIGHT, LEARNED_BIAS = "aggregate.weight", "aggregate.bias"
 
@@ -75,10 +75,8 @@ class FixedProjection:
 
         def restore(writer: Writer, value: ir.Value) -> ir.Value:
             """Project back: P^T P X is the part of X that was kept."""
-            back, groups = (
-                _like(writer, value, self.matrix.T, "matrix"),
-                Tokens(value, self.protected + len(self.matrix)),
-            )
+            back = _like(writer, value, self.matrix.T, "matrix")
+            groups = Tokens(value, self.protected + len(self.matrix))
             return tokens.restore(writer, _product(writer, groups, self.protected, back, self.matrix.shape[1]))
 
         return Tokens(values, self.protected + len(self.matrix), None, restore)
