@@ -2,6 +2,9 @@
 
 import gc
 import hashlib
+import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -156,6 +159,20 @@ def test_the_hash_of_a_mapped_weight_is_taken_once_and_that_of_a_writable_one_ea
     assert weight is not None
     weight.numpy()[0, 0] += 1
     assert changed.digest() != before, "a write to a weight in memory went unseen"
+
+
+def test_files_of_killed_processes_are_deleted(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    orphan, living = (tmp_path / f"edgesmith-weights-{pid}-abc" for pid in (ended.pid, os.getppid()))
+    for path in (orphan, living, tmp_path / "edgesmith-weights-other"):
+        path.touch()
+    kept = WeightFile().keep(ir.tensor(np.zeros(1 << 16, np.float32)))
+    assert kept.size == 1 << 16
+    assert not orphan.exists()
+    assert living.exists()
+    assert (tmp_path / "edgesmith-weights-other").exists()
 
 
 def test_files_of_its_own_go_with_the_last_tensor(monkeypatch, tmp_path):

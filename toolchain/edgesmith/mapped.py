@@ -9,6 +9,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 import onnx_ir as ir
+import psutil
 from numpy.typing import NDArray
 
 from edgesmith.errors import OutputError
@@ -27,6 +29,8 @@ _PIECE_BYTES = 1 << 24
 _SMALL_BYTES = 1 << 16
 """Weights up to this size stay in memory: a page of a file would not be much smaller."""
 _SEGMENT_BYTES = 1 << 28
+_OWN_PREFIX = "edgesmith-weights-"
+"""Begins the names of files that belong to a process, whose number follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,10 @@ class WeightFile:
         return tensor_of(content, tensor.dtype, ir.Shape(tensor.shape.numpy()), tensor.name)
 
     def _begin_segment(self, needed: int) -> None:
-        prefix = "edgesmith-weights-" if self._deletes else "weights-"
+        prefix = "weights-"
+        if self._deletes:
+            _delete_orphans(self._directory)
+            prefix = f"{_OWN_PREFIX}{os.getpid()}-"
         descriptor, name = tempfile.mkstemp(prefix=prefix, dir=self._directory)
         with os.fdopen(descriptor, "wb") as stream:
             # A file that is long and empty takes no room on disk, and one mapping serves all weights in it.
@@ -159,6 +166,15 @@ class WeightFile:
         mapping = _mapping(self._content)
         if self._deletes and mapping is not None:
             finalize(mapping, _delete, self._path, os.getpid())
+
+
+def _delete_orphans(directory: Path) -> None:
+    """Delete the files of processes that were killed. One still in use elsewhere stays readable through its mapping."""
+    for path in directory.glob(f"{_OWN_PREFIX}*-*"):
+        owner = path.name.removeprefix(_OWN_PREFIX).partition("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            with suppress(OSError):  # of another user, or gone already
+                path.unlink()
 
 
 def _delete(path: Path, owner: int) -> None:
