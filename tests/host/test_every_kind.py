@@ -143,8 +143,6 @@ NOT_ISOLATED = [
 
 LEFT = "ended its process with code 5 before"
 ENDED = [
-    ("target.check", "leave", TargetError, LEFT),
-    ("target.lower", "leave", StepError, f"target told 1.0: {LEFT}"),
     ("target.lower", "never", StepError, "target told 1.0: did not end within 8 s, in told at breaks_as_told.py:"),
     ("target.build", "eat", TargetError, "MiB of memory, and may take 700, in told at breaks_as_told.py:"),
     ("target.finish", "leave", TargetError, LEFT),
@@ -225,7 +223,6 @@ def test_with_isolation_what_is_sound_works(tmp_path, place):
         ("crash", None, "crashed: ZeroDivisionError: told so."),
         ("garbage", None, "returned int, not a Finding of texts."),
         ("edit", None, "edited the graph that it was given."),
-        ("edit", Isolation(60, 2000), "edited the graph that it was given."),
         ("leave", limits("leave"), f"{LEFT} the step was done."),
         ("never", limits("never"), "did not end within 8 s, in told at breaks_as_told.py:"),
     ],
