@@ -34,6 +34,8 @@ COUNTS, SEEDS, RANDOM_SEEDS, SAMPLES, TURNS = (3, 6), 1, 5, 8, 15
 _PAIRS = [[number, number + 1] for number in range(10, 20, 2)]
 SHARING: dict[str, dict[str, Any]] = {
     **{f"pairs of the middle third, {weights}": {"weights": weights} for weights in ("first", "mean", "weighted")},
+    # The same model, written in the same way.
+    "nothing shared": {"weights": "first", "groups": []},
     "pairs of the middle third, weighted, rank 16": {"weights": "weighted", "correction_rank": 16},
 }
 MEMORY_TOKENS = 16
@@ -73,8 +75,6 @@ def measure(arguments: argparse.Namespace, console: Console) -> list[dict[str, A
     quality = {"data": str(case.evaluation), "metric": case.metric, "samples": arguments.evaluation}
     _, base = call_child(MEASURING, "quality", model=str(case.model), **quality)
     console.print(f"unchanged: perplexity {base['perplexity']:.2f}")
-    if arguments.sharing:
-        console.print(f"resident MiB of the unchanged model: {resident(case.model, case.evaluation)}")
     macs = count_cost(ir.load(case.model)).macs
     rows = []
     for plan in plans(arguments):

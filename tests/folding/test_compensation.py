@@ -132,7 +132,7 @@ def test_what_cannot_get_better_stays_bit_for_bit(compensation):
 
 def test_later_projections_are_repaired_towards_the_given_network():
     model = deep("llama")
-    data, fresh = inputs_of(model, 48), inputs_of(model, 8, seed=9)
+    data, fresh = inputs_of(model, 24), inputs_of(model, 8, seed=9)
     wanted = run(model, fresh)["logits"]
     plain = remove(model, data, blocks=(1,), compensation="folded")
     repaired, notes = remove_with_notes(model, data, blocks=(1,), compensation="folded", repair_blocks=BLOCKS)

@@ -23,7 +23,9 @@ BLOCKS, HEADS, WIDTH = 3, 2, 8
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_folding_keeps_cached_decoding_equal_to_the_full_forward(kind, dynamo):
+def test_folding_keeps_cached_decoding_equal_to_the_full_forward(kind, dynamo, request):
+    if "slow" not in request.config.option.markexpr:
+        pytest.skip("torch takes long to export; run `pytest -m slow`")
     model = exported(kind, dynamo)
     assert len(find_caches(model.ir)) == 2 * BLOCKS
     removed, _ = remove_with_notes(model, blocks=(0,), compensation="none")
