@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from edgesmith.host.verdict import Verdict
     from edgesmith.isolation.limits import Isolation
     from edgesmith.measure.runner import Runner
-    from edgesmith.model import Model
+    from edgesmith.model import Model, Provenance
     from edgesmith.recipe import Recipe
     from edgesmith.task import Task
     from edgesmith_calibration.metrics import Metric
@@ -76,7 +76,7 @@ _HOME = {
     ),
     "Verdict": "edgesmith.host.verdict",
     "Isolation": "edgesmith.isolation.limits",
-    "Model": "edgesmith.model",
+    **dict.fromkeys(("Model", "Provenance"), "edgesmith.model"),
     "Recipe": "edgesmith.recipe",
     "Task": "edgesmith.task",
 }
@@ -101,6 +101,7 @@ __all__ = [
     "Model",
     "Needs",
     "Order",
+    "Provenance",
     "Recipe",
     "ReportSection",
     "RunData",

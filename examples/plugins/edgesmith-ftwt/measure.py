@@ -15,9 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from edgesmith import Model, Task
+from edgesmith import Model, Provenance, Task
 from edgesmith.graph.cost import count_cost
-from edgesmith.model import Provenance
 from edgesmith.testing import isolated_registry, run_method
 from edgesmith_calibration.sources import ArraySource
 
