@@ -5,14 +5,14 @@ shuffled turns, as ratios to the dense model within a turn. Rows in which chance
 pairs, are run with several seeds. Training-free and trained rows have tables of their own; those trained have all seen
 the same calibration images, and no row has seen the test images.
 
-Run `python -m benchmarks.tokens`, with `--case`, `--only`, `--evaluation` and `--turns` for parts; results of all runs
-gather in build/bench/tokens/CASE.json.
+Run `python -m benchmarks.tokens`, with `--case`, `--only`, `--evaluation` and `--turns` for parts; rows of runs with
+the same images and seeds gather in one file in build/bench/tokens, and in one table.
 """
 
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -29,6 +29,8 @@ CHILD = "benchmarks.tokens_child"
 CASES = {"fashion_small": fashion_small, "fashion_vit_s14": fashion_vit_s14}
 BATCHES = {"fashion_small": 64, "fashion_vit_s14": 8}
 SEEDS, SAMPLES, TURNS = 3, 256, 15
+READS_SAMPLES = frozenset({"aggregate-tokens", "static-attention", "remove-blocks"})
+"""Methods that read fewer samples than there are unless told; here all read the same."""
 
 Steps = tuple[tuple[str, Mapping[str, Any]], ...]
 
@@ -72,8 +74,19 @@ def recovered(plan: Plan, minutes: float) -> Plan:
     return Plan((*plan.steps, step), plan.drawn, trained=True)
 
 
-def plans(case: str, minutes: float) -> dict[str, Plan]:
+def plans(case: str, minutes: float, samples: int) -> dict[str, Plan]:
     """Return the rows of a case."""
+    return {name: reading(plan, samples) for name, plan in _plans(case, minutes).items()}
+
+
+def reading(plan: Plan, samples: int) -> Plan:
+    """Let each step read so many samples."""
+    limit = {"samples": samples}
+    steps = [(name, {**options, **limit} if name in READS_SAMPLES else options) for name, options in plan.steps]
+    return replace(plan, steps=tuple(steps))
+
+
+def _plans(case: str, minutes: float) -> dict[str, Plan]:
     small = case == "fashion_small"
     depth, amounts = (4, (1, 2, 3)) if small else (12, (8, 12, 16, 20))
     later = (0,) * (depth // 4)
@@ -119,11 +132,13 @@ class Session:
         """Run every row that is asked for, then time all of them in turns, then print."""
         folder = OUT / self.case.name
         folder.mkdir(parents=True, exist_ok=True)
-        results = OUT / f"{self.case.name}.json"
+        given = self.arguments
+        settings = f"{given.evaluation or 'all'}-images-{given.samples}-samples-{given.seeds}-seeds"
+        results = OUT / f"{self.case.name}-{settings}-{given.minutes:g}-minutes.json"
         if results.exists():
             self.rows = json.loads(results.read_text())
-        chosen = plans(self.case.name, self.arguments.minutes)
-        only = self.arguments.only or list(chosen)
+        chosen = plans(self.case.name, given.minutes, given.samples)
+        only = given.only or list(chosen)
         wanted = {name: plan for name, plan in chosen.items() if name in ("dense", *only)}
         files = {}
         for number, (name, plan) in enumerate(wanted.items()):
@@ -132,6 +147,7 @@ class Session:
                 self.rows[name] = self._reduced(plan, file)
             except ChildError as error:
                 self.console.print(f"{name} is left out: {error}")
+                self.rows.pop(name, None)
                 continue
             files[name] = str(file)
             self.console.print(f"{name}: {', '.join(f'{value:.2f}' for value in self.rows[name]['accuracy'])}")
@@ -183,10 +199,12 @@ class Session:
         table = Table("", *columns, title=f"{self.case.name}, {kind}, batches of {self.batch}")
         rows = [(name, row) for name, row in self.rows.items() if "speedup" in row]
         rows = [(name, row) for name, row in rows if row["trained"] == trained or name == "dense"]
+        # Runs differ in how busy the machine was, so the rate is the dense one of the last run times the ratio.
+        dense = self.rows["dense"]["images_per_second"] if rows else 0.0
         for name, row in sorted(rows, key=lambda each: each[1]["speedup"]["median"]):
             values, runs = row["accuracy"], row["runs"]
             cells = [f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}" if len(values) > 1 else ""]
-            cells += [str(row["images"] or "all"), f"{row['images_per_second']:.1f}", spread(row["speedup"])]
+            cells += [str(row["images"] or "all"), f"{dense * row['speedup']['median']:.1f}", spread(row["speedup"])]
             cells += [f"{runs[-1]['macs'] / 1e6:,.1f} M", f"{mean(run['seconds'] for run in runs):.0f}"]
             cells += [f"{max(run['peak_bytes'] for run in runs) / 2**20:.0f}"]
             table.add_row(name, *cells)
@@ -211,7 +229,7 @@ def main() -> None:
     arguments, console = parser.parse_args(), Console(width=140)
     for name in arguments.case or CASES:
         if arguments.list:
-            console.print("\n".join(f"{name}: {each}" for each in plans(name, arguments.minutes)))
+            console.print("\n".join(f"{name}: {each}" for each in plans(name, arguments.minutes, arguments.samples)))
             continue
         try:
             Session(CASES[name](), arguments, console).run()
