@@ -4,6 +4,7 @@ import onnx_ir as ir
 
 from edgesmith.errors import EdgesmithError, StepError
 from edgesmith.execution.observe import fixed_batch
+from edgesmith.graph.opset import raise_opset
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Context
 from edgesmith.host.interfaces import Method
@@ -14,10 +15,9 @@ from edgesmith_tokens.aggregation.pyramid import Pyramid
 from edgesmith_tokens.finding.vision import VisionStream, find_vision_streams
 from edgesmith_tokens.options.aggregation import AggregateTokensOptions
 from edgesmith_tokens.tokens.reduction import obstacle_to_fewer
+from edgesmith_tokens.tokens.writer import OPSET
 
 AggregationContext = Context[AggregateTokensOptions]
-
-_LEARNED_OPSET = 17
 
 
 class AggregateTokens(Method[AggregateTokensOptions]):
@@ -44,8 +44,9 @@ class AggregateTokens(Method[AggregateTokensOptions]):
             StepError: The form does not fit the model.
         """
         result = model.ir.clone()
-        streams = _streams(model, context.options)
-        problem = _problem(model.ir, streams, context)
+        raise_opset(result, OPSET)
+        streams = _streams(model.with_ir(result), context.options)
+        problem = _problem(result, streams, context)
         if problem:
             raise StepError(
                 f"tokens cannot be aggregated: {problem}",
@@ -106,8 +107,6 @@ def _problem(model: ir.Model, streams: list[VisionStream], context: AggregationC
         return f"the form {options.form} looks at calibration data; pass it with --data, or set form to pool"
     if options.form != "learned":
         return ""
-    if model.opset_imports.get("", 0) < _LEARNED_OPSET:
-        return f"learned needs opset {_LEARNED_OPSET} or later; export the model again, or set form to pool"
     fixed = fixed_batch(model) or 1
     if min(len(data), options.samples) < 2 * fixed:
         return f"learned needs {2 * fixed} calibration samples, to train on and to decide by; pass more with --data"

@@ -17,13 +17,12 @@ from edgesmith_tokens.merging.place import MergeForm, merge_stream
 from edgesmith_tokens.merging.schedule import constant, decreasing, fitted, listed, spread
 from edgesmith_tokens.options.merging import MergeTokensOptions
 from edgesmith_tokens.tokens.reduction import obstacle_to_fewer
+from edgesmith_tokens.tokens.writer import OPSET
 
 MergeContext = Context[MergeTokensOptions]
 
 _LARGEST_TOP = 3839
 """Most entries that TensorRT's TopK returns. A set of tokens must not be larger, here for all targets alike."""
-_OPSET = 18
-"""First opset of reductions with axes as an input, and of ScatterElements that adds."""
 
 
 class MergeTokens(Method[MergeTokensOptions]):
@@ -58,7 +57,7 @@ class MergeTokens(Method[MergeTokensOptions]):
         """
         options, merged = context.options, model.ir.clone()
         form = MergeForm(options.form, options.metric, options.score, options.proportional, context.seed)
-        raise_opset(merged, _OPSET)
+        raise_opset(merged, OPSET)
         whole = model.with_ir(merged.clone())
         streams = _streams(whole.ir, options)
         for stream in streams:

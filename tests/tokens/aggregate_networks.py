@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from tests.small_graphs import context
 
+from edgesmith.graph.edit import GraphEditor
 from edgesmith.model import Model, Provenance
 from edgesmith.task import Task
 from edgesmith.testing import transformer
@@ -116,6 +117,19 @@ def half(model: Model) -> Model:
     proto.graph.node.append(helper.make_node("Cast", [f"{result}.half"], [result], "to_full", to=TensorProto.FLOAT))
     del proto.graph.value_info[:]
     return model.with_ir(ir.from_proto(onnx.shape_inference.infer_shapes(proto)))
+
+
+def older(model: Model, opset: int) -> Model:
+    """Return a copy in an opset without LayerNormalization and Gelu: it has none of the one, and Relu for the other."""
+    copy = model.clone()
+    editor = GraphEditor(copy.graph)
+    for node in list(copy.graph):
+        if node.op_type == "LayerNormalization":
+            editor.bypass(node)
+        elif node.op_type == "Gelu":
+            node.op_type = "Relu"
+    copy.graph.opset_imports[""] = opset
+    return copy
 
 
 def _model(builder: GraphBuilder, output: str) -> Model:

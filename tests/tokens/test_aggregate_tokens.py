@@ -1,12 +1,22 @@
 """aggregate-tokens on small vision transformers: every form against NumPy, and what the graph promises."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.small_graphs import context, operators, run
-from tests.tokens.aggregate_networks import WIDTH, aggregate, aggregate_with_notes, half, images, verdict, vision
+from tests.tokens.aggregate_networks import (
+    WIDTH,
+    aggregate,
+    aggregate_with_notes,
+    half,
+    images,
+    older,
+    verdict,
+    vision,
+)
 
 from edgesmith.errors import StepError
 from edgesmith.execution.reference import ReferenceSession
@@ -299,6 +309,18 @@ def test_a_graph_in_float16_is_aggregated_as_in_float32(form):
     found, wanted = answer(smaller, data), answer(aggregate(model, data, form=form, **QUICK), data)
     # Half precision moves the smaller network about as much as the whole one; borders of groups add to it.
     assert np.abs(found - wanted).max() < 4 * rounding < np.abs(found - answer(narrow, data)).max()
+
+
+@pytest.mark.parametrize("form", ["attention-guided", "learned"])
+def test_an_older_opset_is_raised_to_one_that_has_what_is_written(form):
+    model = older(vision(blocks=3, front=0), 12)
+    data = images(model, 8)
+    smaller = aggregate(model, data, form=form, **QUICK)
+    onnx.checker.check_model(ir.to_proto(smaller.ir), full_check=True)
+    assert model.graph.opset_imports[""] == 12
+    newer = model.clone()
+    newer.graph.opset_imports[""] = 18
+    np.testing.assert_array_equal(answer(smaller, data), answer(aggregate(newer, data, form=form, **QUICK), data))
 
 
 def test_static_attention_comes_after_and_what_merges_or_is_static_before_is_left_alone_with_the_reason():

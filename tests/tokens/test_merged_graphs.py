@@ -10,6 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.small_graphs import context, run
+from tests.tokens.aggregate_networks import half
+from tests.tokens.aggregate_networks import images as patch_images
+from tests.tokens.aggregate_networks import vision as patch_vit
 from tests.tokens.merge_models import (
     accepted,
     before_softmax,
@@ -144,6 +147,40 @@ def test_both_forms_and_torch_agree(tiny_vit):
     operators = {node.op_type for node in hot.graph}
     assert "ScatterElements" not in operators and "TopK" in operators
     assert all(node.attributes["sorted"].as_int() == 1 for node in hot.graph if node.op_type == "TopK")
+
+
+@pytest.mark.parametrize("form", ["one-hot", "scatter"])
+def test_a_graph_in_float16_merges_as_in_float32(form):
+    whole = patch_vit(blocks=3)
+    narrow, feeds = half(whole), patch_images(whole)
+    drawn = {"counts": (4, 2, 1), "form": form, "score": "random"}  # pairs that rounding cannot change
+
+    def logits(model):
+        (found,) = run(model, feeds).values()
+        return found
+
+    rounding = np.abs(logits(narrow) - logits(whole)).max()
+    found, wanted = logits(merge(narrow, **drawn)), logits(merge(whole, **drawn))
+    # The smaller network rounds about as much as the whole one; means in float32 add next to nothing.
+    assert np.abs(found - wanted).max() < 4 * rounding < np.abs(found - logits(narrow)).max()
+
+
+@pytest.mark.parametrize("form", ["one-hot", "scatter"])
+def test_many_large_activations_in_float16_merge_into_one_token(form):
+    model = patch_vit(blocks=3)
+    positions = model.graph.initializers["positions"]
+    array = positions.const_value.numpy().copy()
+    array[:, 1:] = array[:, 1:2]
+    array[:, 1:, 5] = 9000  # nine of them are more than float16 holds
+    positions.const_value = ir.tensor(array, name="positions")
+    large, black = half(model), {"pixels": np.zeros((1, 3, 8, 8), np.float32)}
+    merged = merge(large, counts=(8, 4, 2), form=form)
+    # All patches are alike, so eight go to the first of the others, and a mean of them is what each of them is.
+    assert taps(merged, black, size_values(merged))[size_values(merged)[0]].max() == 9
+    (wanted,), (found,) = (run(each, black).values() for each in (large, merged))
+    assert np.isfinite(wanted).all()
+    # Sums of fewer terms, in float16: some roundings of 2^-11 in each of three blocks.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=20 * 2.0**-11 * np.abs(wanted).max())
 
 
 def test_batch_stays_open_and_images_do_not_touch_each_other(tiny_vit):

@@ -15,8 +15,6 @@ from edgesmith_tokens.tokens.writer import Writer
 # A group of less is empty; also the smallest normal number of float16.
 _SMALLEST_SIZE = 2.0**-14
 _EPSILON = 1e-6
-# Since this opset ReduceMean takes its axes as an input.
-_AXES_AS_INPUT = 18
 # Keys that differ by less than this share of their square are the same: what float32 rounds.
 _SAME = 1e-6
 _FULL = ir.DataType.FLOAT
@@ -130,7 +128,7 @@ class KeyAverage:
             keys = ir.convenience.create_value_mapping(writer.editor.graph, include_subgraphs=False)[self.keys]
         if self.channels is not None and (keys.shape is None or keys.shape[-1] != self.channels[1] - self.channels[0]):
             keys = writer.slice(keys, *self.channels, axis=2)
-        return _cast(writer, _patches(writer, keys, self.protected, tokens.count), _FULL)
+        return writer.cast(_patches(writer, keys, self.protected, tokens.count), _FULL)
 
     def _scaled(self, writer: Writer, keys: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return keys and the first centers, moved and scaled so that the variance is 1: small numbers suit float16."""
@@ -206,7 +204,7 @@ class LearnedAverage:
 
     def __call__(self, writer: Writer, tokens: Tokens) -> Tokens:
         """Put the nodes behind the tokens, and return what is left."""
-        own = _cast(writer, _patches(writer, tokens.values, self.protected, tokens.count), _FULL)
+        own = writer.cast(_patches(writer, tokens.values, self.protected, tokens.count), _FULL)
         width, groups = self.weight.shape
         scale = writer.constant(np.ones(width, np.float32), "scale")
         normal = writer.add("LayerNormalization", (own, scale), {"axis": -1, "epsilon": _EPSILON}, shape=own.shape)
@@ -235,12 +233,12 @@ class _Weights:
 def _soft(writer: Writer, tokens: Tokens, protected: int, weights: _Weights, sizes: ir.Value | None) -> Tokens:
     """Return means of tokens with these weights; `sizes` are those of all tokens afterwards."""
     turned = _turned(writer, weights.average, weights.groups, tokens.count - protected)
-    matrix = _cast(writer, turned, tokens.values.dtype or _FULL)
+    matrix = writer.cast(turned, tokens.values.dtype or _FULL)
     values = _product(writer, tokens, protected, matrix, weights.groups)
 
     def restore(writer: Writer, value: ir.Value) -> ir.Value:
         """Give each token a mean of the groups that it went to."""
-        part = _cast(writer, weights.part, value.dtype or _FULL)
+        part = writer.cast(weights.part, value.dtype or _FULL)
         groups = Tokens(value, protected + weights.groups)
         return tokens.restore(writer, _product(writer, groups, protected, part, tokens.count - protected))
 
@@ -274,12 +272,6 @@ def _joined(writer: Writer, front: ir.Value, rest: ir.Value, count: int) -> ir.V
     return writer.add("Concat", (front, rest), {"axis": 1}, shape=shape, dtype=kind)
 
 
-def _cast(writer: Writer, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    if value.dtype in (None, dtype):
-        return value
-    return writer.add("Cast", (value,), {"to": int(dtype)}, shape=value.shape, dtype=dtype)
-
-
 def _like(writer: Writer, value: ir.Value, array: Array, name: str) -> ir.Value:
     """Return a constant in the type of a value."""
     return writer.constant(array.astype((value.dtype or _FULL).numpy()), name)
@@ -293,9 +285,7 @@ def _stored(writer: Writer, numbers: Array | float) -> ir.Value:
 
 def _mean(writer: Writer, value: ir.Value, axis: int, shape: Sequence[int | ir.SymbolicDim] | None) -> ir.Value:
     """Return the mean along an axis, which stays."""
-    if writer.editor.graph.opset_imports.get("", 0) >= _AXES_AS_INPUT:
-        return writer.add("ReduceMean", (value, writer.integers(axis)), {"keepdims": 1}, shape=shape)
-    return writer.add("ReduceMean", (value,), {"axes": (axis,), "keepdims": 1}, shape=shape)
+    return writer.add("ReduceMean", (value, writer.integers(axis)), {"keepdims": 1}, shape=shape)
 
 
 def _column(sizes: Array) -> Array:

@@ -18,9 +18,10 @@ from edgesmith_tokens.tokens.writer import Writer
 
 CombineForm = Literal["scatter", "one-hot"]
 Adder = Callable[[ir.Value, ir.Value], ir.Value]
-"""Returns what the tokens of B hold, [batch, B, width], with what the sources hold, [batch, r, width], added."""
+"""Returns what the tokens of B hold, [batch, B, width], with what the sources hold, [batch, r, width], added; both in
+float32."""
 
-_INTEGER = ir.DataType.INT64
+_FULL, _INTEGER = ir.DataType.FLOAT, ir.DataType.INT64
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def _take(writer: Writer, values: ir.Value, column: ir.Value) -> ir.Value:
     shape = None
     if values.shape is not None and column.shape is not None:
         shape = (values.shape[0], column.shape[1], values.shape[2])
-    dtype = values.dtype or ir.DataType.FLOAT
+    dtype = values.dtype or _FULL
     return writer.add("GatherND", (values, column), {"batch_dims": 1}, shape=shape, dtype=dtype)
 
 
@@ -157,12 +158,17 @@ def _merge(writer: Writer, tokens: Tokens, places: _Places, form: CombineForm) -
     sizes = tokens.sizes if tokens.sizes is not None else _ones(writer, values, count)
     add = (_scattered if form == "scatter" else _multiplied)(writer, places, batch)
     sources = _column(writer, places.sources)
-    others, other_sizes = writer.slice(values, start, count, 2), writer.slice(sizes, start, count, 2)
-    moved, moved_sizes = _take(writer, values, sources), _take(writer, sizes, sources)
+    # In float32, since sums of large activations pass what float16 holds, and ONNX Runtime scatters no float16.
+    others, moved = (
+        writer.cast(each, _FULL) for each in (writer.slice(values, start, count, 2), _take(writer, values, sources))
+    )
+    other_sizes, moved_sizes = writer.slice(sizes, start, count, 2), _take(writer, sizes, sources)
     size = add(other_sizes, moved_sizes)
     if tokens.sizes is not None:
-        others, moved = _scaled(writer, "Mul", others, other_sizes), _scaled(writer, "Mul", moved, moved_sizes)
-    parts = [(_scaled(writer, "Div", add(others, moved), size), size)]
+        others = writer.add("Mul", (others, other_sizes), shape=others.shape)
+        moved = writer.add("Mul", (moved, moved_sizes), shape=moved.shape)
+    means = writer.add("Div", (add(others, moved), size), shape=others.shape)
+    parts = [(writer.cast(means, _type(values)), size)]
     if places.stays:
         kept = _column(writer, places.kept)
         parts.insert(0, (_take(writer, values, kept), _take(writer, sizes, kept)))
@@ -186,14 +192,6 @@ def _ones(writer: Writer, values: ir.Value, count: int) -> ir.Value:
     return writer.add("Expand", (one, writer.batch_of(values, 1, 1)), shape=(_batch(values), count, 1))
 
 
-def _scaled(writer: Writer, op_type: str, values: ir.Value, by: ir.Value) -> ir.Value:
-    """Multiply or divide tokens by sizes, which are in float32."""
-    dtype = _type(values)
-    if dtype != ir.DataType.FLOAT:
-        by = writer.add("Cast", (by,), {"to": int(dtype)}, shape=by.shape, dtype=dtype)
-    return writer.add(op_type, (values, by), shape=values.shape, dtype=dtype)
-
-
 def _scattered(writer: Writer, places: _Places, batch: int | ir.SymbolicDim) -> Adder:
     column = _column(writer, places.destinations)
 
@@ -203,7 +201,7 @@ def _scattered(writer: Writer, places: _Places, batch: int | ir.SymbolicDim) -> 
         indices = writer.add("Expand", (column, spread), shape=(batch, places.r, width), dtype=_INTEGER)
         attributes: dict[str, Attribute] = {"axis": 1, "reduction": "add"}
         inputs = (values, indices, moved)
-        return writer.add("ScatterElements", inputs, attributes, shape=values.shape, dtype=_type(values))
+        return writer.add("ScatterElements", inputs, attributes, shape=values.shape)
 
     return add
 
@@ -214,20 +212,17 @@ def _multiplied(writer: Writer, places: _Places, batch: int | ir.SymbolicDim) ->
     numbers = writer.constant(np.arange(count, dtype=np.int64).reshape(1, count, 1), "numbers")
     shape = (batch, count, places.r)
     equal = writer.add("Equal", (goes_to, numbers), shape=shape, dtype=ir.DataType.BOOL)
-    hot: dict[ir.DataType, ir.Value] = {}
+    hot = writer.cast(equal, _FULL)
 
     def add(values: ir.Value, moved: ir.Value) -> ir.Value:
-        dtype = _type(values)
-        if dtype not in hot:
-            hot[dtype] = writer.add("Cast", (equal,), {"to": int(dtype)}, shape=shape, dtype=dtype)
-        product = writer.add("MatMul", (hot[dtype], moved), shape=values.shape, dtype=dtype)
-        return writer.add("Add", (values, product), shape=values.shape, dtype=dtype)
+        product = writer.add("MatMul", (hot, moved), shape=values.shape)
+        return writer.add("Add", (values, product), shape=values.shape)
 
     return add
 
 
 def _type(values: ir.Value) -> ir.DataType:
-    return values.dtype or ir.DataType.FLOAT
+    return values.dtype or _FULL
 
 
 def _went_to(writer: Writer, places: _Places, count: int) -> ir.Value:

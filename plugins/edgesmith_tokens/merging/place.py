@@ -68,9 +68,7 @@ def _reducer(
 
     def reduce(writer: Writer, tokens: Tokens) -> Tokens:
         metric = _mean_over_heads(writer, source, axis) if by_keys else source
-        if metric.dtype not in (None, ir.DataType.FLOAT):
-            metric = writer.add("Cast", (metric,), {"to": int(ir.DataType.FLOAT)}, shape=metric.shape)
-        return merge_by_metric(writer, tokens, metric, r, protected, form.combine)
+        return merge_by_metric(writer, tokens, writer.cast(metric, ir.DataType.FLOAT), r, protected, form.combine)
 
     return reduce
 

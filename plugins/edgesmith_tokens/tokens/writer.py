@@ -11,6 +11,9 @@ from edgesmith.graph.edit import Attribute, GraphEditor
 
 Shape = Iterable[int | ir.SymbolicDim]
 
+OPSET = 18
+"""First opset of what is written: reductions with axes as an input, ScatterElements that adds, a part of a shape."""
+
 
 class Writer:
     """Puts nodes into the main graph, each behind the one before.
@@ -65,6 +68,12 @@ class Writer:
     def integers(self, *numbers: int) -> ir.Value:
         """Return a constant list of integers, such as axes or a shape."""
         return self.constant(np.asarray(numbers, np.int64), "integers")
+
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Return a value in another type; the value itself where it has that type, or none is known."""
+        if value.dtype in (None, dtype):
+            return value
+        return self.add("Cast", (value,), {"to": int(dtype)}, shape=value.shape, dtype=dtype)
 
     def slice(self, value: ir.Value, start: int, stop: int, step: int = 1, *, axis: int = 1) -> ir.Value:
         """Return a part of a value along one axis; start and stop are those of a range."""
