@@ -141,6 +141,18 @@ def test_schema_is_printed_or_written(capsys, tmp_path):
     assert json.loads(path.read_text()) == schema
 
 
+def test_options_that_no_schema_describes_cost_no_other_method_its_schema(capsys):
+    broken = str(BAD_PLUGINS / "options_without_schema.py")
+    fault = "its options crashed with PydanticInvalidForJsonSchema"
+    schema = run_json(capsys, "--plugin", COPY, "--plugin", broken, "schema")
+    steps = {step["properties"]["method"]["enum"][0]: step for step in schema["$defs"]["Step"]["oneOf"]}
+    assert "copy" in steps
+    assert fault in steps["options-without-schema"]["properties"]["options"]["description"]
+    code, out, err = run(capsys, "--plugin", broken, "methods", "options-without-schema")
+    assert (code, out) == (2, "")
+    assert fault in err
+
+
 def test_a_refusal_has_four_parts_on_standard_error_and_exit_code_2(capsys):
     code, out, err = run(capsys, "--plugin", "absent.py", "methods")
     assert (code, out) == (2, "")

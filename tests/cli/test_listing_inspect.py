@@ -38,6 +38,20 @@ def test_inspect_shows_structure_cost_and_which_methods_apply(capsys, tmp_path, 
     assert "copy" in out
 
 
+def test_a_method_whose_options_break_is_refused_by_name(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGESMITH_STORE", str(tmp_path / "store"))
+    (tiny_mlp().save(tmp_path / "saved") / "model.onnx").rename(tmp_path / "mlp.onnx")
+    broken = ("options-crash", "options-without-default", "options-without-schema")
+    plugins = [f"--plugin={BAD_PLUGINS / name.replace('-', '_')}.py" for name in broken]
+    code, out, _ = run(capsys, "--plugin", COPY, *plugins, "inspect", str(tmp_path / "mlp.onnx"), "--json")
+    assert code == 0
+    verdicts = {row["method"]: row for row in json.loads(out)["methods"]}
+    assert verdicts["copy"]["verdict"] == "ok"
+    for name in broken:
+        assert verdicts[name]["verdict"] == "refuse"
+        assert f"method {name} 1.0 from file:{name.replace('-', '_')} 0+" in verdicts[name]["reason"]
+
+
 def test_inspect_refuses_what_no_frontend_reads(capsys, tmp_path):
     text = tmp_path / "notes.onnx"
     text.write_text("this is no model")

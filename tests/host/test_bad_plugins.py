@@ -56,6 +56,12 @@ BROKEN_IN_APPLY = {
     "unknown_operator": ("ONNX Runtime does not run", "Mystery"),
 }
 
+BROKEN_IN_OPTIONS = {
+    "options_crash": "crashed with SystemExit: no licence found at options_crash.py:30",
+    "options_without_default": "crashed with ZeroDivisionError: integer division or modulo by zero at options_without",
+    "options_without_schema": "crashed with PydanticInvalidForJsonSchema: ",
+}
+
 BROKEN_WITH_ITS_PROCESS = {
     "never_ends": "did not end within 4 s, in apply at never_ends.py:",
     "never_ends_in_check": "did not end within 4 s, in check at never_ends_in_check.py:",
@@ -87,6 +93,7 @@ def test_every_bad_plugin_has_a_test():
     tested = {
         *BROKEN_AT_LOAD,
         *BROKEN_IN_APPLY,
+        *BROKEN_IN_OPTIONS,
         *BROKEN_WITH_ITS_PROCESS,
         *BROKEN_WITH_THE_PROCESS_THAT_IMPORTS,
         "crash_in_check",
@@ -154,6 +161,19 @@ def test_a_broken_step_is_attributed_and_leaves_the_model_as_it_was(name, isolat
     assert (ReferenceSession(model.ir).run(inputs)["y"] == before).all()
     # The same registry and model still serve a sound method.
     assert run_method(registry, "copy", model).model.digest() == digest
+
+
+@pytest.mark.parametrize("name", BROKEN_IN_OPTIONS)
+def test_options_that_break_are_attributed_and_cost_no_other_method_its_schema(name):
+    registry = registry_with(name)
+    method = registry.method(name.replace("_", "-"))
+    fault = f"method {method.name} 1.0 from {registry.distribution_of(method)}: its options {BROKEN_IN_OPTIONS[name]}"
+    with pytest.raises(PluginError) as caught:
+        run_method(registry, method.name, tiny_mlp())
+    assert fault in caught.value.what
+    titles = [step["title"] for step in registry.schema()["$defs"]["Step"]["oneOf"]]
+    assert titles == ["file:raises_in_observer:copy", f"file:{name}:{method.name}"]
+    assert run_method(registry, "copy", tiny_mlp()).verdict.status == "ok"
 
 
 @pytest.mark.parametrize("name", BROKEN_WITH_ITS_PROCESS)

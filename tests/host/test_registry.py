@@ -1,5 +1,6 @@
 """Looking things up, loading classes, and validating options."""
 
+import json
 import sys
 from dataclasses import fields, replace
 from types import ModuleType
@@ -36,6 +37,10 @@ class RequiredOption(BaseModel):
     path: str
 
 
+class NotJson(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"example": object()})
+
+
 class Copy(Method[Options]):
     def check(self, model, context):
         return Verdict.ok()
@@ -57,7 +62,7 @@ def find_nothing(model, dialect):
 def importable(monkeypatch):
     """Make this file's classes importable under a name that records can hold."""
     module = ModuleType(HERE)
-    for value in (Inner, Options, RequiredOption, Copy, HalfDone, find_nothing):
+    for value in (Inner, Options, RequiredOption, NotJson, Copy, HalfDone, find_nothing):
         setattr(module, value.__name__, value)
     monkeypatch.setitem(sys.modules, HERE, module)
 
@@ -152,6 +157,14 @@ def test_options_that_are_no_pydantic_model_name_the_plugin():
     registry = registry_of(replace(RECORD, options=f"{HERE}:Copy"))
     with pytest.raises(PluginError, match="not a pydantic model"):
         registry.options(registry.method("channel-prune"))
+
+
+def test_a_schema_that_is_no_json_names_the_plugin():
+    registry = registry_of(replace(RECORD, options=f"{HERE}:NotJson"))
+    (step,) = registry.schema()["$defs"]["Step"]["oneOf"]
+    assert json.loads(json.dumps(step))["properties"]["options"]["description"].startswith(
+        "method channel-prune 1.0 from edge-prune 0.3: its options crashed with TypeError: Object of type object is not"
+    )
 
 
 def test_a_lint_is_a_callable():

@@ -37,7 +37,7 @@ def _show_one(registry: "Registry", method: "MethodRecord", as_json: bool) -> No
     from edgesmith.host.options import describe_range, option_schemas
     from edgesmith.host.order import declared_by_others
 
-    options = option_schemas(registry.options(method))
+    options = registry.ask_options(method, option_schemas)
     others = declared_by_others(method, registry)
     if as_json:
         write_json({**_as_json(registry, method), "declared_by_others": list(others), "option_schemas": options})

@@ -1,5 +1,6 @@
 """Checks the options of a recipe step against the method's own pydantic model, with words a user can act on."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,14 @@ def _hash_if_there(path: Path) -> str:
     return hash_file(path) if path.is_file() else ""
 
 
+def read_schema(model: type[BaseModel], **settings: Any) -> dict[str, Any]:
+    """Return the JSON schema of options; `settings` are those of pydantic. What is no JSON in it is a TypeError."""
+    return dict(json.loads(json.dumps(model.model_json_schema(**settings))))
+
+
 def option_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     """Return the JSON schema of each option, by the name a recipe uses, references resolved one level deep."""
-    schema = model.model_json_schema()
+    schema = read_schema(model)
     definitions = schema.get("$defs", {})
     return {
         name: {**definitions.get(str(field.get("$ref", "")).rpartition("/")[2], {}), **field}

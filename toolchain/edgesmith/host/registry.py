@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from edgesmith.errors import PluginError
 from edgesmith.host.candidate import OWN_DISTRIBUTION, import_breaks
+from edgesmith.host.containment import call_plugin
 from edgesmith.host.names import suggest
 from edgesmith.host.observers import Observers
 from edgesmith.host.origin import PluginOrigin
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from edgesmith.measure.runner import Runner
     from edgesmith_calibration.metrics import Metric
 
+ResultT = TypeVar("ResultT")
 RecordT = TypeVar("RecordT", MethodRecord, TargetRecord, FrontendRecord, RunnerRecord, MetricRecord, LintRecord)
 
 WORDS: Mapping[type[Record], str] = {
@@ -208,11 +210,21 @@ class Registry:
 
         Raises:
             RecipeError: An option is unknown, missing, or outside its range; the message names it and the range.
-            PluginError: The method's options cannot be imported.
+            PluginError: The method's options cannot be imported, or crash.
         """
         from edgesmith.host.options import validate_options
 
-        return validate_options(record.name, self.options(record), options)
+        return self.ask_options(record, lambda model: validate_options(record.name, model, options))
+
+    def ask_options(self, record: MethodRecord, work: "Callable[[type[BaseModel]], ResultT]") -> ResultT:
+        """Return what `work` makes of the pydantic model of a method's options, whose validators are the plugin's.
+
+        Raises:
+            PluginError: The model cannot be imported, or its code crashes.
+        """
+        model = self.options(record)
+        what = f"method {record.name} {record.version} from {self.distribution_of(record)}: its options"
+        return call_plugin(lambda: work(model), what, PluginError, module=self.plugin_of(record).module.__name__)
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of recipes, with the options of every installed method."""

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import PluginError
+from edgesmith.host.options import read_schema
 from edgesmith.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def _options_schema(registry: "Registry", record: "MethodRecord") -> tuple[dict[
     """Return the schema of a method's options and the definitions it refers to, under names of their own."""
     prefix = registry.qualified_name(record).replace(":", ".")
     try:
-        schema = registry.options(record).model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}")
+        schema = registry.ask_options(
+            record, lambda model: read_schema(model, ref_template=f"#/$defs/{prefix}.{{model}}")
+        )
     except PluginError as error:
         # One broken plugin must not cost the completion of all the others.
         return {"type": "object", "description": error.what}, {}
