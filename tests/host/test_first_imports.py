@@ -146,6 +146,24 @@ def test_a_class_whose_module_ends_its_process_is_not_imported_here(install, tmp
     sys.modules.pop("edge_good_rules")
 
 
+def test_an_attribute_that_an_entry_point_names_is_tried_too(install, tmp_path, tries):
+    install("edge-prune", source="import edge_hooks as hooks")
+    (tmp_path / "edge-prune" / "edge_hooks.py").write_text("""
+import os
+import edgesmith
+
+@edgesmith.hookimpl
+def register_methods():
+    os._exit(9)
+""")
+    points = tmp_path / "edge-prune" / "edge_prune-0.3.dist-info" / "entry_points.txt"
+    points.write_text("[edgesmith]\nmain = edge_prune:hooks\n")
+    for _ in range(2):
+        (tombstone,) = load_registry().tombstones
+        assert "importing the plugin: ended its process with code 9" in tombstone.error
+    assert tries == [["main"]]
+
+
 def test_a_module_that_raises_is_imported_here_and_shows_its_own_error(install, tries):
     install("edge-prune", source="import nothing_of_that_name")
     for _ in range(2):
@@ -183,12 +201,20 @@ def test_a_folder_that_cannot_be_written_is_tolerated(install, tries, store):
     assert len(tries) == 2
 
 
-def test_where_no_process_can_be_started_plugins_are_imported_at_once(install, monkeypatch):
+@pytest.mark.parametrize(("place", "name"), [(imports, "_CHILD"), (sys, "executable")])
+def test_where_no_process_can_be_started_plugins_are_imported_untried_and_tried_later(
+    install, tries, monkeypatch, caplog, place, name
+):
     install("edge-prune")
-    monkeypatch.setattr(imports, "_CHILD", "edgesmith.absent")
-    assert load_registry().method("halve")
-    monkeypatch.setattr(sys, "executable", "/absent/python")
-    assert load_registry(retry=True).method("halve")
+    with monkeypatch.context() as broken:
+        broken.setattr(place, name, "absent")
+        for _ in range(2):
+            assert load_registry().method("halve")
+    assert len(tries) == len(caplog.messages) == 2
+    assert "imported untried this time" in caplog.text
+    for _ in range(2):
+        assert load_registry().method("halve")
+    assert len(tries) == 3 and len(caplog.messages) == 2
 
 
 def test_checking_a_file_that_ends_its_process_says_so():

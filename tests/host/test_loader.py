@@ -112,6 +112,34 @@ def test_an_entry_point_that_names_no_module_is_buried(install, tmp_path):
     assert "function" in tombstone.error
 
 
+NAME, VERSION, RANGE = "Name: edge-prune\n", "Version: 0.3\n", "Requires-Dist: edgesmith>=0.1,<9\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("entry_points.txt", "[edgesmith]\nmain = edge-prune.module\n", "'edge-prune.module' cannot be a module"),
+        ("METADATA", None, "no Name in its METADATA"),
+        ("METADATA", NAME + RANGE, "no Version in its METADATA"),
+        ("METADATA", VERSION + RANGE, "no Name in its METADATA"),
+        ("METADATA", b"Name: \xff\n", "UnicodeDecodeError"),
+    ],
+)
+def test_a_distribution_with_malformed_metadata_is_buried_alone(install, tmp_path, file, content, words):
+    install("edge-prune")
+    install("edge-sound", method="quarter")
+    path = tmp_path / "edge-prune/edge_prune-0.3.dist-info" / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    registry = load_registry()
+    (tombstone,) = registry.tombstones
+    assert words in tombstone.traceback
+    assert "its distribution in" in tombstone.error and str(tmp_path / "edge-prune") in tombstone.error
+    assert "quarter" in names(registry) and "edge_prune" not in sys.modules
+    assert load_registry(plugins=False).tombstones == load_registry(disable=[tombstone.distribution]).tombstones == ()
+
+
 @pytest.mark.parametrize("declared", [1, 2])
 def test_this_plugin_contract_and_the_one_before_are_taken(install, monkeypatch, declared):
     monkeypatch.setattr("edgesmith.host.hookspecs.API_VERSION", 2)

@@ -9,6 +9,7 @@ together with the host, and cannot be newer than it.
 import hashlib
 import importlib.util
 import json
+import logging
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgesmith.host.candidate import Candidate
     from edgesmith.host.plugin import Trace
 
+_LOGGER = logging.getLogger(__name__)
 _CODE = (".py", ".so", ".pyd")
 
 
@@ -76,10 +78,14 @@ class FirstImports:
                 self._trace(f"{origin.distribution}:{origin.entry_point} {module} is tried in a process of its own")
         answers = try_imports(
             [Import(origin, module) for origin, module, _ in unknown],
-            [_home(module or origin.module, origin.file) for origin, module, _ in unknown],
+            [_home(module or origin.package, origin.file) for origin, module, _ in unknown],
         )
+        if None in answers:
+            _LOGGER.warning("No process can be started to try plugins in; they are imported untried this time.")
         known = self._load()
         for (origin, module, identity), answer in zip(unknown, answers, strict=True):
+            if answer is None:
+                continue
             # A plugin that broke is found by the names that it brought before.
             names = self._known(origin, module).get("names", ()) if answer.names is None else answer.names
             known[_key(origin, module)] = {"identity": identity, "fault": answer.fault, "names": list(names)}
@@ -124,11 +130,11 @@ def _identity(origin: PluginOrigin, module: str) -> str:
     """Return a hash of what the answer for an import depends on: the plugin's code, and what is installed beside it."""
     installed = {sysconfig.get_path(one) for one in ("purelib", "platlib")}
     parts = [
-        *(__version__, sys.version, origin.distribution, origin.version, origin.entry_point, origin.module, module),
+        *(__version__, sys.version, origin.distribution, origin.version, origin.entry_point, origin.value, module),
         *(str(_changed(Path(folder))) for folder in sorted(installed)),
-        *_stamps(_home(origin.module, origin.file)),
+        *_stamps(_home(origin.package, origin.file)),
     ]
-    if module.partition(".")[0] != origin.module.partition(".")[0]:
+    if module.partition(".")[0] != origin.package:
         parts += _stamps(_home(module, ""))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -10,15 +10,19 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 from packaging.utils import canonicalize_name
 
 from edgesmith.errors import PluginError
 from edgesmith.files import hash_file
 from edgesmith.host.candidate import OWN_DISTRIBUTION, Candidate, duplicate_name
+from edgesmith.host.containment import first_words
 from edgesmith.host.first_imports import FirstImports
 from edgesmith.host.names import suggest
 from edgesmith.host.origin import PluginOrigin
@@ -103,14 +107,37 @@ def _installed() -> list[Candidate]:
 def _entry_point_candidate(
     entry: importlib.metadata.EntryPoint, distribution: importlib.metadata.Distribution
 ) -> Candidate:
-    name = canonicalize_name(distribution.name)
-    if name == OWN_DISTRIBUTION:
-        return Candidate(name, distribution.version, entry.name, entry.load, None)
-    version = distribution.version
-    if _is_editable(distribution):
-        version += _content(entry.module.partition(".")[0])
-    origin = PluginOrigin(name, version, entry.name, entry.module, "")
-    return Candidate(name, version, entry.name, entry.load, tuple(distribution.requires or ()), origin)
+    name, version = entry.name, "of no version"
+    try:
+        name = canonicalize_name(_declared(distribution, "Name"))
+        version = _declared(distribution, "Version")
+        if name == OWN_DISTRIBUTION:
+            return Candidate(name, version, entry.name, entry.load, None)
+        if not entry.pattern.match(entry.value):
+            raise ValueError(f"{entry.value!r} cannot be a module")
+        origin = PluginOrigin(name, version, entry.name, entry.value, "")
+        if _is_editable(distribution):
+            origin = replace(origin, version=version + _content(origin.package))
+        return Candidate(name, origin.version, entry.name, entry.load, tuple(distribution.requires or ()), origin)
+    except Exception as error:  # noqa: BLE001  contains whatever is wrong with what one distribution says of itself
+        return Candidate(name, version, entry.name, partial(_refuse, entry, distribution, error))
+
+
+def _declared(distribution: importlib.metadata.Distribution, field: str) -> str:
+    if field not in distribution.metadata:
+        raise ValueError(f"no {field} in its METADATA")
+    return distribution.metadata[field]
+
+
+def _refuse(
+    entry: importlib.metadata.EntryPoint, distribution: importlib.metadata.Distribution, error: Exception
+) -> NoReturn:
+    raise PluginError(
+        f"the metadata of its distribution in {distribution.locate_file('')} cannot be used",
+        expected=f"a METADATA file with name and version, and a module in the entry point {entry.name} = {entry.value}",
+        why=f"It was not imported: {first_words(error)}.",
+        fix="Plugin author: write the entry point as \"name = 'package.module'\". User: reinstall the plugin.",
+    )
 
 
 def _is_editable(distribution: importlib.metadata.Distribution) -> bool:

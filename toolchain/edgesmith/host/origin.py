@@ -1,7 +1,7 @@
 """Where a plugin's code is, so that another process can load it again."""
 
-import importlib
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,15 @@ class PluginOrigin:
     distribution: str
     version: str
     entry_point: str
-    module: str
+    value: str
+    """What its entry point names: a module, or something in one ("package.module:name")."""
     file: str
     """The plugin's own file where it was named by its path; else empty."""
+
+    @property
+    def package(self) -> str:
+        """The top-level package or module of what its entry point names."""
+        return self.value.partition(":")[0].partition(".")[0].strip()
 
     @classmethod
     def of(cls, plugin: "Plugin") -> "PluginOrigin":
@@ -38,6 +44,5 @@ class PluginOrigin:
 
         if self.file:
             return file_candidate(Path(self.file))
-        return Candidate(
-            self.distribution, self.version, self.entry_point, lambda: importlib.import_module(self.module)
-        )
+        entry = EntryPoint(self.entry_point, self.value, "")
+        return Candidate(self.distribution, self.version, self.entry_point, entry.load)

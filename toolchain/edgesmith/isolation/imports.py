@@ -34,10 +34,10 @@ class ImportAnswer:
     """Names of the records that the plugin brought; None where it did not load."""
 
 
-def try_imports(imports: Sequence[Import], homes: Sequence[Sequence[str]]) -> tuple[ImportAnswer, ...]:
+def try_imports(imports: Sequence[Import], homes: Sequence[Sequence[str]]) -> tuple[ImportAnswer | None, ...]:
     """Return what became of each import, in order. One process does all, and the next goes on where it ended.
 
-    Where no process can be started, no import has a fault.
+    None stands for what could not be asked, since no process can be started.
 
     Args:
         imports: What to import.
@@ -47,7 +47,7 @@ def try_imports(imports: Sequence[Import], homes: Sequence[Sequence[str]]) -> tu
     while len(answers) < len(imports):
         found = _answers(imports[len(answers) :], homes[len(answers) :])
         if not found:
-            return (*answers, *(ImportAnswer("") for _ in imports[len(answers) :]))
+            return (*answers, *(None for _ in imports[len(answers) :]))
         answers += found
     return tuple(answers)
 
