@@ -1,5 +1,7 @@
 """Every way in which a plugin can fail, and what the host makes of it."""
 
+import io
+import sys
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,7 @@ BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
 BROKEN_AT_LOAD = {
     "import_error": ("import", "a_package_that_does_not_exist"),
     "exits_at_import": ("import", "SystemExit: 3"),
+    "asks_at_import": ("import", "EOFError"),
     "wrong_api": ("api", "99"),
     "bad_record": (
         "records",
@@ -114,6 +117,21 @@ def test_a_plugin_that_does_not_load_is_listed_and_the_others_work(name):
     assert tombstone.error.removeprefix("SystemExit: ").partition(" (expected: ")[0] in tombstone.traceback
     assert [record.name for record in registry.methods()] == ["copy"]
     assert run_method(registry, "copy", tiny_mlp()).verdict.status == "ok"
+
+
+def test_what_is_said_to_the_command_is_kept_from_plugins(monkeypatch):
+    said = io.StringIO("for the command")
+    monkeypatch.setattr("sys.stdin", said)
+    registry = registry_with("asks_at_import")
+    assert [tombstone.entry_point for tombstone in registry.tombstones] == ["asks_at_import"]
+    assert sys.stdin is said
+    assert said.read() == "for the command"
+
+
+def test_an_interruption_says_what_was_being_imported(caplog):
+    with pytest.raises(KeyboardInterrupt):
+        registry_with("interrupts_at_import")
+    assert "interrupted while importing file:interrupts_at_import 0+" in caplog.text
 
 
 def test_a_misspelt_hook_is_told_the_nearest_name():

@@ -1,5 +1,6 @@
 """Looking things up, loading classes, and validating options."""
 
+import io
 import json
 import sys
 from dataclasses import fields, replace
@@ -151,6 +152,15 @@ def test_an_entry_that_is_not_what_it_should_be_names_the_plugin(entry, fragment
         registry.load(registry.method("channel-prune"))
     assert "method 'channel-prune' of edge-prune 0.3" in caught.value.what
     assert fragment in caught.value.what
+
+
+def test_a_module_that_a_record_names_is_told_nothing_while_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "asks_when_loaded.py").write_text("input()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("for the command"))
+    registry = registry_of(replace(RECORD, entry="asks_when_loaded:Copy"))
+    with pytest.raises(PluginError, match=r"'channel-prune' of edge-prune 0\.3 .* fails with EOFError"):
+        registry.load(registry.method("channel-prune"))
 
 
 def test_options_that_are_no_pydantic_model_name_the_plugin():

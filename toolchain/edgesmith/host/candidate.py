@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 
 from edgesmith.errors import PluginError
 from edgesmith.host import hookspecs
+from edgesmith.host.containment import importing
 from edgesmith.host.names import suggest
 from edgesmith.host.origin import PluginOrigin
 from edgesmith.host.plugin import Plugin, Tombstone, Trace
@@ -97,17 +98,18 @@ class Candidate:
             if trace is not None:
                 # Said before: a module may end the process.
                 trace(f"{self.distribution}:{self.entry_point} is imported")
-            module = self._import_module()
-            stage = "api"
-            module = _check_api(module)
-            stage = "hooks"
-            manager, hooks = _open_hooks(module)
-            stage = "records"
-            for hook in hooks:
-                if hook in REGISTER_HOOKS:
-                    returned = self._call(manager, hook, trace)
-                    names.extend(_names(returned))
-                    records.extend(_checked_records(hook, returned, records))
+            with importing(f"{self.distribution} {self.version}"):
+                module = self._import_module()
+                stage = "api"
+                module = _check_api(module)
+                stage = "hooks"
+                manager, hooks = _open_hooks(module)
+                stage = "records"
+                for hook in hooks:
+                    if hook in REGISTER_HOOKS:
+                        returned = self._call(manager, hook, trace)
+                        names.extend(_names(returned))
+                        records.extend(_checked_records(hook, returned, records))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  contains plugin faults, see the head of this file
@@ -172,7 +174,8 @@ def import_breaks(what: str, fault: str) -> PluginError:
         expected="a module that imports and leaves its process alone",
         why="It was imported in a process of its own first. Here it would take this command with it.",
         fix="Plugin author: move the work out of the module's top level; a changed file is tried again. User: update "
-        "or uninstall the plugin; `edgesmith plugins --retry` tries it again.",
+        "or uninstall the plugin; `edgesmith plugins --retry` tries it again. The environment variables "
+        "EDGESMITH_IMPORT_SECONDS and EDGESMITH_IMPORT_MIB set other limits for it.",
     )
 
 

@@ -4,8 +4,12 @@ Faults are caught as BaseException (a plugin may call `sys.exit`); only Ctrl-C a
 """
 
 import logging
+import os
+import sys
 import traceback
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgesmith.errors import EdgesmithError
@@ -49,6 +53,24 @@ def call_plugin(
         frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
         place = show_frame(own_frame([frame for frame in frames if frame[0] != __file__], home_of(module)))
         raise plugin_fault(kind, what, f"crashed with {first_words(error)}{place}") from error
+
+
+@contextmanager
+def importing(what: str) -> Iterator[None]:
+    """Contain imports of a plugin's code: it finds standard input at its end, and Ctrl-C says what it interrupted.
+
+    Every command imports plugins, so a question asked there would hold every command.
+    """
+    standard_input = sys.stdin
+    try:
+        with Path(os.devnull).open(encoding="utf-8") as nothing:
+            sys.stdin = nothing
+            yield
+    except KeyboardInterrupt:
+        _LOGGER.warning("interrupted while importing %s", what)
+        raise
+    finally:
+        sys.stdin = standard_input
 
 
 def plugin_fault(kind: type[EdgesmithError], what: str, problem: str) -> EdgesmithError:

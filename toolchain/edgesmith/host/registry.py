@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from edgesmith.errors import PluginError
 from edgesmith.host.candidate import OWN_DISTRIBUTION, import_breaks
-from edgesmith.host.containment import call_plugin
+from edgesmith.host.containment import call_plugin, importing
 from edgesmith.host.names import suggest
 from edgesmith.host.observers import Observers
 from edgesmith.host.origin import PluginOrigin
@@ -316,7 +316,8 @@ class Registry:
         try:
             if is_its_own:
                 return getattr(plugin.module, attribute)
-            return getattr(importlib.import_module(module_name), attribute)
+            with importing(f"{module_name} of {plugin.label}"):
+                return getattr(importlib.import_module(module_name), attribute)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

@@ -1,0 +1,3 @@
+"""Asks who is there at import."""
+
+LICENCE = input("Licence key: ")
