@@ -1,6 +1,6 @@
 """The method `static-attention`: a constant map in place of the attention that hardly looks at the image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -15,7 +15,16 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith_calibration.sources import DataSource
 from edgesmith_tokens.options.static import StaticAttentionOptions
-from edgesmith_tokens.static.measure import Forms, StaticMap, Verifier, greedy_choice, measure_maps
+from edgesmith_tokens.static.measure import (
+    Forms,
+    StaticMap,
+    Verifier,
+    float_outputs,
+    greedy_choice,
+    held_out,
+    judging_samples,
+    measure_maps,
+)
 from edgesmith_tokens.static.rewrite import replace_attention
 from edgesmith_tokens.static.sites import Site, find_sites
 
@@ -37,6 +46,8 @@ class StaticAttention(Method[StaticAttentionOptions]):
             if not sites:
                 return Verdict.skip("the graph has no blocks with attention")
             usable = _usable(sites, options)
+            if usable and options.choose == "greedy" and options.blocks is None:
+                _require_comparable(model.ir)
             if usable and options.epochs > 0:
                 problem = _training_problem(model, data, options)
                 if problem:
@@ -52,7 +63,7 @@ class StaticAttention(Method[StaticAttentionOptions]):
 
         Raises:
             DataError: There is no calibration data, or it makes attention infinite or NaN.
-            StepError: A block that is named has no attention that can be static.
+            StepError: A block that is named has no attention that can be static, or greedy has no outputs to compare.
             UnsupportedOperatorError: The maps are to be trained, and the graph has an operator that torch cannot run.
         """
         options, written = context.options, model.ir.clone()
@@ -65,12 +76,13 @@ class StaticAttention(Method[StaticAttentionOptions]):
         for site in found:
             if site.obstacle and (options.blocks is None or site.block in options.blocks):
                 context.notes.skip(site.attention.context_node, site.obstacle)
-        maps = _chosen_maps(model.ir, sites, data.take(options.samples), context) if sites else ()
+        data = data.take(options.samples)
+        maps = _chosen_maps(model.ir, sites, data, context) if sites else ()
         if not maps:
             context.notes.remark("No block got a static map.")
             return model.with_ir(written)
         names = _write(written, maps)
-        context.notes.remark(_account(model.ir, written, maps))
+        context.notes.remark(_account(model.ir, written, maps, len(data)))
         if options.epochs > 0:
             _train(model.ir, written, structure, dict(zip(names, maps, strict=True)), context)
         return model.with_ir(written)
@@ -97,6 +109,21 @@ def _usable(sites: Sequence[Site], options: StaticAttentionOptions) -> tuple[Sit
     return tuple(site for site in usable if site.block in options.blocks)
 
 
+def _require_comparable(model: ir.Model) -> None:
+    """Refuse a greedy choice by outputs that have no distance.
+
+    Raises:
+        StepError: No output is of floats.
+    """
+    if not float_outputs(model):
+        raise StepError(
+            "greedy has no outputs to compare: none is of floats",
+            expected="scores or features among the outputs",
+            why="each choice is the one that moves the outputs least, and class numbers have no distance",
+            fix="set the option choose to threshold or first, or give the graph its scores as an output",
+        )
+
+
 def _chosen_maps(
     model: ir.Model, sites: tuple[Site, ...], data: DataSource, context: StaticContext
 ) -> tuple[StaticMap, ...]:
@@ -108,39 +135,41 @@ def _chosen_maps(
     elif options.choose == "first":
         chosen = sites[:count]
     else:
-        surveyed = _measure(model, sites, data, context, replaced=False)
         choose = _greedy if options.choose == "greedy" else _alike
-        chosen = tuple(surveyed[index].site for index in sorted(choose(model, surveyed, data, count, context)))
-    return _measure(model, chosen, data, context, replaced=True) if chosen else ()
+        chosen = tuple(sites[index] for index in sorted(choose(model, sites, data, count, context)))
+    return tuple(_measure(model, chosen, data, context, replaced=True)) if chosen else ()
 
 
 def _alike(
-    model: ir.Model, maps: Sequence[StaticMap], data: DataSource, count: int, context: StaticContext
+    model: ir.Model, sites: Sequence[Site], data: DataSource, count: int, context: StaticContext
 ) -> Sequence[int]:
     """Return the layers whose maps are alike enough from sample to sample, by index, the most alike first."""
-    seen = ", ".join(f"block {each.site.block} {each.similarity:.3f}" for each in maps)
+    # No map is kept: one number for each layer decides.
+    alike = [each.similarity for each in _measure(model, sites, data, context, replaced=False)]
+    seen = ", ".join(f"block {site.block} {similarity:.3f}" for site, similarity in zip(sites, alike, strict=True))
     context.notes.remark(f"Similarity of maps from sample to sample: {seen}.")
-    order = sorted(range(len(maps)), key=lambda index: -maps[index].similarity)
-    return [index for index in order if maps[index].similarity >= context.options.threshold][:count]
+    order = sorted(range(len(sites)), key=lambda index: -alike[index])
+    return [index for index in order if alike[index] >= context.options.threshold][:count]
 
 
 def _greedy(
-    model: ir.Model, maps: Sequence[StaticMap], data: DataSource, count: int, context: StaticContext
+    model: ir.Model, sites: Sequence[Site], data: DataSource, count: int, context: StaticContext
 ) -> Sequence[int]:
     """Return layers, by index, chosen one after another by how far the outputs move."""
+    _require_comparable(model)
     options = context.options
-    verifier = Verifier(
-        model, maps, data.take(options.verify_samples), batch_size=options.batch_size, threads=context.threads
-    )
-    order = greedy_choice(count, len(maps), verifier.error, options.max_error)
-    steps = ", ".join(f"block {maps[index].site.block} {error:.3f}" for index, error in order)
+    maps = _measure(model, sites, data, context, replaced=False)
+    judged = judging_samples(data, options.verify_samples, fixed_batch(model) or 1)
+    verifier = Verifier(model, sites, maps, judged, batch_size=options.batch_size, threads=context.threads)
+    order = greedy_choice(count, len(sites), verifier.error, options.max_error)
+    steps = ", ".join(f"block {sites[index].block} {error:.3f}" for index, error in order)
     context.notes.remark(f"Error of the outputs behind each choice: {steps or 'none was small enough'}.")
     return [index for index, _ in order]
 
 
 def _measure(
     model: ir.Model, sites: Sequence[Site], data: DataSource, context: StaticContext, *, replaced: bool
-) -> tuple[StaticMap, ...]:
+) -> Iterator[StaticMap]:
     options = context.options
     # Trained maps are softmaxes, so they start from the one form whose rows sum to 1.
     forms = Forms("mean" if options.epochs > 0 else options.form, options.bias, options.ridge)
@@ -161,7 +190,7 @@ def _write(written: ir.Model, maps: Sequence[StaticMap]) -> tuple[str, ...]:
     return tuple(replace_attention(editor, each.site, each.map, each.bias) for each in maps)
 
 
-def _account(given: ir.Model, written: ir.Model, maps: Sequence[StaticMap]) -> str:
+def _account(given: ir.Model, written: ir.Model, maps: Sequence[StaticMap], samples: int) -> str:
     """Return what each block got, with both errors, and what that costs in weights."""
     lines = []
     for each in maps:
@@ -169,10 +198,11 @@ def _account(given: ir.Model, written: ir.Model, maps: Sequence[StaticMap]) -> s
         lines.append(f"block {each.site.block} {each.form} (similarity {each.similarity:.3f}; error {errors})")
     added = sum(each.map.size + (0 if each.bias is None else each.bias.size) for each in maps)
     gone = _numbers(given) + added - _numbers(written)
+    judged = "held out" if held_out(samples).size else "that the maps are made from, since they are too few to hold out"
+    rest = f"{gone:,} of queries and keys went" if gone >= 0 else f"parts of weights that others share add {-gone:,}"
     return (
         f"Static maps in {len(maps)} blocks: {'; '.join(lines)}. Errors are those of the output of each attention "
-        f"relative to its size, on samples held out. The maps add {added:,} numbers, and {gone:,} of queries and "
-        "keys went."
+        f"relative to its size, on samples {judged}. The maps add {added:,} numbers, and {rest}."
     )
 
 

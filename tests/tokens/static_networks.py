@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from tests.small_graphs import context
 
+from edgesmith.graph.edit import GraphEditor
 from edgesmith.graph.structure import find_structure
 from edgesmith.model import Model, Provenance
 from edgesmith.task import Task
@@ -79,6 +80,18 @@ def without_scores(model: Model) -> Model:
         (scale,) = (node for node, _ in values[f"{attention.score}_0"].uses())
         number = scale.inputs[1]
         number.const_value = ir.tensor(np.zeros((), np.float32), name=number.name)
+    return copy
+
+
+def with_classes(model):
+    """Return a copy with the class numbers of its output as a further output, in front."""
+    copy = model.clone()
+    editor = GraphEditor(copy.graph)
+    scores = copy.graph.outputs[0]
+    classes = editor.insert_before(copy.graph[-1], "ArgMax", (scores,), {"axis": -1, "keepdims": 0}).outputs[0]
+    classes.type, classes.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(list(scores.shape)[:-1])
+    copy.graph.sort()
+    copy.graph.outputs.insert(0, classes)
     return copy
 
 

@@ -1,5 +1,7 @@
 """Closed forms of static attention, held against sums over all samples."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgesmith_calibration.errors import DataError
 from edgesmith_tokens.static.formulas import least_squares_map, row_logarithm
-from edgesmith_tokens.static.measure import greedy_choice
+from edgesmith_tokens.static.measure import Forms, greedy_choice
 from edgesmith_tokens.static.statistics import MapStatistics
 from edgesmith_tokens.static.training import divergence, row_softmax
 
@@ -87,14 +89,40 @@ def test_no_map_does_better_on_its_samples_than_least_squares():
     assert statistics.relative_error(solved, statistics.bias(solved)) <= best
 
 
-def test_two_parts_merge_to_the_whole():
+def test_two_parts_add_up_to_the_whole():
     maps, values = sample((9, 2, 4, 3))
     whole = seen(maps, values)
-    merged = seen(maps[:4], values[:4]).merged(seen(maps[4:], values[4:]))
-    assert merged.count == 9
-    np.testing.assert_allclose(merged.mean_map(), whole.mean_map(), rtol=1e-12)
-    assert merged.relative_error(merged.mean_map()) == pytest.approx(whole.relative_error(whole.mean_map()))
-    assert whole.merged(MapStatistics("none")).similarity == pytest.approx(whole.similarity)
+    parts, other = seen(maps[:4], values[:4]), seen(maps[4:], values[4:])
+    parts.absorb(other)
+    assert parts.count == 9 and other.count == 5
+    np.testing.assert_allclose(other.mean_map(), maps[4:].mean(0), rtol=1e-12)
+    np.testing.assert_allclose(parts.mean_map(), whole.mean_map(), rtol=1e-12)
+    assert parts.relative_error(parts.mean_map()) == pytest.approx(whole.relative_error(whole.mean_map()))
+    similarity = whole.similarity
+    whole.absorb(MapStatistics("none"))
+    assert whole.similarity == similarity
+    empty = MapStatistics("all")
+    empty.absorb(whole)
+    empty.update(maps, values)
+    assert empty.count == 18 and whole.similarity == similarity
+
+
+def test_statistics_take_the_memory_that_the_page_says():
+    # Small values beside large maps, so that maps decide.
+    maps, values = sample((8, 2, 256, 4))
+    map_bytes = maps[0].nbytes
+    parts = MapStatistics("fitted"), MapStatistics("held out")
+    tracemalloc.start()
+    try:
+        for part, start in zip(parts, (0, 4), strict=True):
+            part.update(maps[start : start + 4], values[start : start + 4])
+        held, _ = tracemalloc.get_traced_memory()
+        Forms("best", True, 1e-3).solve(None, *parts)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Eight sums and their outputs and values; six more while a map is solved for and judged.
+    assert held < 9 * map_bytes and peak < 15 * map_bytes
 
 
 def test_a_constant_map_is_similar_to_itself_and_the_closed_forms_find_it():

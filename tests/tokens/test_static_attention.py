@@ -1,5 +1,7 @@
 """Graphs with static attention: the same as if the map stood in them, and nothing left of queries and keys."""
 
+import tracemalloc
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -15,6 +17,7 @@ from tests.tokens.static_networks import (
     network,
     sites_of,
     table,
+    with_classes,
     wrap,
 )
 
@@ -24,10 +27,11 @@ from edgesmith.graph.edit import GraphEditor
 from edgesmith.graph.structure import find_structure
 from edgesmith.testing import models, transformer
 from edgesmith.testing.builder import GraphBuilder
+from edgesmith_calibration.sources import ArraySource
 from edgesmith_tokens.merge_tokens import MergeTokens
 from edgesmith_tokens.options.merging import MergeTokensOptions
 from edgesmith_tokens.options.static import StaticAttentionOptions
-from edgesmith_tokens.static.measure import with_gates
+from edgesmith_tokens.static.measure import judging_samples, with_gates
 from edgesmith_tokens.static.rewrite import replace_attention
 from edgesmith_tokens.static_attention import StaticAttention
 
@@ -244,6 +248,27 @@ def _with_sizes():
     return wrap(builder.finish(builder.add("Add", mlp, hidden)))
 
 
+def _with_computed_bias(layout):
+    """A fused projection whose bias is a Concat of those of queries, keys and values."""
+    model = network(layout, blocks=1)
+    editor = GraphEditor(model.graph)
+    whole = model.graph.initializers["block0.attention.qkv.bias"]
+    parts = [editor.add_initializer(f"part{i}", part) for i, part in enumerate(np.split(whole.const_value.numpy(), 3))]
+    (reader,) = {node for node, _ in whole.uses()}
+    joined = editor.insert_before(reader, "Concat", parts, {"axis": 0}).outputs[0]
+    joined.type, joined.shape = whole.type, whole.shape
+    editor.replace_uses(whole, joined)
+    return model
+
+
+def _with_a_bias_for_each_token():
+    model = network("gemm", blocks=1, batch=2)
+    whole = model.graph.initializers["block0.attention.qkv.bias"]
+    array = np.random.default_rng(0).normal(0, 1, (10, 24)).astype(np.float32)
+    whole.const_value, whole.shape = ir.tensor(array, name=whole.name), ir.Shape(array.shape)
+    return model
+
+
 def _probabilities_out():
     model = network(blocks=1)
     value = ir.convenience.create_value_mapping(model.graph)[sites_of(model)[0].maps]
@@ -280,6 +305,9 @@ REFUSED = {
     "windows": (_windowed, "attention in windows"),
     "probabilities as an output": (_probabilities_out, "an output of the graph"),
     "quantized": (_quantized, "quantized already"),
+    "computed bias behind a MatMul": (lambda: _with_computed_bias("split"), "the bias of its fused projection"),
+    "computed bias of a Gemm": (lambda: _with_computed_bias("gemm"), "the bias of its fused projection"),
+    "a bias for each token": (_with_a_bias_for_each_token, "the bias of its fused projection"),
     "one operator": (_fused_operator, "one operator (Attention) does all of it"),
 }
 
@@ -378,6 +406,136 @@ def test_blocks_before_merged_tokens_can_be_static_and_those_behind_cannot():
     assert names == ["block0.attention.context.static_map", "block1.attention.context.static_map"]
     assert all("sizes of merged tokens" in reason for reason in notes.skipped.values()) and len(notes.skipped) == 2
     assert run(static, data)["logits"].shape == (9, 4)
+
+
+def test_tokens_that_were_merged_by_content_stay_dynamic_without_sizes_too():
+    model = models.tiny_vit(blocks=4)
+    data = {"pixel_values": np.random.default_rng(0).normal(0, 1, (9, 3, 32, 32)).astype(np.float32)}
+    options = MergeTokensOptions(counts=(0, 3, 3), proportional=False)
+    merged = MergeTokens().apply(model, context(options, data))
+    static, notes = make_static_with_notes(merged, data, choose="first", count=4)
+    names = [name for name in weights(static) if "static_map" in name]
+    assert names == ["block0.attention.context.static_map", "block1.attention.context.static_map"]
+    assert len(notes.skipped) == 2
+    assert all("ordered by their content" in reason for reason in notes.skipped.values())
+
+
+def test_tokens_in_an_order_that_is_always_the_same_can_be_static():
+    builder = GraphBuilder(x=("batch", 5, 8))
+    places = builder.constant("places", np.array([0.5, 0.1, 0.9, 0.3, 0.7], np.float32))
+    _, order = builder.add_many("TopK", places, builder.integers(4), outputs=2)
+    hidden = builder.add("Gather", "x", order, axis=1)
+    sizes = transformer.Sizes(width=8, heads=2, kv_heads=2)
+    hidden = builder.add("Add", transformer.attention(builder, hidden, "a", sizes), hidden)
+    model = wrap(builder.finish(builder.add("Add", transformer.mlp(builder, hidden, "mlp", sizes), hidden)))
+    assert [site.obstacle for site in sites_of(model)] == [""]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nodes_without_names_give_the_same(layout):
+    model, data = network(layout), images(network(layout))
+    nameless = model.clone()
+    for node in nameless.graph:
+        node.name = None
+    expected = run(make_static(model, data, blocks=(0,)), data)
+    for name, array in run(make_static(nameless, data, blocks=(0,)), data).items():
+        assert np.array_equal(array, expected[name])
+
+
+def output_error(model, static, data):
+    (before,), (after,) = run(model, data).values(), run(static, data).values()
+    return np.linalg.norm(before - after) / np.linalg.norm(before)
+
+
+def test_greedy_judges_by_samples_that_no_map_is_made_from():
+    model, data = network(), images(network(), 22)
+    static, notes = make_static_with_notes(
+        model, data, choose="greedy", count=1, max_error=None, verify_samples=4, form="mean"
+    )
+    judged = {"x": data["x"][[3, 7, 11, 15]]}
+    assert notes.remarks[0].endswith(f"{output_error(model, static, judged):.3f}.")
+    # So max_error is kept on them, however well the others do.
+    moved = {"x": data["x"].copy()}
+    moved["x"][3::4] *= np.linspace(-3, 3, 8, dtype=np.float32)
+    error = output_error(model, make_static(model, moved, blocks=(1,), form="mean"), {"x": moved["x"][3::4]})
+    seen = output_error(model, make_static(model, moved, blocks=(1,), form="mean"), {"x": moved["x"][:3]})
+    assert seen < 0.9 * error
+    _, notes = make_static_with_notes(model, moved, choose="greedy", count=1, max_error=(seen + error) / 2, form="mean")
+    assert "block 1" not in notes.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "batch", "expected"),
+    [
+        (22, 16, 1, [3, 7, 11, 15, 19]),
+        (22, 3, 1, [3, 7, 11]),
+        (22, 16, 2, [3, 7, 11, 15]),
+        (22, 3, 2, [3, 7]),
+        (22, 1, 2, [3, 7]),
+        (3, 16, 1, [0, 1, 2]),
+        (8, 16, 4, [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_samples_held_out_come_in_whole_batches_and_all_count_where_they_are_too_few(count, limit, batch, expected):
+    source = ArraySource({"x": np.arange(count, dtype=np.float32)})
+    found = [batch.inputs["x"] for batch in judging_samples(source, limit, batch).batches(batch)]
+    assert np.concatenate(found).tolist() == expected
+
+
+def test_the_report_says_where_no_sample_was_held_out():
+    model = network()
+    remarks = {}
+    for count in (3, 4):
+        remarks[count] = make_static_with_notes(model, images(model, count), blocks=(0,))[1].remarks[-1]
+    assert "on samples that the maps are made from, since they are too few to hold out." in remarks[3]
+    assert "on samples held out." in remarks[4]
+
+
+def test_the_report_says_so_where_parts_of_shared_weights_add_numbers():
+    model = network("split")
+    for kind in ("weight", "bias"):
+        first, second = (model.graph.initializers[f"block{number}.attention.qkv.{kind}"] for number in (0, 1))
+        GraphEditor(model.graph).replace_uses(second, first)
+    before = sum(array.size for array in weights(model).values())
+    static, notes = make_static_with_notes(model, images(model), blocks=(0,))
+    more = sum(array.size for array in weights(static).values()) - before - 50
+    assert more > 0 and f"parts of weights that others share add {more}." in notes.remarks[-1]
+
+
+def test_class_numbers_among_the_outputs_do_not_count_as_distance():
+    model, data = network(), images(network())
+    options = {"choose": "greedy", "count": 1, "max_error": None}
+    _, expected = make_static_with_notes(model, data, **options)
+    _, found = make_static_with_notes(with_classes(model), data, **options)
+    assert found.remarks == expected.remarks
+
+
+def test_greedy_is_refused_where_all_outputs_are_class_numbers_and_other_choices_are_not():
+    model = with_classes(network())
+    model.graph.outputs.pop()
+    data = images(model)
+    settings_ = context(StaticAttentionOptions(choose="greedy"), data)
+    verdict = StaticAttention().check(model, settings_)
+    assert verdict.status == "refuse" and "none is of floats" in verdict.reason and "threshold" in verdict.reason
+    with pytest.raises(StepError, match="no outputs to compare"):
+        StaticAttention().apply(model, settings_)
+    make_static(model, data, choose="first", count=1)
+
+
+def test_threshold_holds_the_maps_of_one_layer_whatever_the_depth():
+    def peak(blocks):
+        model = network(blocks=blocks, tokens=128, heads=4, channels=2)
+        data = images(model, 6)
+        tracemalloc.start()
+        try:
+            make_static(model, data, threshold=1.0, count=1, batch_size=1)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    layers, map_bytes = 4, 4 * 128 * 128 * 8
+    # Two maps kept for each further layer would be eight; what graphs themselves take is less than one for each.
+    assert peak(2 + layers) - peak(2) < layers * map_bytes
 
 
 def test_half_precision_keeps_its_type():

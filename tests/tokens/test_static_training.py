@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from tests.small_graphs import context, operators, run
-from tests.tokens.static_networks import images, make_static, make_static_with_notes, network, sites_of
+from tests.tokens.static_networks import images, make_static, make_static_with_notes, network, sites_of, with_classes
 
 from edgesmith.errors import EdgesmithError
 from edgesmith.graph.edit import GraphEditor
@@ -84,6 +84,16 @@ def test_labels_count_where_there_are_some():
     )
     assert all(np.array_equal(array, ignored[name]) for name, array in plain.items())
     assert any(np.abs(array - weighted[name]).max() > 1e-4 for name, array in plain.items())
+
+
+def test_class_numbers_among_the_outputs_do_not_count_as_features_or_scores():
+    model = network(constant=True)
+    data, labels = images(model, 24), np.tile(np.random.default_rng(0).integers(0, 5, (24, 1)), (1, 8))
+    graph = with_classes(model)
+    expected, found = (trained_from_uniform(each, data, labels, labels_weight=0.5) for each in (model, graph))
+    assert found[2] == expected[2]
+    for name, array in maps_of(expected[1]).items():
+        assert np.array_equal(array, maps_of(found[1])[name])
 
 
 def test_the_method_trains_and_never_ends_worse_on_what_it_decides_by():

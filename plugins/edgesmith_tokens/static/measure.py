@@ -1,6 +1,6 @@
 """Measures maps layer after layer: each on what reaches it once the layers before it are static."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,30 @@ from edgesmith_tokens.static.statistics import MapStatistics
 Array = NDArray[Any]
 
 _HELD_OUT_EVERY = 4
-"""Every fourth sample is held out from the closed forms; their errors are those on it."""
+
+
+def held_out(count: int) -> NDArray[np.intp]:
+    """Return which of `count` samples no map is made from, by index: every fourth. Errors are those on them."""
+    return np.arange(_HELD_OUT_EVERY - 1, count, _HELD_OUT_EVERY)
+
+
+def judging_samples(data: DataSource, limit: int, batch: int = 1) -> DataSource:
+    """Return the samples to compare outputs on, in whole batches: those held out, or all where these are too few.
+
+    Args:
+        data: The samples that the maps are measured on.
+        limit: Largest number of samples; one batch is taken at least.
+        batch: Samples that a run needs.
+    """
+    held = held_out(len(data))
+    chosen = held if len(held) >= batch else np.arange(len(data))
+    return data.select(chosen[: max(min(limit, len(chosen)) // batch, 1) * batch])
+
+
+def float_outputs(model: ir.Model) -> tuple[str, ...]:
+    """Return the outputs of a graph that can be compared by their distance; class numbers, for instance, cannot."""
+    outputs = model.graph.outputs
+    return tuple(str(each.name) for each in outputs if each.dtype is not None and each.dtype.is_floating_point())
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +52,7 @@ class StaticMap:
 
     site: Site
     map: Array
-    """[heads, tokens, tokens]."""
+    """Float32 [heads, tokens, tokens]."""
     bias: Array | None
     """[heads, tokens, channels]."""
     form: str
@@ -39,7 +62,7 @@ class StaticMap:
     errors: Mapping[str, float]
     """Error of the layer's output relative to its size, by form."""
     mean: Array
-    """The mean map, whatever the form is."""
+    """The mean map, float32, whatever the form is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +78,7 @@ class Forms:
 
         Args:
             site: The layer.
-            fitted: Statistics that the map is made from.
+            fitted: Statistics that the map is made from. In the end they are those of all samples.
             held_out: Statistics that its error is taken on; without samples, those that it is made from.
         """
         judged = held_out if held_out.count else fitted
@@ -63,8 +86,9 @@ class Forms:
         biases = {name: fitted.bias(each) if self.bias else None for name, each in maps.items()}
         errors = {name: judged.relative_error(each, biases[name]) for name, each in maps.items()}
         chosen = min(errors, key=lambda name: errors[name]) if self.form == "best" else self.form
-        both = fitted.merged(held_out)
-        return StaticMap(site, maps[chosen], biases[chosen], chosen, both.similarity, errors, both.mean_map())
+        fitted.absorb(held_out)
+        map_, mean = maps[chosen].astype(np.float32), fitted.mean_map().astype(np.float32)
+        return StaticMap(site, map_, biases[chosen], chosen, fitted.similarity, errors, mean)
 
 
 def measure_maps(
@@ -77,8 +101,8 @@ def measure_maps(
     scratch: Path,
     batch_size: int = 1,
     threads: int = 1,
-) -> tuple[StaticMap, ...]:
-    """Return the map of every layer. Each node runs once for each sample, and statistics of one layer are held at once.
+) -> Iterator[StaticMap]:
+    """Yield the map of every layer. Each node runs once for each sample, and statistics of one layer are held at once.
 
     Args:
         model: The graph; not changed.
@@ -94,20 +118,20 @@ def measure_maps(
     # Maps need not wait in memory: what they meet is computed before the run stops, or does not read them.
     stops = [(site.maps, site.values, *(() if replaced else (site.attention.context,))) for site in sites]
     run = SegmentedRun(measured, stops, data, scratch=scratch, batch_size=batch_size, threads=threads)
-    found = []
+    is_held = np.isin(np.arange(len(data)), held_out(len(data)))
     for site in sites:
         parts = MapStatistics(site.label), MapStatistics(site.label)
         seen = 0
         for batch in run.advance():
             maps, values = batch[site.maps], batch[site.values]
-            held = np.arange(seen, seen + len(maps)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+            held = is_held[seen : seen + len(maps)]
             for part, chosen in zip(parts, (~held, held), strict=True):
                 part.update(maps[chosen], values[chosen])
             seen += len(maps)
-        found.append(forms.solve(site, *parts))
+        found = forms.solve(site, *parts)
         if replaced:
-            _fill(measured.graph.initializers, found[-1])
-    return tuple(found)
+            _fill(measured.graph.initializers, found)
+        yield found
 
 
 class Verifier:
@@ -115,16 +139,24 @@ class Verifier:
 
     Args:
         model: The graph.
-        maps: The map of each layer that may become static.
+        sites: The layers that may become static.
+        maps: Their maps, in the same order; read one after another, and kept in the graph alone.
         data: Samples to compare outputs on.
         batch_size: Samples per run.
         threads: Threads used inside one operator.
     """
 
     def __init__(
-        self, model: ir.Model, maps: Sequence[StaticMap], data: DataSource, *, batch_size: int = 1, threads: int = 1
+        self,
+        model: ir.Model,
+        sites: Sequence[Site],
+        maps: Iterable[StaticMap],
+        data: DataSource,
+        *,
+        batch_size: int = 1,
+        threads: int = 1,
     ) -> None:
-        gated = with_gates(model, [each.site for each in maps])
+        gated = with_gates(model, sites)
         initializers = gated.graph.initializers
         self._gates: list[tuple[str, np.dtype[Any]]] = []
         for each in maps:
@@ -135,7 +167,7 @@ class Verifier:
             self._gates.append((str(gate.name), (gate.dtype or ir.DataType.FLOAT).numpy()))
         self._session = ReferenceSession(gated, optimization="all", threads=threads)
         inputs = {value.name for value in model.graph.inputs}
-        self._outputs = [str(value.name) for value in model.graph.outputs]
+        self._outputs = float_outputs(model)
         self._batches = [
             {name: array for name, array in batch.inputs.items() if name in inputs}
             for batch in data.batches(fixed_batch(model) or batch_size)
@@ -143,7 +175,7 @@ class Verifier:
         self._wanted = [self._run(batch, ()) for batch in self._batches]
 
     def error(self, static: Collection[int]) -> float:
-        """Return the root of the energy by which outputs move over their own energy.
+        """Return the root of the energy by which outputs of floats move over their own energy.
 
         Args:
             static: Indices of the maps that are in place.

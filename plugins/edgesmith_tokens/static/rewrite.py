@@ -69,7 +69,7 @@ def _slice_projection(editor: GraphEditor, site: Site, node: ir.Node, values: ir
 def _sliced_linear(editor: GraphEditor, linear: Linear, product: ir.Node, columns: NDArray[np.int64]) -> ir.Value:
     """Return the output of a new linear layer with some of the output features of another one."""
     stem = f"{linear.node or linear.product}.values"
-    adder = None if linear.bias_node is None else _node_of(editor.graph, linear.output)
+    adder = None if linear.output == linear.product else _node_of(editor.graph, linear.output)
     weight = constant_value(product.inputs[1])
     if weight is None:  # a site with columns has a constant weight
         raise ValueError(linear)

@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 
 from edgesmith.graph.dataflow import Dataflow
 from edgesmith.graph.edit import constant_tensor
+from edgesmith.graph.linear import Linear
 from edgesmith.graph.structure import Attention, Structure
 
 # What only moves numbers: the columns of a fused projection can be followed through it.
 _MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Identity"})
+
+# What finds tokens by their numbers: what stands at a place behind it differs from sample to sample.
+_BY_CONTENT = frozenset({"TopK", "ArgMax", "ArgMin", "NonZero", "Unique", "NonMaxSuppression"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,10 @@ def _product_obstacle(flow: Dataflow, attention: Attention, node: ir.Node) -> st
         return "its first axis is not the batch alone, as with attention in windows"
     if values.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, None):
         return f"its values are {values.dtype}"
+    chosen = [each for each in flow.ancestors(values) if each.op_type in _BY_CONTENT]
+    found = sorted(each.op_type for each in chosen if not flow.is_constant(each.outputs[0]))
+    if found:
+        return f"its tokens are chosen or ordered by their content ({found[0]}), and a map fits one order of tokens"
     return ""
 
 
@@ -135,12 +143,22 @@ def _columns(flow: Dataflow, attention: Attention, values: ir.Value) -> tuple[tu
     weight = product.inputs[1] if len(product.inputs) > 1 else None
     if linear.op_type not in ("MatMul", "Gemm") or constant_tensor(weight) is None:
         return (), f"the weight of its fused projection {linear.node} is computed or quantized"
+    if not _has_plain_bias(flow, linear, product):
+        return (), f"the bias of its fused projection {linear.node} is computed, or not one number for each feature"
     output = flow.value(linear.output)
     strange = [node.op_type for node in flow.between(output, values) if node.op_type not in _MOVES]
     if strange:
         return (), f"between its fused projection and the values stands {strange[0]}"
     rows = _rows(flow.trace(output, values))
     return (rows, "") if rows else ((), f"the values cannot be followed in its fused projection {linear.node}")
+
+
+def _has_plain_bias(flow: Dataflow, linear: Linear, product: ir.Node) -> bool:
+    """Whether a linear layer has no bias, or a stored one that can be cut by output features."""
+    adder = flow.producer(linear.output)
+    operands = product.inputs[2:] if adder is product else [each for each in adder.inputs if flow.is_constant(each)]
+    stored = [constant_tensor(each) for each in operands if each is not None]
+    return all(each is not None and each.size == (each.shape[-1] if each.shape else 1) for each in stored)
 
 
 def _rows(traced: NDArray[Any] | None) -> tuple[tuple[int, ...], ...]:

@@ -14,7 +14,7 @@ Array = NDArray[Any]
 class MapStatistics:
     """Sums over samples of an attention map A [heads, tokens, tokens] and its values V [heads, tokens, channels].
 
-    Memory is that of four maps, whatever the number of samples.
+    The sums are as large as four maps in double precision, whatever the number of samples.
 
     Args:
         name: What to call the layer in an error.
@@ -39,12 +39,11 @@ class MapStatistics:
         for map_, value in zip(maps, values, strict=True):
             self._add(map_.astype(np.float64), value.astype(np.float64))
 
-    def merged(self, other: Self) -> "MapStatistics":
-        """Return the statistics of both."""
-        both = MapStatistics(self.name)
-        both.count = self.count + other.count
-        both._sums = {key: self._sums.get(key, 0.0) + array for key, array in other._sums.items()} or self._sums
-        return both
+    def absorb(self, other: Self) -> None:
+        """Add all samples of other statistics, which stay as they are."""
+        for key, array in other._sums.items():
+            self._sum(key, array.copy())
+        self.count += other.count
 
     @property
     def similarity(self) -> float:
@@ -84,19 +83,23 @@ class MapStatistics:
                 fix="look for samples that the network cannot take",
             )
         transposed = value.swapaxes(-1, -2)
-        new = {
-            "map": map_,
-            "scaled": map_ / energy,
-            "inverse": np.array([1 / energy]),
-            "energy": np.einsum("hij,hij->h", output, output),
-            "cross": output @ transposed,
-            "gram": value @ transposed,
-            "output": output,
-            "values": value,
-        }
-        for key, array in new.items():
-            self._sums[key] = self._sums[key] + array if key in self._sums else array
+        # One after another, so that no more than one term waits to be added.
+        self._sum("scaled", map_ / energy)
+        self._sum("inverse", np.array([1 / energy]))
+        self._sum("energy", np.einsum("hij,hij->h", output, output))
+        self._sum("cross", output @ transposed)
+        self._sum("gram", value @ transposed)
+        self._sum("map", map_)
+        self._sum("output", output)
+        self._sum("values", value)
         self.count += 1
+
+    def _sum(self, key: str, array: Float64) -> None:
+        """Add to a sum in place; the first array becomes the sum."""
+        if key in self._sums:
+            self._sums[key] += array
+        else:
+            self._sums[key] = array
 
     def _mean(self, key: str) -> Float64:
         return self._sums[key] / self.count

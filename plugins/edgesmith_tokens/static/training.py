@@ -20,7 +20,7 @@ from edgesmith.host.context import Context
 from edgesmith_calibration.sources import Batch
 from edgesmith_tokens.options.static import StaticAttentionOptions
 from edgesmith_tokens.static.formulas import row_logarithm
-from edgesmith_tokens.static.measure import StaticMap
+from edgesmith_tokens.static.measure import StaticMap, float_outputs
 from edgesmith_tokens.training import Feature, Regime, train_features
 
 
@@ -43,7 +43,8 @@ def train_maps(
     options = context.options
     data = required_data(context.calibration, "training static maps", why="they learn on it").take(options.samples)
     student, logits = with_logits(written, list(maps))
-    features = [Feature(stream), *(Feature(str(value.name)) for value in given.graph.outputs if value.name != stream)]
+    outputs = float_outputs(given)
+    features = [Feature(name) for name in dict.fromkeys((stream, *outputs))]
     regime = Regime(
         epochs=options.epochs,
         seconds=60 * options.minutes,
@@ -54,8 +55,8 @@ def train_maps(
         threads=context.threads,
     )
     means = {logits[name]: torch.from_numpy(each.mean[None].astype(np.float32)) for name, each in maps.items()}
-    labels = options.labels_weight if data.has_labels else 0.0
-    extra = _extra(means, options.guidance, labels, str(given.graph.outputs[0].name))
+    labels = options.labels_weight if data.has_labels and outputs else 0.0
+    extra = _extra(means, options.guidance, labels, (*outputs, stream)[0])
     outcome = train_features(
         student, list(logits.values()), given, features, data, regime, context.progress, extra=extra
     )
