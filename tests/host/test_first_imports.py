@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,14 +11,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.isolation.processes import awaited
+from tests.isolation.processes import awaited, ends
 
 from edgesmith import Isolation
 from edgesmith.cli import main
 from edgesmith.errors import PluginError
+from edgesmith.host.first_imports import FirstImports
 from edgesmith.host.loader import load_registry
 from edgesmith.isolation import imports
 from edgesmith.isolation.import_child import Import
+from edgesmith.isolation.starting import start_child
+from edgesmith.isolation.watchdog import Watchdog
 from edgesmith.testing.subject import find_subject
 
 BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
@@ -111,6 +115,57 @@ def test_a_plugin_is_tried_again_when_it_or_its_neighbours_change_or_somebody_as
     sys.modules.pop("edge_prune")
 
 
+def test_what_broke_is_tried_again_once_where_somebody_asks(tmp_path, store, tries):
+    plugin = imports_of(tmp_path, "one", "import os\nos._exit(9)\n").origin.candidate()
+    for times in (1, 2):
+        first_imports = FirstImports(store, retry=True)
+        for _ in range(2):
+            assert "code 9" in first_imports.faults([plugin])[0]
+        assert len(tries) == times
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["nothing", "code", "beside", "package beside", "distribution", "version", "entry point", "python", "ours"],
+)
+def test_a_plugin_is_tried_again_exactly_when_what_it_depends_on_changes(install, tries, tmp_path, monkeypatch, change):
+    install("edge-prune")
+    beside = tmp_path / "edge-beside"
+    (beside / "package").mkdir(parents=True)
+    (beside / "edge-1.0.dist-info").mkdir()
+    for module in ("module.py", "package/__init__.py"):
+        (beside / module).touch()
+    monkeypatch.syspath_prepend(beside)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    load_registry()
+    plugin = tmp_path / "edge-prune"
+    information = plugin / "edge_prune-0.3.dist-info"
+    # Neither a result nor a module in the folder where commands are started is installed.
+    (beside / "results").mkdir()
+    (tmp_path / "script.py").touch()
+    match change:
+        case "code":
+            (plugin / "edge_prune.py").write_text((plugin / "edge_prune.py").read_text() + "\n")
+        case "beside":
+            (beside / "module.py").write_text("changed = True")
+        case "package beside":
+            (beside / "package" / "__init__.py").write_text("changed = True")
+        case "distribution":
+            (beside / "edge-1.0.dist-info").rename(beside / "edge-1.1.dist-info")
+        case "version":
+            (information / "METADATA").write_text((information / "METADATA").read_text().replace("n: 0.3", "n: 0.4"))
+        case "entry point":
+            (information / "entry_points.txt").write_text("[edgesmith]\nmain = edge_prune:RECORD\n")
+        case "python":
+            monkeypatch.setattr(sys, "version", "another")
+        case "ours":
+            monkeypatch.setattr("edgesmith.host.first_imports.__version__", "0.1.99")
+    for _ in range(2):
+        load_registry()
+    assert len(tries) == (1 if change == "nothing" else 2)
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -172,6 +227,13 @@ def test_a_module_that_raises_is_imported_here_and_shows_its_own_error(install, 
     assert len(tries) == 1
 
 
+def test_modules_of_edgesmith_that_a_record_names_are_not_tried(install, tries):
+    install("edge-prune")
+    registry = load_registry()
+    registry.options(registry.method("halve"))
+    assert tries == [["main"]]
+
+
 def test_a_plugin_for_another_version_is_not_even_tried(install, tries):
     install("edge-prune", requires="edgesmith>=99", source="import os\nos._exit(9)\n")
     assert load_registry().tombstones[0].stage == "version"
@@ -183,7 +245,7 @@ def test_bundled_plugins_are_not_tried(tries):
     assert tries == []
 
 
-@pytest.mark.parametrize("content", ["[]", '{"edge-prune main": {"fault": 3}}', "\x00"])
+@pytest.mark.parametrize("content", ["[]", '{"edge-prune main": {"fault": 3}}', "\x00", "[" * 99999])
 def test_damaged_answers_count_as_none(install, tries, store, content):
     install("edge-prune")
     load_registry()
@@ -191,6 +253,18 @@ def test_damaged_answers_count_as_none(install, tries, store, content):
     file.write_text(content)
     assert load_registry().method("halve")
     assert len(tries) == 2
+
+
+def test_commands_that_run_at_once_keep_the_answers_of_each_other_but_none_of_a_file_that_is_gone(tmp_path, store):
+    first, second = FirstImports(store), FirstImports(store)
+    origins = [imports_of(tmp_path, name, "").origin for name in "abc"]
+    for one, origin in zip((first, second, first), origins, strict=True):
+        one.faults([origin.candidate()])
+    (file,) = store.glob("imports-*.json")
+    assert len(json.loads(file.read_text())) == 3
+    (tmp_path / "a.py").unlink()
+    second.faults([imports_of(tmp_path, "d", "").origin.candidate()])
+    assert [Path(key.split()[0]).name for key in json.loads(file.read_text())] == ["b.py", "c.py", "d.py"]
 
 
 def test_a_folder_that_cannot_be_written_is_tolerated(install, tries, store):
@@ -201,13 +275,20 @@ def test_a_folder_that_cannot_be_written_is_tolerated(install, tries, store):
     assert len(tries) == 2
 
 
-@pytest.mark.parametrize(("place", "name"), [(imports, "_CHILD"), (sys, "executable")])
+def no_folder(prefix: str) -> None:
+    raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "found"),
+    [(imports, "_CHILD", "absent"), (sys, "executable", "absent"), (imports, "TemporaryDirectory", no_folder)],
+)
 def test_where_no_process_can_be_started_plugins_are_imported_untried_and_tried_later(
-    install, tries, monkeypatch, caplog, place, name
+    install, tries, monkeypatch, caplog, place, name, found
 ):
     install("edge-prune")
     with monkeypatch.context() as broken:
-        broken.setattr(place, name, "absent")
+        broken.setattr(place, name, found)
         for _ in range(2):
             assert load_registry().method("halve")
     assert len(tries) == len(caplog.messages) == 2
@@ -215,6 +296,15 @@ def test_where_no_process_can_be_started_plugins_are_imported_untried_and_tried_
     for _ in range(2):
         assert load_registry().method("halve")
     assert len(tries) == 3 and len(caplog.messages) == 2
+
+
+def test_a_process_that_does_not_start_leaves_no_connection(tmp_path, monkeypatch):
+    pair = socket.socketpair()
+    monkeypatch.setattr(socket, "socketpair", lambda: pair)
+    monkeypatch.setattr(sys, "executable", "absent")
+    with pytest.raises(OSError, match="absent"):
+        start_child("edgesmith.isolation.import_child", tmp_path)
+    assert [end.fileno() for end in pair] == [-1, -1]
 
 
 def test_checking_a_file_that_ends_its_process_says_so():
@@ -236,7 +326,52 @@ def test_one_process_does_all_up_to_a_fatal_one(tmp_path, monkeypatch):
     wanted = [*origins, *(imports_of(tmp_path, name, "") for name in "cde")]
     answers = imports.try_imports(wanted, [()] * len(wanted))
     assert [bool(answer.fault) for answer in answers] == [False, True, False, False, False]
-    assert len(started) == 2
+    # The fatal one is asked a second time, alone.
+    assert len(started) == 3
+
+
+def tried(folder: Path, *texts: str) -> list[str]:
+    """Return the faults of plugin files with these texts."""
+    wanted = [imports_of(folder, f"plugin_{index}", text) for index, text in enumerate(texts)]
+    return [answer.fault for answer in imports.try_imports(wanted, [()] * len(wanted))]
+
+
+def test_nobody_is_accused_of_what_an_import_before_it_does(tmp_path):
+    late = "import os, threading\nthreading.Timer(0.2, os._exit, [5]).start()\n"
+    assert tried(tmp_path, late, "import time\ntime.sleep(0.7)\n", "")[1:] == ["", ""]
+    # Each alone holds 100 MiB, and may take 300.
+    assert tried(tmp_path, *["import time\nheld = b'x' * (100 << 20)\ntime.sleep(0.3)\n"] * 3) == [""] * 3
+
+
+def test_an_import_that_writes_into_the_connection_is_told_from_the_others(tmp_path):
+    babble = "import os, sys\nos.write(int(sys.argv[1]), {!r})\nos._exit(0)\n"
+    for text in (b"babble\n", b"\xff\n", b"[]\n", b"[" * 99999 + b"\n", b'{"fault": ""}\n'):
+        assert [bool(fault) for fault in tried(tmp_path, "", babble.format(text), "")] == [False, True, False]
+
+
+def test_time_counts_anew_for_each_import(tmp_path, monkeypatch):
+    begun: list[Watchdog] = []
+    monkeypatch.setattr(Watchdog, "begin", lambda watchdog: begun.append(watchdog))
+    assert tried(tmp_path, "", "", "") == [""] * 3
+    assert len(begun) == 3
+
+
+def test_exit_handlers_of_plugins_are_not_run_where_they_are_tried(tmp_path):
+    told = tmp_path / "told"
+    assert tried(tmp_path, f"import atexit, pathlib\natexit.register(pathlib.Path({str(told)!r}).touch)\n") == [""]
+    assert not told.exists()
+
+
+def test_the_environment_gives_other_limits(tmp_path, monkeypatch):
+    never_ends = "import time\nheld = b'x' * ({} << 20)\ntime.sleep(120)\n"
+    monkeypatch.setenv("EDGESMITH_IMPORT_SECONDS", "2.5")
+    assert "did not end within 2.5 s" in tried(tmp_path, never_ends.format(1))[0]
+    monkeypatch.setenv("EDGESMITH_IMPORT_SECONDS", "60")
+    monkeypatch.setenv("EDGESMITH_IMPORT_MIB", "150")
+    assert "and may take 150" in tried(tmp_path, never_ends.format(200))[0]
+    monkeypatch.setenv("EDGESMITH_IMPORT_MIB", "a lot")
+    with pytest.raises(PluginError, match="'a lot'"):
+        tried(tmp_path, "")
 
 
 def imports_of(folder: Path, name: str, text: str) -> Import:
@@ -248,7 +383,8 @@ def imports_of(folder: Path, name: str, text: str) -> Import:
     return Import(origin)
 
 
-def test_interrupting_a_command_ends_what_it_tries(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_command_that_is_ended_takes_what_it_tries_along(tmp_path, number, code):
     slow = tmp_path / "slow.py"
     slow.write_text("import time\ntime.sleep(120)\n")
     run = subprocess.Popen(
@@ -256,7 +392,6 @@ def test_interrupting_a_command_ends_what_it_tries(tmp_path):
     )
     (child, *_) = awaited(lambda: psutil.Process(run.pid).children(recursive=True))
     time.sleep(0.3)
-    run.send_signal(signal.SIGINT)
-    assert run.wait(30) == 130
-    psutil.wait_procs([child], timeout=30)
-    assert not child.is_running()
+    run.send_signal(number)
+    assert run.wait(30) == code
+    assert ends(child)

@@ -14,6 +14,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from edgesmith.host.plugin import Trace
 
 _LOGGER = logging.getLogger(__name__)
+_OWN_PACKAGES = ("edgesmith", "edgesmith_calibration")
 _CODE = (".py", ".so", ".pyd")
+_INSTALLED = (*_CODE, ".pth", ".dist-info", ".egg-info")
 
 
 class FirstImports:
@@ -45,6 +48,7 @@ class FirstImports:
         self._trace = trace
         self._answers: dict[str, Any] | None = None
         self._asked: set[str] = set()
+        self._told = False
 
     def faults(self, candidates: "Sequence[Candidate]") -> list[str]:
         """Return how importing each candidate breaks its process; an empty string for most."""
@@ -58,6 +62,8 @@ class FirstImports:
 
     def fault_in(self, origin: PluginOrigin, module: str) -> str:
         """Return how importing a module that one of a plugin's records names breaks the process, or nothing."""
+        if module.partition(".")[0] in _OWN_PACKAGES:
+            return ""
         self._ask([(origin, module)])
         return str(self._known(origin, module)["fault"])
 
@@ -66,7 +72,7 @@ class FirstImports:
         unknown = [
             (origin, module, identity)
             for origin, module in wanted
-            if (identity := _identity(origin, module)) != self._known(origin, module).get("identity")
+            if (identity := self._identity(origin, module)) != self._known(origin, module).get("identity")
             or (self._retry and self._known(origin, module)["fault"] and _key(origin, module) not in self._asked)
         ]
         if not unknown:
@@ -80,7 +86,8 @@ class FirstImports:
             [Import(origin, module) for origin, module, _ in unknown],
             [_home(module or origin.package, origin.file) for origin, module, _ in unknown],
         )
-        if None in answers:
+        if None in answers and not self._told:
+            self._told = True
             _LOGGER.warning("No process can be started to try plugins in; they are imported untried this time.")
         known = self._load()
         for (origin, module, identity), answer in zip(unknown, answers, strict=True):
@@ -88,9 +95,31 @@ class FirstImports:
                 continue
             # A plugin that broke is found by the names that it brought before.
             names = self._known(origin, module).get("names", ()) if answer.names is None else answer.names
-            known[_key(origin, module)] = {"identity": identity, "fault": answer.fault, "names": list(names)}
+            known[_key(origin, module)] = {
+                "identity": identity,
+                "file": origin.file,
+                "fault": answer.fault,
+                "names": list(names),
+            }
             self._asked.add(_key(origin, module))
         self._keep()
+
+    def _identity(self, origin: PluginOrigin, module: str) -> str:
+        """Return a hash of what the answer for an import depends on: the code, and what is installed beside it."""
+        parts = [
+            *(__version__, sys.version, origin.version, origin.value),
+            *self._installed,
+            *_stamps(_home(origin.package, origin.file)),
+        ]
+        if module.partition(".")[0] != origin.package:
+            parts += _stamps(_home(module, ""))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def _installed(self) -> list[str]:
+        # Where a command is started is no part of the environment: every answer would change with it.
+        scripts = sysconfig.get_path("scripts")
+        return [stamp for folder in sys.path if folder not in ("", scripts) for stamp in _installed_in(folder)]
 
     def _known(self, origin: PluginOrigin, module: str) -> dict[str, Any]:
         known: dict[str, Any] = self._load().get(_key(origin, module), {"fault": ""})
@@ -98,19 +127,25 @@ class FirstImports:
 
     def _load(self) -> dict[str, Any]:
         if self._answers is None:
-            self._answers = {}
-            with suppress(OSError, ValueError):
-                found = json.loads(self._file.read_text(encoding="utf-8"))
-                if isinstance(found, dict):
-                    self._answers = {key: answer for key, answer in found.items() if _is_answer(answer)}
+            self._answers = self._read()
         return self._answers
 
+    def _read(self) -> dict[str, Any]:
+        with suppress(OSError, ValueError, RecursionError):
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return {key: answer for key, answer in found.items() if _is_answer(answer)}
+        return {}
+
     def _keep(self) -> None:
+        """Write the answers of this command among those that others wrote meanwhile, except of files that are gone."""
         from edgesmith.files import write_atomically
 
+        answers = self._read() | {key: answer for key, answer in self._load().items() if key in self._asked}
+        answers = {key: one for key, one in answers.items() if not one["file"] or Path(one["file"]).exists()}
         # Without a place for answers the next command asks again.
         with suppress(OutputError, OSError):
-            write_atomically(self._file, json.dumps(self._load(), indent=1, sort_keys=True))
+            write_atomically(self._file, json.dumps(answers, indent=1, sort_keys=True))
 
 
 def _key(origin: PluginOrigin, module: str) -> str:
@@ -120,23 +155,10 @@ def _key(origin: PluginOrigin, module: str) -> str:
 def _is_answer(found: object) -> bool:
     return (
         isinstance(found, dict)
-        and all(isinstance(found.get(name), str) for name in ("identity", "fault"))
+        and all(isinstance(found.get(name), str) for name in ("identity", "file", "fault"))
         and isinstance(found.get("names"), list)
         and all(isinstance(name, str) for name in found["names"])
     )
-
-
-def _identity(origin: PluginOrigin, module: str) -> str:
-    """Return a hash of what the answer for an import depends on: the plugin's code, and what is installed beside it."""
-    installed = {sysconfig.get_path(one) for one in ("purelib", "platlib")}
-    parts = [
-        *(__version__, sys.version, origin.distribution, origin.version, origin.entry_point, origin.value, module),
-        *(str(_changed(Path(folder))) for folder in sorted(installed)),
-        *_stamps(_home(origin.package, origin.file)),
-    ]
-    if module.partition(".")[0] != origin.package:
-        parts += _stamps(_home(module, ""))
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _home(module: str, file: str) -> tuple[str, ...]:
@@ -162,6 +184,18 @@ def _stamps(home: Iterable[str]) -> list[str]:
         if file.suffix in _CODE
     ]
     return [f"{file} {_changed(file)}" for file in files]
+
+
+def _installed_in(folder: str) -> list[str]:
+    """Return name, size and time of change of the modules, packages and distributions at the top of a folder."""
+    try:
+        if Path(folder).samefile("."):
+            return []
+        found = sorted(Path(folder).iterdir())
+    except OSError:
+        return []
+    files = [one if one.suffix in _INSTALLED else one / "__init__.py" for one in found]
+    return [f"{file} {changed}" for file in files if (changed := _changed(file)) != (0, 0)]
 
 
 def _changed(file: Path) -> tuple[int, int]:
