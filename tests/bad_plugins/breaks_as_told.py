@@ -17,6 +17,7 @@ from edgesmith import (
     Verdict,
     hookimpl,
 )
+from edgesmith.engine import EngineReport
 from edgesmith.frontends.onnx_file import OnnxFrontend
 from edgesmith.measure.reference import ReferenceRunner
 from edgesmith.testing.fakes import FakeRunner, FakeTarget
@@ -91,6 +92,9 @@ class Device(FakeTarget):
 
     def finish(self, directory):
         return {"bad": {GARBAGE}} if told("target.finish") else {"finished": True}
+
+    def read_engine(self, model, layers, times=""):
+        return GARBAGE if told("target.read_engine") else EngineReport(layers=())
 
 
 def rule(model, dialect):

@@ -78,6 +78,16 @@ def test_what_plugins_print_stays_out_of_json_and_a_traced_crash_shows_its_trace
     assert "Traceback" not in run(capsys, *plugins, *wanted)[2]
 
 
+def test_a_rule_that_ends_its_process_is_a_finding_with_isolation(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGESMITH_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("BREAK_HERE", "lint.rule:leave")
+    (tiny_mlp().save(tmp_path / "saved") / "model.onnx").rename(tmp_path / "mlp.onnx")
+    told = f"--plugin={BAD_PLUGINS / 'breaks_as_told.py'}"
+    code, out, _ = run(capsys, told, "lint", str(tmp_path / "mlp.onnx"), "--target", "told", "--isolate", "--json")
+    assert code == 2
+    assert "ended its process with code 5" in json.loads(out)[0]["hazard"]
+
+
 def test_help_is_a_result_also_beside_json(capsys):
     code, out, _ = run(capsys, "inspect", "--json", "--help")
     assert code == 0

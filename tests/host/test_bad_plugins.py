@@ -11,6 +11,7 @@ from edgesmith import Isolation
 from edgesmith.errors import PluginError, StepError
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.sample import sample_inputs
+from edgesmith.plan import PlannedStep
 from edgesmith.testing import isolated_registry, run_method, tiny_mlp
 
 BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
@@ -99,6 +100,7 @@ def test_every_bad_plugin_has_a_test():
         *BROKEN_IN_OPTIONS,
         *BROKEN_WITH_ITS_PROCESS,
         *BROKEN_WITH_THE_PROCESS_THAT_IMPORTS,
+        "needs_crash",
         "crash_in_check",
         "bool_verdict",
         "raises_in_observer",
@@ -192,6 +194,16 @@ def test_options_that_break_are_attributed_and_cost_no_other_method_its_schema(n
     titles = [step["title"] for step in registry.schema()["$defs"]["Step"]["oneOf"]]
     assert titles == ["file:raises_in_observer:copy", f"file:{name}:{method.name}"]
     assert run_method(registry, "copy", tiny_mlp()).verdict.status == "ok"
+
+
+def test_options_that_cannot_say_what_they_need_are_attributed():
+    registry = registry_with("needs_crash")
+    record = registry.method("needs-crash")
+    step = PlannedStep(record, registry.validate_options(record, {}), registry.distribution_of(record))
+    with pytest.raises(PluginError) as caught:
+        _ = step.needing
+    assert caught.value.what.startswith("method needs-crash 1.0 from file:needs_crash 0+")
+    assert "what its options need crashed with SystemExit: no licence found at needs_crash.py:30" in caught.value.what
 
 
 @pytest.mark.parametrize("name", BROKEN_WITH_ITS_PROCESS)

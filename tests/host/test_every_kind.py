@@ -11,7 +11,7 @@ import edgesmith
 from edgesmith import Isolation
 from edgesmith.api import Settings, load_source
 from edgesmith.errors import EdgesmithError, MeasurementError, ModelError, StepError, TargetError
-from edgesmith.host.building import build_files, check_target, finish_files
+from edgesmith.host.building import build_files, check_target, explain_engine, finish_files
 from edgesmith.host.context import Context
 from edgesmith.host.lint import run_lints
 from edgesmith.host.loader import load_registry
@@ -62,6 +62,8 @@ class Bench:
             return run_lowering(record, target, self.model, context).model.digest() == self.model.digest()
         if call == "build":
             return build_files(record, target, self.model, self.folder / "built").recipe["by"]
+        if call == "read_engine":
+            return explain_engine(record, target, self.model, "layers").layers
         return finish_files(record, target, self.folder / "built").get("finished")
 
     def lint(self, _: str) -> object:
@@ -116,6 +118,8 @@ HERE = [
     ("target.build", "edit", TargetError, "Target told 1.0: its build edited the graph that it was given"),
     ("target.finish", "crash", TargetError, "Target told 1.0: its finish crashed with ZeroDivisionError: told so"),
     ("target.finish", "garbage", TargetError, "Target told 1.0: its finish returned no facts that JSON can hold"),
+    ("target.read_engine", "crash", TargetError, "Target told 1.0: its read_engine crashed with ZeroDivisionError: to"),
+    ("target.read_engine", "garbage", TargetError, "its read_engine returned int and no EngineReport"),
     ("metric.start", "crash", MeasurementError, "Metric told 1.0: its start crashed with ZeroDivisionError: told so"),
     ("metric.update", "crash", MeasurementError, "Metric told 1.0: its update crashed with ZeroDivisionError: told so"),
     ("metric.update", "edit", MeasurementError, "its update crashed with ValueError: assignment destination is read-"),
@@ -157,6 +161,7 @@ SOUND = {
     "target.lower": True,
     "target.build": "told",
     "target.finish": True,
+    "target.read_engine": (),
     "lint.rule": "It is there.",
     "metric.start": True,
     "metric.update": True,

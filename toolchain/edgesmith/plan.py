@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from edgesmith.errors import PluginError
+from edgesmith.host.containment import call_plugin
 from edgesmith.host.interfaces import Target
 from edgesmith.host.records import MethodRecord, Needs, TargetRecord
 from edgesmith.recipe import Recipe
@@ -25,8 +27,14 @@ class PlannedStep:
 
     @property
     def needing(self) -> MethodRecord:
-        """The record with what these very options need, where the options say so in a property `needs`."""
-        needs = getattr(self.options, "needs", None)
+        """The record with what these very options need, where the options say so in a property `needs`.
+
+        Raises:
+            PluginError: That property crashes.
+        """
+        what = f"method {self.record.name} {self.record.version} from {self.distribution}: what its options need"
+        module = type(self.options).__module__
+        needs = call_plugin(lambda: getattr(self.options, "needs", None), what, PluginError, module=module)
         return replace(self.record, needs=needs) if isinstance(needs, Needs) else self.record
 
     @property

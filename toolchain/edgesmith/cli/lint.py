@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
-from edgesmith.cli.settings import registry_of
+from edgesmith.cli.settings import isolation_of, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.engine import EngineReport
@@ -34,6 +34,13 @@ def command(
         Path | None,
         typer.Option("--engine-times", metavar="FILE", help="Times of its layers: trtexec --exportProfile."),
     ] = None,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Ask each rule of a stranger in a process of its own, within limits.")
+    ] = False,
+    time_limit_seconds: Annotated[
+        float | None,
+        typer.Option("--time-limit-seconds", help="Longest time for one rule; implies --isolate. Default: 3600."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a graph against the rules of a target. The exit code is 0 without findings, and 2 with some."""
@@ -41,21 +48,23 @@ def command(
     from edgesmith.host.targets import find_target
 
     registry = registry_of(context)
+    isolation = isolation_of(isolate, time_limit_seconds, None)
     record, device = find_target(registry, target)
     with make_progress(silent=as_json) as progress:
         from edgesmith.api import load_source
         from edgesmith.engine import read_description
+        from edgesmith.host.building import explain_engine
         from edgesmith.host.lint import run_lints
         from edgesmith.pipeline import Workshop
         from edgesmith.store import Store
 
         model = load_source(source, Workshop(registry, Store(), progress, 1))
         with progress.stage("checking the rules"):
-            results = tuple(run_lints(registry, record, model, device.dialect))
+            results = tuple(run_lints(registry, record, model, device.dialect, isolation=isolation))
         engine = None
         if engine_layers is not None:
             times = read_description(engine_times) if engine_times is not None else ""
-            engine = device.read_engine(model, read_description(engine_layers), times)
+            engine = explain_engine(record, device, model, read_description(engine_layers), times)
     if as_json:
         _write_json(results, engine)
     else:

@@ -37,6 +37,7 @@ from edgesmith.device.transport import Transport, Workspace, workspace
 from edgesmith.device.worker.archive import ArrayArchive
 from edgesmith.engine import EngineReport
 from edgesmith.errors import ConnectionLostError, DataError, DeviceError, MeasurementError, TargetError
+from edgesmith.host.building import explain_engine
 from edgesmith.host.targets import find_target
 from edgesmith.ledger import LayerError, Ledger, load_ledger
 from edgesmith.measure.contained import MetricMaker
@@ -45,7 +46,7 @@ from edgesmith.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from edgesmith.host.interfaces import Target
-    from edgesmith.host.records import MetricRecord
+    from edgesmith.host.records import MetricRecord, TargetRecord
     from edgesmith.host.registry import Registry
     from edgesmith_calibration.sources import Batch
 
@@ -77,6 +78,7 @@ class _Visit:
     shipment: Shipment
     samples: _Samples
     plan: ValidationPlan
+    target_record: "TargetRecord"
     target: "Target"
     labels: dict[str, str]
     """Values inside the graph to compare, with their places."""
@@ -125,11 +127,11 @@ def validate(
     """
     plan, progress = plan or ValidationPlan(), progress or SilentProgress()
     shipment, ledger = read_shipment(directory), load_ledger(directory)
-    _, target = find_target(registry, plan.target or shipment.target)
+    target_record, target = find_target(registry, plan.target or shipment.target)
     samples = _open_samples(shipment, data, plan)
     labels = choose_taps(samples.model.ir, ledger.chosen_row, plan.taps) if plan.taps else {}
     with tempfile.TemporaryDirectory(prefix="edgesmith-validate-") as scratch:
-        visit = _Visit(shipment, samples, plan, target, labels, Path(scratch), progress)
+        visit = _Visit(shipment, samples, plan, target_record, target, labels, Path(scratch), progress)
         with workspace(transport, keep=plan.keep, resume=plan.resume) as place:
             found = _insist(place, visit, lambda: _visit(place, visit))
         visit.remarks += place.remarks
@@ -269,7 +271,9 @@ def _read_engine(visit: _Visit, reply: Reply) -> EngineReport | None:
     if not reply.engine_layers:
         return None
     try:
-        return visit.target.read_engine(visit.samples.model, reply.engine_layers, reply.engine_times)
+        return explain_engine(
+            visit.target_record, visit.target, visit.samples.model, reply.engine_layers, reply.engine_times
+        )
     except TargetError as error:
         visit.remarks.append(f"The engine was not explained: {error.what}")
         return None

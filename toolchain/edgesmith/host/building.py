@@ -12,6 +12,7 @@ from edgesmith.host.records import TargetRecord
 from edgesmith.host.verdict import Verdict
 
 if TYPE_CHECKING:
+    from edgesmith.engine import EngineReport
     from edgesmith.model import Model
 
 ResultT = TypeVar("ResultT")
@@ -79,6 +80,22 @@ def finish_files(record: TargetRecord, target: Target, directory: Path) -> dict[
     except (TypeError, ValueError) as error:
         raise _fault(record, "finish", f"returned no facts that JSON can hold: {first_words(error)}") from error
     return found
+
+
+def explain_engine(
+    record: TargetRecord, target: Target, model: "Model", layers: str, times: str = ""
+) -> "EngineReport":
+    """Return what the target reads from a runtime's description of the engine that it built of `model`.
+
+    Raises:
+        TargetError: It cannot read the description, crashed, or returned something else.
+    """
+    from edgesmith.engine import EngineReport
+
+    report: object = _contained(record, target, "read_engine", lambda: target.read_engine(model, layers, times))
+    if not isinstance(report, EngineReport):
+        raise _fault(record, "read_engine", f"returned {type(report).__name__} and no EngineReport")
+    return report
 
 
 def _contained(record: TargetRecord, target: Target, what: str, work: Callable[[], ResultT]) -> ResultT:
