@@ -112,8 +112,9 @@ class Pyramid:
             return k_means(self._gram(place), groups, seed).labels
         before, first = self._cells, self._cells is self._grid
         self._cells = coarser_grid(before, groups, self._grid)
-        labels = cell_labels(before, self._cells)
-        return labels[list(self._vision.patches)] if first and self._vision.patches else labels
+        labels, patches = cell_labels(before, self._cells), self._vision.patches
+        # Protected patches leave numbers that are none of the cells.
+        return labels[list(patches)] if first and sorted(patches) == list(range(len(labels))) else labels
 
     def _gram(self, place: Place) -> Float64:
         """Return E[X X^T] of the patch tokens that arrive at a place."""
@@ -160,7 +161,8 @@ class Pyramid:
         from edgesmith_tokens.training import Feature, Regime, train_features
 
         options, graph = self._options, result.graph
-        names = [name for name in graph.initializers if name.startswith((LEARNED_WEIGHT, LEARNED_BIAS))]
+        made = (name for name in graph.initializers if name not in self._model.graph.initializers)
+        names = [name for name in made if name.startswith((LEARNED_WEIGHT, LEARNED_BIAS))]
         features = [Feature(each.name or "") for each in graph.outputs if each.dtype and each.dtype.is_floating_point()]
         known = {feature.name for feature in features}
         first = min(place.block for place in self._places if place.value in self._reducers)

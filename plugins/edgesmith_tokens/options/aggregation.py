@@ -8,6 +8,7 @@ from edgesmith.host.records import Needs
 
 Form = Literal["pool", "cluster", "attention-guided", "learned", "pca", "random"]
 Share = Annotated[float, Field(gt=0, le=1)]
+Side = Annotated[int, Field(gt=0)]
 
 
 class AggregateTokensOptions(BaseModel):
@@ -38,7 +39,7 @@ class AggregateTokensOptions(BaseModel):
         description="Number of tokens in front that stay as they are. None: those that are no patches, such as a class "
         "token.",
     )
-    grid: tuple[int, int] | None = Field(
+    grid: tuple[Side, Side] | None = Field(
         default=None,
         description="Rows and columns of the patches, for pool. None: read from the patch embedding, or square.",
     )
