@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from edgesmith.errors import EdgesmithError
+from edgesmith.errors import EdgesmithError, StepError
 from edgesmith.graph.opset import raise_opset
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Context
@@ -13,6 +13,7 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith_tokens.finding.vision import VisionStream, find_vision_streams
 from edgesmith_tokens.merging.budget import choose_counts
+from edgesmith_tokens.merging.formula import most_merged
 from edgesmith_tokens.merging.place import MergeForm, merge_stream
 from edgesmith_tokens.merging.schedule import constant, decreasing, fitted, listed, spread
 from edgesmith_tokens.options.merging import MergeTokensOptions
@@ -41,6 +42,8 @@ class MergeTokens(Method[MergeTokensOptions]):
         open_streams = [stream for stream, reason in zip(streams, reasons, strict=True) if not reason]
         if not open_streams:
             return Verdict.refuse(reasons[0])
+        if not any(most_merged(stream.tokens, stream.protected) for stream in open_streams):
+            return Verdict.skip("there are no two patches to merge; use larger images")
         if options.speedup is not None:
             return _measurable(context, open_streams)
         if not any(any(_counts(options, stream)) for stream in open_streams):
@@ -72,16 +75,30 @@ class MergeTokens(Method[MergeTokensOptions]):
             if not any(counts):
                 continue
             left = merge_stream(merged, stream, counts, form)
-            after = stream.tokens - sum(counts)
+            first, last, after = stream.blocks[0].number, stream.blocks[-1].number, stream.tokens - sum(counts)
             context.notes.remark(
-                f"Merged {sum(counts)} of {stream.tokens} tokens ({stream.protected} protected); attention of the "
-                f"blocks has {', '.join(map(str, left))}, and {after} are left at the end."
+                f"Merged {sum(counts)} of {stream.tokens} tokens ({stream.protected} protected); attention of blocks "
+                f"{first} to {last} has {', '.join(map(str, left))}, and {after} leave block {last}."
             )
         return model.with_ir(merged)
 
 
 def _streams(model: ir.Model, options: MergeTokensOptions) -> tuple[VisionStream, ...]:
-    return find_vision_streams(model, find_structure(model), protected=options.protected)
+    """Return the streams.
+
+    Raises:
+        StepError: There are counts for more blocks than any of them has.
+    """
+    found = find_vision_streams(model, find_structure(model), protected=options.protected)
+    given, blocks = len(options.counts or ()), max((len(each.stream.blocks) for each in found), default=0)
+    if found and given > blocks:
+        raise StepError(
+            f"counts has {given} numbers for {blocks} blocks",
+            expected="at most one number for each block",
+            why="no block would take the others",
+            fix="list the blocks with `edgesmith inspect` and correct the option counts",
+        )
+    return found
 
 
 def _obstacle(model: ir.Model, stream: VisionStream) -> str:

@@ -28,7 +28,7 @@ from edgesmith_tokens.aggregate_tokens import AggregateTokens
 from edgesmith_tokens.aggregation.cells import Grid, cell_labels, coarser_grid
 from edgesmith_tokens.aggregation.clusters import k_means, spread
 from edgesmith_tokens.aggregation.matrices import averaging
-from edgesmith_tokens.aggregation.reducers import SOFTNESS, FixedAverage
+from edgesmith_tokens.aggregation.reducers import LEARNED_BIAS, LEARNED_WEIGHT, SOFTNESS, FixedAverage
 from edgesmith_tokens.finding.vision import find_vision_streams
 from edgesmith_tokens.merge_tokens import MergeTokens
 from edgesmith_tokens.options.aggregation import AggregateTokensOptions
@@ -336,6 +336,40 @@ def test_static_attention_comes_after_and_what_merges_or_is_static_before_is_lef
         assert left.status == "skip" and "put this step before merge-tokens and static-attention" in left.reason
 
 
+def test_merge_tokens_comes_after_and_works_in_front_of_the_first_place():
+    model = vision(blocks=6)
+    data, settings_ = images(model), context(MergeTokensOptions(r=2))
+    both = MergeTokens().apply(aggregate(model, form="pool"), settings_)
+    counts = [tapped(both, data, each.probability)[0].shape[-1] for each in find_structure(both.ir).attentions]
+    assert counts == [17, 15, 9, 9, 5, 5]
+    assert settings_.notes.remarks == [
+        "Merged 4 of 17 tokens (1 protected); attention of blocks 0 to 1 has 17, 15, and 13 leave block 1."
+    ]
+    assert len(settings_.notes.skipped) == 2
+    assert all("already means of patches" in reason for reason in settings_.notes.skipped.values())
+
+
+def test_each_pyramid_trains_its_own_weights_alone():
+    model = vision(blocks=4)
+    data = images(model, 64)
+    first = aggregate(model, data, form="learned", at=(2,), **QUICK)
+    both = aggregate(first, data, form="learned", at=(1,), keep=0.25, epochs=12.0, batch_size=16)
+    trained = [name for name in first.graph.initializers if name.startswith((LEARNED_WEIGHT, LEARNED_BIAS))]
+    assert len(trained) == 2
+    for name in trained:
+        before, after = (each.graph.initializers[name].const_value.numpy() for each in (first, both))
+        np.testing.assert_array_equal(before, after)
+    weights = [name for name in both.graph.initializers if name.startswith(LEARNED_WEIGHT) and name not in trained]
+    assert len(weights) == 1 and both.graph.initializers[weights[0]].const_value.numpy().any()  # they start from 0
+
+
+@pytest.mark.parametrize("form", ["pool", "attention-guided"])
+def test_patches_may_be_protected(form):
+    model = vision(3, 5, blocks=3)
+    smaller = aggregate(model, form=form, protected=6, **({"grid": (2, 5)} if form == "pool" else {}))
+    assert answer(smaller, images(model)).shape == (6, 4)
+
+
 def test_shares_of_their_own_for_each_place():
     model = vision(blocks=4)
     assert "17 x 1, 13 x 2, 3 x 1" in aggregate_with_notes(model, form="pool", at=(1, 3), keep=(0.75, 0.2))[1][0]
@@ -361,7 +395,13 @@ def test_what_cannot_be_done_is_refused_with_what_would_work():
 
 
 def test_options_that_contradict_each_other_are_refused():
-    for wrong in ({"at": (1, 1)}, {"keep": (0.5,)}, {"form": "pca", "proportional": True}, {"keep": 0.0}):
+    for wrong in (
+        {"at": (1, 1)},
+        {"keep": (0.5,)},
+        {"form": "pca", "proportional": True},
+        {"keep": 0.0},
+        {"grid": (-4, -4)},
+    ):
         with pytest.raises(ValueError, match=r"must|greater"):
             AggregateTokensOptions(**wrong)
     assert not AggregateTokensOptions().needs.data

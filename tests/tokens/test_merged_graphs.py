@@ -73,7 +73,8 @@ def test_each_merge_is_the_formula_and_sizes_always_sum_to_all_tokens(
     blocks, counts, form, metric, protected, proportional, batch
 ):
     model, feeds = tiny_vit(blocks=blocks), images(batch)
-    if not any(counts[:blocks]):
+    counts = counts[:blocks]
+    if not any(counts):
         return
     before = to_bytes(model.ir)
     options = {"counts": tuple(counts), "form": form, "metric": metric, "protected": protected}
@@ -85,7 +86,7 @@ def test_each_merge_is_the_formula_and_sizes_always_sum_to_all_tokens(
     names += [block.attention.key.value for block in stream.blocks]
     names += [merged_value(merged, stream, number) for number in range(blocks)]
     values = taps(merged, feeds, list(dict.fromkeys((*names, *size_values(merged)))))
-    sizes, left = np.ones((batch, TOKENS, 1), np.float32), TOKENS
+    sizes, left, gone = np.ones((batch, TOKENS, 1), np.float32), TOKENS, []
     for number, block in enumerate(stream.blocks):
         held = values[block.attended]
         assert held.shape[1] == left
@@ -96,10 +97,12 @@ def test_each_merge_is_the_formula_and_sizes_always_sum_to_all_tokens(
                 held, sizes, match(keys if metric == "keys" else values[block.input], r, kept), kept
             )
         left -= r
+        gone.append(r)
         # The same operations in float32, with sums in another order.
         np.testing.assert_allclose(values[merged_value(merged, stream, number)], held, rtol=0, atol=2e-5)
     weighed = size_values(merged)
-    assert bool(weighed) <= proportional
+    # Attention reads the sizes of all merges before it; nobody reads those of the last block.
+    assert len(weighed) == proportional * np.count_nonzero(gone[:-1])
     for name in weighed:
         assert (values[name].sum(axis=1) == TOKENS).all()
         assert (values[name][:, :kept] == 1).all() and (values[name] >= 1).all()
@@ -269,6 +272,18 @@ def test_networks_without_patches_are_skipped(build):
     assert verdict.status == "skip" and "patches" in verdict.reason
 
 
+def test_counts_for_more_blocks_than_there_are_are_refused():
+    assert "3 numbers for 2 blocks" in refusal(tiny_vit(blocks=2), counts=(1, 1, 1))
+    with pytest.raises(StepError, match="3 numbers for 2 blocks"):
+        merge(tiny_vit(blocks=2), counts=(1, 1, 1))
+
+
+@pytest.mark.parametrize("wrong", [{"counts": (-3, 5, 2)}, {"speedup": float("inf")}, {"ratio": float("nan")}])
+def test_numbers_that_mean_nothing_are_no_options(wrong):
+    with pytest.raises(ValueError, match=r"greater|finite"):
+        MergeTokensOptions(**wrong)
+
+
 def test_more_protected_tokens_than_there_are_is_refused():
     assert "protected" in refusal(tiny_vit(), protected=40)
 
@@ -293,17 +308,27 @@ def test_an_older_opset_is_raised():
     assert run(merged, images())["logits"].shape == (3, 4)
 
 
-def test_fewer_tokens_cost_what_the_cost_model_says():
+@pytest.mark.parametrize("form", ["one-hot", "scatter"])
+def test_fewer_tokens_cost_what_the_cost_model_says(form):
     blocks, width, r = 4, 32, 3
     model = tiny_vit(blocks=blocks)
-    saved = count_cost(model.ir).macs - count_cost(merge(model, r=r, form="scatter").ir).macs
+    saved = count_cost(model.ir).macs - count_cost(merge(model, r=r, form=form).ir).macs
     counts, expected, matching = [TOKENS - r * number for number in range(blocks + 1)], 0, 0
     for before, after in pairwise(counts):
         expected += 4 * (TOKENS - before) * width**2 + 2 * (TOKENS**2 - before**2) * width
         expected += 4 * (TOKENS - after) * width**2
         matching += (before // 2) * ((before - 1) // 2) * 16
-    # The MLP of this network is twice as wide as its stream, so 4 in place of 8; a merge multiplies A with B.
+        if form == "one-hot":
+            matching += (before // 2) * r * (width + 1)
+    # The MLP of this network is twice as wide as its stream, so 4 in place of 8; a merge multiplies A with B, and
+    # one-hot the r tokens and their sizes with a matrix of B rows.
     assert saved == pytest.approx(expected - matching, rel=0.02)
+
+
+def test_a_merge_adds_as_many_operators_as_the_page_says():
+    model = tiny_vit(blocks=4)
+    once, twice = (len(merge(model, counts=counts).graph) for counts in ((0, 1), (0, 1, 1)))
+    assert twice - once == 44
 
 
 def test_it_works_on_a_pruned_model_and_its_result_can_be_quantized(tiny_vit):
@@ -324,7 +349,7 @@ def test_the_report_says_how_many_tokens_each_block_has():
     settings_ = context(MergeTokensOptions(r=20))
     MergeTokens().apply(tiny_vit(blocks=3), settings_)
     (remark,) = settings_.notes.remarks
-    assert "17, 9, 5" in remark and "14 of 17" in remark
+    assert "14 of 17" in remark and "blocks 0 to 2 has 17, 9, 5, and 3 leave block 2" in remark
 
 
 def test_streams_are_found_in_the_graph_alone():

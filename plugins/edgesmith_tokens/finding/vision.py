@@ -175,7 +175,9 @@ def _protected(places: Array | None) -> tuple[int, str]:
     if places is None:
         return 0, "which tokens are patches cannot be read from the graph; set the option protected"
     patches = np.flatnonzero(places >= 0)
-    first = int(patches[0]) if len(patches) else len(places)
+    if not len(patches):
+        return 0, "its tokens are already means of patches, or mix them otherwise; make them fewer in front of that"
+    first = int(patches[0])
     if len(patches) != len(places) - first:
         return first, "tokens that are no patches stand behind patches; only those in front can be protected"
     return first, ""

@@ -29,7 +29,8 @@ Counts = tuple[int, ...]
 
 _TIMED_PLANS = 4
 """Plans of each round that are timed in turns."""
-_ROUNDS = 2
+_ROUNDS = 6
+"""Most rounds. Each leaves about a third of the plans, so that these settle some hundreds."""
 _TIMING_SECONDS = 20.0
 
 
@@ -116,6 +117,8 @@ def choose_counts(model: Model, stream: VisionStream, form: MergeForm, context: 
         )
     if context.calibration is None or len(context.calibration) == 0:
         raise no_data()
+    if not most_merged(stream.tokens, stream.protected):
+        return (0,) * len(stream.blocks)
     data = context.calibration.take(options.samples)
     curves = _curves(model, stream, form, data, context)
     step = max(1, (stream.tokens - stream.protected) // (4 * len(stream.blocks)))

@@ -1,6 +1,6 @@
 """Options of `merge-tokens`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,7 +13,7 @@ Form = Literal["one-hot", "scatter"]
 class MergeTokensOptions(BaseModel):
     """Options of `merge-tokens`. Blocks are counted from 0 along the stream of the vision transformer."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     ratio: float = Field(
         default=0.5,
@@ -27,7 +27,7 @@ class MergeTokensOptions(BaseModel):
         default="constant",
         description="How r goes along the blocks. constant: the same in each. decreasing: from 2 r to 0.",
     )
-    counts: tuple[int, ...] | None = Field(
+    counts: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None,
         description="Tokens that each block merges, in place of ratio and r, from the first block on; further ones: 0.",
     )
