@@ -109,10 +109,8 @@ class FirstImports:
         parts = [
             *(__version__, sys.version, origin.version, origin.value),
             *self._installed,
-            *_stamps(_home(origin.package, origin.file)),
+            *_stamps(sorted({*_home(origin.package, origin.file), *_home(module, "")})),
         ]
-        if module.partition(".")[0] != origin.package:
-            parts += _stamps(_home(module, ""))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @cached_property

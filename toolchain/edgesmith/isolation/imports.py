@@ -66,7 +66,9 @@ def _answers(imports: Sequence[Import], homes: Sequence[Sequence[str]]) -> list[
     limits = _limits()
     with ExitStack() as stack:
         try:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="edgesmith-imports-")))
+            folder = Path(
+                stack.enter_context(TemporaryDirectory(prefix="edgesmith-imports-", ignore_cleanup_errors=True))
+            )
             request = {"import_path": sys.path, "imports": [asdict(one) for one in imports]}
             (folder / REQUEST_FILE).write_text(json.dumps(request), encoding="utf-8")
             # What is printed at import is printed again where the host imports it.
@@ -77,6 +79,8 @@ def _answers(imports: Sequence[Import], homes: Sequence[Sequence[str]]) -> list[
         answers: list[ImportAnswer] = []
         begun = 0
         with process.stdin, Watchdog(process, limits, partial(_hang_up, ours)) as watchdog:  # type: ignore[union-attr]
+            # The limit is for imports; how long the process takes to start is not theirs.
+            watchdog.rest()
             for message in _messages(ours):
                 if message:
                     names = message["names"]
