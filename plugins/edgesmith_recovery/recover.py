@@ -16,7 +16,7 @@ from edgesmith.model import Model
 from edgesmith.protection import Protection
 from edgesmith_recovery.finding.codes import Thawed, refreeze, thaw
 from edgesmith_recovery.finding.layers import find_layers
-from edgesmith_recovery.finding.pairs import block_pairs
+from edgesmith_recovery.finding.pairs import Pair, block_pairs
 from edgesmith_recovery.finding.weights import TrainedWeight, find_weights
 from edgesmith_recovery.options.recover import RecoverOptions
 
@@ -144,23 +144,23 @@ def _form_problem(
     if context.source is None:
         return ""
     teacher = find_structure(context.source.ir)
+    pairs = block_pairs(structure, teacher, graph, context.source.graph)
     if context.options.how == "distill":
-        return _goal_problem(structure, teacher, context)
+        return _goal_problem(structure, pairs, context)
     if context.options.how == "closed-form":
         found = find_layers(graph, structure, teacher, weights, Notes())
         return "" if found else "no linear layer of the source can be solved for; set how to distill or blocks"
-    found_pairs = block_pairs(structure, teacher)
-    return "" if found_pairs else "no blocks answer blocks of the source; set how to distill"
+    return "" if pairs else "no blocks answer blocks of the source; set how to distill"
 
 
-def _goal_problem(structure: Structure, teacher: Structure, context: Context[RecoverOptions]) -> str:
+def _goal_problem(structure: Structure, pairs: tuple[Pair, ...], context: Context[RecoverOptions]) -> str:
     """Return why the loss would have no part in it, or an empty string."""
     options, data = context.options, context.calibration
     by_outputs = options.outputs != "none" and options.outputs_weight > 0
     by_blocks = options.blocks != "none" and options.blocks_weight > 0
     has_logits = any(head.kind != "dense" and head.classes > 1 for head in structure.heads)
     by_labels = options.labels_weight > 0 and data is not None and data.has_labels and has_logits
-    if by_outputs or by_labels or (by_blocks and block_pairs(structure, teacher)):
+    if by_outputs or by_labels or (by_blocks and pairs):
         return ""
     blocks = "no blocks answer blocks of the source" if by_blocks else "blocks are left out"
     return f"there is nothing to learn by: outputs are left out, {blocks}, and labels do not count; set outputs to auto"

@@ -19,6 +19,7 @@ from tests.recovery.recovery_models import (
     weights_of,
     with_weights,
 )
+from tests.small_graphs import context as plain
 
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.graph.structure import find_structure
@@ -32,6 +33,8 @@ from edgesmith_recovery.finding.weights import find_weights
 from edgesmith_recovery.options.recover import RecoverOptions
 from edgesmith_recovery.recover import Recover
 from edgesmith_recovery.training.data import split_samples
+from edgesmith_tokens.merge_tokens import MergeTokens
+from edgesmith_tokens.options.merging import MergeTokensOptions
 
 MODELS = ("tiny_bert", "tiny_llama")
 BLOCKS = {"how": "blocks", "steps": 4, "batch_size": 8, "learning_rate": 5e-4}
@@ -210,7 +213,7 @@ def test_blocks_that_are_left_learn_from_those_they_came_from(tiny_llama: Model,
     teacher = find_structure(tiny_llama.ir)
     damaged = drop_block(tiny_llama, removed)
     kept = teacher.blocks[1 - removed].output
-    assert block_pairs(find_structure(damaged.ir), teacher) == (Pair(kept, kept),)
+    assert block_pairs(find_structure(damaged.ir), teacher, damaged.graph, tiny_llama.graph) == (Pair(kept, kept),)
     context = context_for(tiny_llama, tokens(tiny_llama, 16), steps=8, blocks=compared, learning_rate=1e-3)
     result = recover(damaged, context)
     assert "fell from" in context.notes.remarks[-1]
@@ -223,7 +226,7 @@ def test_names_are_not_needed(tiny_bert: Model, rename: Callable[[str], str]) ->
     copy = tiny_bert.clone()
     for value in [value for node in copy.graph for value in node.outputs if not value.is_graph_output()]:
         value.name = rename(value.name)
-    pairs = block_pairs(find_structure(copy.ir), find_structure(tiny_bert.ir))
+    pairs = block_pairs(find_structure(copy.ir), find_structure(tiny_bert.ir), copy.graph, tiny_bert.graph)
     assert [pair.teacher for pair in pairs] == [block.output for block in find_structure(tiny_bert.ir).blocks]
     assert [pair.student for pair in pairs] == [rename(pair.teacher) for pair in pairs]
 
@@ -231,8 +234,22 @@ def test_names_are_not_needed(tiny_bert: Model, rename: Callable[[str], str]) ->
 def test_a_stream_of_another_width_is_not_compared(tiny_bert: Model, tiny_vit: Model) -> None:
     wide = find_structure(tiny_vit.ir)
     narrow = replace(wide, streams=tuple(replace(stream, width=16) for stream in wide.streams))
-    assert block_pairs(narrow, find_structure(tiny_bert.ir)) == ()
-    assert len(block_pairs(wide, find_structure(tiny_bert.ir))) == 2
+    graphs, taught = (tiny_vit.graph, tiny_bert.graph), find_structure(tiny_bert.ir)
+    assert block_pairs(narrow, taught, *graphs) == ()
+    assert len(block_pairs(wide, taught, *graphs)) == 2
+
+
+def test_blocks_with_fewer_tokens_learn_by_the_outputs_alone(tiny_vit: Model) -> None:
+    merged = MergeTokens().apply(tiny_vit, plain(MergeTokensOptions(r=4)))
+    merged = with_weights(merged, lambda _, weight: 0.8 * weight if weight.ndim == 2 else None)
+    structure, source = find_structure(merged.ir), find_structure(tiny_vit.ir)
+    pairs = block_pairs(structure, source, merged.graph, tiny_vit.graph)
+    assert len(pairs) < len(structure.blocks)
+    generator = np.random.default_rng(3)
+    pixels, output = tiny_vit.graph.inputs[0], tiny_vit.graph.outputs[0].name
+    data = {pixels.name: generator.normal(0, 1, (16, *pixels.shape[1:])).astype(np.float32)}
+    context = context_for(tiny_vit, data, steps=8, learning_rate=1e-3)
+    assert gap(recover(merged, context), tiny_vit, data, output) < gap(merged, tiny_vit, data, output)
 
 
 def test_scaled_weights_get_their_scale_back() -> None:

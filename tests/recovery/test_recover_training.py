@@ -408,7 +408,8 @@ def test_mixed_precision_gives_nearly_the_same_loss_and_float_gradients(
     structure = find_structure(source.ir)
     damaged = sparse(source, 0.8)
     graph, weights = trained(damaged, RecoverOptions(parameters="low-rank"))
-    goal = make_goal(damaged.graph, structure, block_pairs(structure, structure), RecoverOptions(), has_labels=False)
+    pairs = block_pairs(structure, structure, damaged.graph, damaged.graph)
+    goal = make_goal(damaged.graph, structure, pairs, RecoverOptions(), has_labels=False)
     batch = Batch(tokens(source, 8))
     losses = [Distillation(graph, TorchGraph(source.ir), weights, goal, mixed=mixed)(batch) for mixed in (False, True)]
     losses[1].backward()

@@ -50,7 +50,7 @@ def train_blocks(
     source = context.source
     if source is None:  # `check` refuses such a context
         raise ValueError("no source")
-    pairs = block_pairs(structure, find_structure(source.ir))
+    pairs = block_pairs(structure, find_structure(source.ir), model.graph, source.graph)
     data, split, batch_size = training_samples(model, context)
     padding, _ = find_padding(model.ir, structure.attentions)
     parts = {"training": data.select(split.training), "held-out": data.select(split.held_out)}

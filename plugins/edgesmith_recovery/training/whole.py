@@ -37,7 +37,7 @@ def train_whole(
     if options.select == "paser" and source is not None:
         graphs = compared(model.ir, source.ir, structure, taught, padding)
         split = replace(split, training=select_samples(graphs, data, split.training, context))
-    pairs = () if source is None else block_pairs(structure, taught)
+    pairs = () if source is None else block_pairs(structure, taught, model.graph, source.graph)
     with torch_settings(context.threads):
         student = TorchGraph(model.ir, device=device)
         teacher = None if source is None else TorchGraph(source.ir, device=device).requires_grad_(False)
