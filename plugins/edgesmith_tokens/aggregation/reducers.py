@@ -53,8 +53,8 @@ class FixedAverage:
 
         sizes = None
         if self.sizes is not None:
-            ones = np.ones(self.protected)
-            sizes = writer.constant(_column(np.concatenate([ones, self.sizes])), "sizes")
+            column = np.concatenate([np.ones(self.protected), self.sizes]).astype(np.float32)
+            sizes = writer.constant(column.reshape(1, -1, 1), "sizes")
         return Tokens(values, self.protected + len(self.matrix), sizes, restore)
 
 
@@ -286,10 +286,6 @@ def _stored(writer: Writer, numbers: Array | float) -> ir.Value:
 def _mean(writer: Writer, value: ir.Value, axis: int, shape: Sequence[int | ir.SymbolicDim] | None) -> ir.Value:
     """Return the mean along an axis, which stays."""
     return writer.add("ReduceMean", (value, writer.integers(axis)), {"keepdims": 1}, shape=shape)
-
-
-def _column(sizes: Array) -> Array:
-    return sizes.astype(np.float32).reshape(1, -1, 1)
 
 
 def _batch(value: ir.Value) -> int | ir.SymbolicDim:
