@@ -53,7 +53,7 @@ def command(
     from edgesmith.testing.subject import find_subject
 
     subject, name = find_subject(plugin, registry)
-    further = {path.stem: Model.load(path) for path in models or ()}
+    further = {str(path): Model.load(path) for path in models or ()}
     checks = conformance(subject, name, models=further, thorough=not quick, isolation=isolation)
     with make_progress(silent=as_json) as progress:
         results = [(one, one()) for one in progress.track(checks, f"checking {plugin}")]

@@ -193,7 +193,8 @@ class MethodBench(Bench[MethodRecord]):
 
     def bytes_request(self) -> str:
         """Return what another process needs to repeat the runs that are repeated, as JSON."""
-        models = [attempt.model for attempt in self.representatives if attempt.model in TINY_MODELS]
+        own = TINY_MODELS.keys() - self._further.keys()
+        models = [attempt.model for attempt in self.representatives if attempt.model in own]
         request = {"method": self.record.name, "options": self.options, "models": models}
         return json.dumps(request | self.origin)
 
