@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ from edgesmith.errors import PluginError
 from edgesmith.host.first_imports import FirstImports
 from edgesmith.host.loader import load_registry
 from edgesmith.isolation import imports
-from edgesmith.isolation.import_child import Import
+from edgesmith.isolation.import_child import REQUEST_FILE, Import
 from edgesmith.isolation.starting import start_child
 from edgesmith.isolation.watchdog import Watchdog
 from edgesmith.testing.subject import find_subject
@@ -357,15 +358,19 @@ def test_time_counts_anew_for_each_import(tmp_path, monkeypatch):
 
 def test_exit_handlers_of_plugins_are_not_run_where_they_are_tried(tmp_path):
     told = tmp_path / "told"
-    assert tried(tmp_path, f"import atexit, pathlib\natexit.register(pathlib.Path({str(told)!r}).touch)\n") == [""]
+    one = imports_of(tmp_path, "one", f"import atexit, pathlib\natexit.register(pathlib.Path({str(told)!r}).touch)\n")
+    (tmp_path / REQUEST_FILE).write_text(json.dumps({"import_path": sys.path, "imports": [asdict(one)]}))
+    process, ours = start_child("edgesmith.isolation.import_child", tmp_path)
+    with ours, process.stdin:
+        assert process.wait(60) == 0
     assert not told.exists()
 
 
 def test_the_environment_gives_other_limits(tmp_path, monkeypatch):
     # Less than a process takes to start, which does not count.
     never_ends = "import time\nheld = b'x' * ({} << 20)\ntime.sleep(120)\n"
-    monkeypatch.setenv("EDGESMITH_IMPORT_SECONDS", "0.1")
-    assert "did not end within 0.1 s" in tried(tmp_path, never_ends.format(1))[0]
+    monkeypatch.setenv("EDGESMITH_IMPORT_SECONDS", "0.01")
+    assert "did not end within 0.01 s" in tried(tmp_path, never_ends.format(1))[0]
     monkeypatch.setenv("EDGESMITH_IMPORT_SECONDS", "60")
     monkeypatch.setenv("EDGESMITH_IMPORT_MIB", "150")
     assert "and may take 150" in tried(tmp_path, never_ends.format(200))[0]
