@@ -64,8 +64,8 @@ def command_line() -> str:
     lines = [
         "# Command line",
         "",
-        "Written by `docs/generate.py` from the commands themselves. Exit codes: 0 done, 2 a refusal that says what",
-        "to do, 130 after Ctrl-C, 1 a fault of Edgesmith or of a plugin.",
+        "Written by `docs/generate.py` from the commands themselves. Exit codes: 0 done, 2 an error that says what to",
+        "do, faults of plugins that were contained among them, 130 after Ctrl-C, 1 a fault with a traceback.",
         "",
         "Before the command:",
         "",

@@ -125,8 +125,8 @@ def _results_apart(arguments: Sequence[str]) -> AbstractContextManager[None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    The code is 0 when the command did its work, 2 for a refusal that the user can act on or a wrong call, 130 after
-    Ctrl-C, and 1 for a fault of Edgesmith or of a plugin, which is shown with a traceback.
+    The code is 0 when the command did its work, 2 for an error that says what to do, faults of plugins that were
+    contained among them, or a wrong call, 130 after Ctrl-C, and 1 for any other fault, which is shown with a traceback.
     """
     try:
         with interruptions_arrive(), _results_apart(sys.argv[1:] if arguments is None else arguments):
