@@ -349,6 +349,13 @@ def test_an_import_that_writes_into_the_connection_is_told_from_the_others(tmp_p
         assert [bool(fault) for fault in tried(tmp_path, "", babble.format(text), "")] == [False, True, False]
 
 
+def test_what_was_said_before_a_line_that_is_no_text_counts():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b'{}\n{"fault": "", "names": null}\n\xff\n{}\n')
+        assert list(imports._messages(ours)) == [{}, {"fault": "", "names": None}]
+
+
 def test_time_counts_anew_for_each_import(tmp_path, monkeypatch):
     begun: list[Watchdog] = []
     monkeypatch.setattr(Watchdog, "begin", lambda watchdog: begun.append(watchdog))

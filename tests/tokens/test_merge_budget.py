@@ -67,7 +67,7 @@ def test_the_model_is_as_fast_as_asked_for_and_not_much_faster_and_the_choice_re
     assert chosen(1.3)[2] == remarks
 
 
-@pytest.mark.parametrize("speedup", [1.15, 1.3, 1.5, 1.7])
+@pytest.mark.parametrize("speedup", [1.3, 1.7])
 def test_of_many_plans_the_first_that_is_fast_enough_is_taken_and_not_all_are_timed(speedup, monkeypatch):
     model, trial, sequence = tiny_vit(blocks=6), CountingTrial(), []
 

@@ -114,7 +114,8 @@ def _limits() -> Isolation:
 def _messages(end: socket.socket) -> Iterator[dict[str, Any]]:
     """Yield what the process says, until it ends or a plugin writes something else into its connection."""
     with suppress(ValueError, RecursionError):
-        for line in end.makefile("r", encoding="utf-8"):
+        # Bytes, since a text reader decodes many lines at once, and would lose sound ones with one that is not UTF-8.
+        for line in end.makefile("rb"):
             message = json.loads(line)
             if not isinstance(message, dict) or message.keys() not in (set(), {"fault", "names"}):
                 return
