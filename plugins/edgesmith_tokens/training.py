@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from edgesmith.execution.observe import fixed_batch
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.torch_graph import TorchGraph
+from edgesmith.execution.training import torch_threads
 from edgesmith.progress import Progress
 from edgesmith_calibration.sources import Batch, DataSource
 
@@ -93,7 +93,7 @@ def train_features(
     batch = fixed_batch(student) or regime.batch_size
     training, held = split_samples(len(data), regime.held_out, fixed_batch(student) or 1, regime.seed)
     targets = _targets(teacher, features, data, batch, regime.threads)
-    with _threads(regime.threads):
+    with torch_threads(regime.threads):
         graph = TorchGraph(student).requires_grad_(False)
         leaves = {name: parameter for name, parameter in graph.named_parameters() if name in names}
         for leaf in leaves.values():
@@ -225,13 +225,3 @@ def _targets(
         for feature in features:
             parts[feature.name].append(feature.part(found[feature.name]).copy())
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

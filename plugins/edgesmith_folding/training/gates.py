@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from edgesmith.execution.torch_graph import TorchGraph
+from edgesmith.execution.training import torch_threads
 from edgesmith.progress import Progress
 from edgesmith_calibration.sources import DataSource
 from edgesmith_folding.finding.places import Place
 from edgesmith_folding.scores.gates import divergence, epsilon_at, excess, gates
 from edgesmith_folding.training.gated import Branch, find_branches, with_gates
-from edgesmith_folding.training.importance import torch_threads
 
 _DOUBLE_EVERY = 50
 

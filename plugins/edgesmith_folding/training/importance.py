@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from edgesmith.execution.torch_graph import TorchGraph
+from edgesmith.execution.training import torch_threads
 from edgesmith_calibration.sources import DataSource
 from edgesmith_folding.finding.places import Place
 from edgesmith_folding.scores.taylor import taylor_importance
@@ -50,20 +51,6 @@ def importances(
 def token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     """Return the mean negative log-likelihood of each token given those before it."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
-
-
-class torch_threads:  # noqa: N801 - reads as a function
-    """Lets torch use so many threads while the block is open."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads, self._before = threads, 0
-
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._before)
 
 
 def _own_weights(place: Place) -> tuple[str, ...]:

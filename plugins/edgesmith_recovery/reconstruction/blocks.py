@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from edgesmith.execution.segments import SegmentedRun
 from edgesmith.execution.torch_graph import TorchGraph
+from edgesmith.execution.training import torch_threads
 from edgesmith.execution.unpadded import Padding, find_padding
 from edgesmith.graph.structure import Structure, find_structure
 from edgesmith.host.context import Context
@@ -34,7 +35,7 @@ from edgesmith_recovery.training.checkpoint import Checkpoint
 from edgesmith_recovery.training.data import training_samples
 from edgesmith_recovery.training.trainer import Advance, Trainer
 from edgesmith_recovery.training.weights import TrainedWeights, write_weights
-from edgesmith_recovery.training.whole import choose_device, low_rank, make_regime, torch_settings
+from edgesmith_recovery.training.whole import choose_device, low_rank, make_regime
 
 Array = NDArray[Any]
 _GIVEN, _TARGET = "given", "target"
@@ -60,7 +61,7 @@ def train_blocks(
     owned = _owned(result, pairs, weights, context)
     walks = {name: _Walk(result, source.ir, pairs, part, batch_size, context) for name, part in parts.items()}
     advances = []
-    with torch_settings(context.threads):
+    with torch_threads(context.threads):
         for index in context.progress.track(range(len(pairs)), "training blocks", len(pairs)):
             batches = {name: walk.prepare(index) for name, walk in walks.items()}
             if index >= done and owned[index]:

@@ -1,13 +1,12 @@
 """Training of the whole graph against the source: `how: distill`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import onnx_ir as ir
 import torch
 
 from edgesmith.execution.torch_graph import TorchGraph
+from edgesmith.execution.training import torch_threads
 from edgesmith.execution.unpadded import find_padding
 from edgesmith.graph.structure import Structure, find_structure
 from edgesmith.host.context import Context
@@ -38,7 +37,7 @@ def train_whole(
         graphs = compared(model.ir, source.ir, structure, taught, padding)
         split = replace(split, training=select_samples(graphs, data, split.training, context))
     pairs = () if source is None else block_pairs(structure, taught, model.graph, source.graph)
-    with torch_settings(context.threads):
+    with torch_threads(context.threads):
         student = TorchGraph(model.ir, device=device)
         teacher = None if source is None else TorchGraph(source.ir, device=device).requires_grad_(False)
         goal = make_goal(model.graph, structure, pairs, options, has_labels=data.has_labels)
@@ -83,17 +82,6 @@ def choose_device(options: RecoverOptions) -> torch.device:
     if options.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(options.device)
-
-
-@contextmanager
-def torch_settings(threads: int) -> Iterator[None]:
-    """Let torch use so many threads while the block is open."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _summary(advance: Advance, count: int, trained: TrainedWeights, split: Split) -> str:
