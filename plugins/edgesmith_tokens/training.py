@@ -14,7 +14,7 @@ from torch import Tensor
 from edgesmith.execution.observe import fixed_batch
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.torch_graph import TorchGraph
-from edgesmith.execution.training import torch_threads
+from edgesmith.execution.training import relative_error, torch_threads
 from edgesmith.progress import Progress
 from edgesmith_calibration.sources import Batch, DataSource
 
@@ -114,11 +114,6 @@ def split_samples(count: int, share: float, batch: int, seed: int) -> tuple[Indi
     order = np.random.default_rng(seed).permutation(count)
     held = min(max(int(count * share) // batch, 1) * batch, count // batch * batch - batch)
     return np.sort(order[held : count // batch * batch]), np.sort(order[:held])
-
-
-def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Return the energy of the difference over the energy of what is wanted."""
-    return (found - wanted).square().sum() / wanted.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 class _Course:

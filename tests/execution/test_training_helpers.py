@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from edgesmith.execution.training import torch_threads
+from edgesmith.execution.training import relative_error, torch_threads
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +32,25 @@ def test_threads_nest():
             assert torch.get_num_threads() == 3
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == 1
+
+
+def test_relative_error_counts_only_what_is_shown() -> None:
+    teacher = torch.ones(2, 3, 4)
+    student = teacher.clone()
+    student[:, 2] = 100.0
+    shown = torch.tensor([[True, True, False]] * 2)
+    assert float(relative_error(student, teacher, shown)) == 0
+    assert float(relative_error(student, teacher)) == pytest.approx(99**2 / 3, rel=1e-6)
+
+
+def test_the_error_of_half_precision_is_summed_in_single():
+    wanted = torch.full((8,), 300.0, dtype=torch.float16)
+    assert float(relative_error(wanted / 2, wanted)) == pytest.approx(0.25, rel=1e-6)
+
+
+def test_nothing_wanted_gives_a_finite_error():
+    found = torch.zeros(3, requires_grad=True)
+    error = relative_error(found, torch.zeros(3))
+    error.backward()
+    assert float(error) == 0
+    assert found.grad.tolist() == [0, 0, 0]

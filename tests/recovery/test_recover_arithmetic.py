@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgesmith_calibration.moments import MomentsObserver
 from edgesmith_recovery.arithmetic.adapters import start, updated
 from edgesmith_recovery.arithmetic.least_squares import masked_least_squares, scaled_and_shifted
-from edgesmith_recovery.arithmetic.losses import divergence, label_error, relative_error
+from edgesmith_recovery.arithmetic.losses import divergence, label_error
 from edgesmith_recovery.arithmetic.schedule import rate_factor
 
 ADAPTERS = ("mask-lora", "scale-lora", "lora-prune", "lora")
@@ -76,15 +76,6 @@ def test_classes_that_both_mask_out_add_nothing() -> None:
     assert torch.isfinite(student.grad).all() and not student.grad[:, 1].any() and student.grad[:, ::2].all()
     # What is no number is not taken for a masked class.
     assert torch.isnan(divergence(student.detach(), torch.full((2, 3), torch.nan), 2.0))
-
-
-def test_relative_error_counts_only_what_is_shown() -> None:
-    teacher = torch.ones(2, 3, 4)
-    student = teacher.clone()
-    student[:, 2] = 100.0
-    shown = torch.tensor([[True, True, False]] * 2)
-    assert float(relative_error(student, teacher, shown)) == 0
-    assert float(relative_error(student, teacher)) == pytest.approx(99**2 / 3, rel=1e-6)
 
 
 def test_ignored_labels_do_not_count() -> None:

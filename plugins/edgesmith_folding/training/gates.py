@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgesmith.execution.torch_graph import TorchGraph
-from edgesmith.execution.training import torch_threads
+from edgesmith.execution.training import relative_error, torch_threads
 from edgesmith.progress import Progress
 from edgesmith_calibration.sources import DataSource
 from edgesmith_folding.finding.places import Place
@@ -97,10 +97,8 @@ def _opened(branches: tuple[Branch, ...], values: Tensor) -> dict[str, Tensor]:
 def _distance(found: Mapping[str, Tensor], dense: Mapping[str, Tensor], output: str | None) -> Tensor:
     if output is not None:
         return divergence(found[output], dense[output])
-    pairs = [(found[name], wanted) for name, wanted in dense.items() if wanted.is_floating_point()]
-    tiny = torch.finfo(torch.float32).tiny
-    parts = [(one - wanted).square().sum() / wanted.square().sum().clamp_min(tiny) for one, wanted in pairs]
-    return torch.stack(parts).mean()
+    errors = [relative_error(found[name], wanted) for name, wanted in dense.items() if wanted.is_floating_point()]
+    return torch.stack(errors).mean()
 
 
 def _batches(data: DataSource, plan: GateTraining) -> Iterator[dict[str, Tensor]]:

@@ -33,20 +33,6 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float, shown: Tens
     return temperature**2 * (cross - entropy)
 
 
-def relative_error(student: Tensor, teacher: Tensor, shown: Tensor | None = None) -> Tensor:
-    """Return the energy of the difference over the energy of the teacher's values.
-
-    Args:
-        student: Values of any shape.
-        teacher: Values of the same shape.
-        shown: Leading places that count, bool; None for all.
-    """
-    difference, signal = student.float() - teacher.float(), teacher.float()
-    if shown is not None:
-        difference, signal = difference[shown], signal[shown]
-    return difference.square().sum() / signal.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
-
-
 def label_error(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross entropy of logits [..., classes] with integer labels [...]; 0 where no label counts."""
     rows, wanted = logits.flatten(0, -2).float(), labels.flatten().long()

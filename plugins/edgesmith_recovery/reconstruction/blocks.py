@@ -18,14 +18,13 @@ from torch.func import functional_call
 
 from edgesmith.execution.segments import SegmentedRun
 from edgesmith.execution.torch_graph import TorchGraph
-from edgesmith.execution.training import torch_threads
+from edgesmith.execution.training import relative_error, torch_threads
 from edgesmith.execution.unpadded import Padding, find_padding
 from edgesmith.graph.structure import Structure, find_structure
 from edgesmith.host.context import Context
 from edgesmith.model import Model
 from edgesmith.progress import SilentProgress
 from edgesmith_calibration.sources import DataSource
-from edgesmith_recovery.arithmetic.losses import relative_error
 from edgesmith_recovery.finding.pairs import Pair, block_pairs
 from edgesmith_recovery.finding.segments import cut
 from edgesmith_recovery.finding.weights import TrainedWeight
