@@ -4,7 +4,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgesmith.errors import DataError
+from edgesmith.data import required_data
 from edgesmith.execution.unpadded import without_padding
 from edgesmith.graph.structure import Attention
 from edgesmith.host.context import Context
@@ -25,14 +25,8 @@ def calibration_data(
     Raises:
         DataError: There is none.
     """
-    data = context.calibration
-    if data is None or len(data) == 0:
-        raise DataError(
-            "there is no calibration data to fold blocks with",
-            expected="a data source with at least one sample",
-            why="scores and closed forms look at what the network computes",
-            fix="pass data with --data, or choose options that need none",
-        )
+    why, fix = "scores and closed forms look at what the network computes", "choose options that need none"
+    data = required_data(context.calibration, "folding blocks", why=why, fix=fix)
     cut, remark = without_padding(model, attentions, data.take(samples))
     if remark:
         context.notes.remark(remark)

@@ -142,6 +142,6 @@ def test_without_times_or_data_it_refuses_and_says_what_works():
         MergeTokens().apply(model, untimed)
     without_data = replace(context(options), trial=CountingTrial())
     assert "--data" in MergeTokens().check(model, without_data).reason
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="no calibration data for choosing"):
         MergeTokens().apply(model, without_data)
     assert options.needs.data and not MergeTokensOptions().needs.data

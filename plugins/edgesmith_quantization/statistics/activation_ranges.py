@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from edgesmith.errors import DataError
+from edgesmith.data import required_data
 from edgesmith.execution.observe import observe, run_count
 from edgesmith.host.context import Context
 from edgesmith_calibration.observers import HistogramObserver, MinMaxObserver, Observer
@@ -74,14 +74,13 @@ def calibration(context: Context[QuantizeInt8Options]) -> "DataSource":
     Raises:
         DataError: There are none.
     """
-    if context.calibration is None:
-        raise DataError(
-            "there is no calibration data for quantize-int8 in static mode",
-            expected="a data source with at least one sample",
-            why="activation ranges are taken from what the model computes on real inputs",
-            fix="pass data with --data, or set the option mode to dynamic",
-        )
-    return context.calibration.take(context.options.samples)
+    data = required_data(
+        context.calibration,
+        "quantize-int8 in static mode",
+        why="activation ranges are taken from what the model computes on real inputs",
+        fix="set the option mode to dynamic",
+    )
+    return data.take(context.options.samples)
 
 
 def _estimator(name: str, options: QuantizeInt8Options, updates: int) -> Observer:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgesmith.errors import DataError
+from edgesmith.data import required_data
 from edgesmith.execution.observe import observe
 from edgesmith.execution.unpadded import without_padding
 from edgesmith.graph.structure import find_structure
@@ -99,14 +99,13 @@ def observe_magnitudes(
 
 
 def _data(model: ir.Model, context: Context[QuantizeFp8Options], samples: int) -> tuple[DataSource, str]:
-    if context.calibration is None:
-        raise DataError(
-            "there is no calibration data for quantize-fp8 in static mode",
-            expected="a data source with at least one sample",
-            why="scales of activations are taken from what the model computes on real inputs",
-            fix="pass data with --data, or set the option mode to weight-only",
-        )
-    return without_padding(model, find_structure(model).attentions, context.calibration.take(samples))
+    data = required_data(
+        context.calibration,
+        "quantize-fp8 in static mode",
+        why="scales of activations are taken from what the model computes on real inputs",
+        fix="set the option mode to weight-only",
+    )
+    return without_padding(model, find_structure(model).attentions, data.take(samples))
 
 
 def _peak(observer: MinMaxObserver | HistogramObserver, form: Float8Format, options: QuantizeFp8Options) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgesmith.errors import DataError
+from edgesmith.data import required_data
 from edgesmith.execution.observe import observe
 from edgesmith.graph.edit import constant_tensor
 from edgesmith.graph.weight_sites import WeightSite
@@ -35,9 +35,12 @@ def with_grams(
     Raises:
         DataError: There is no calibration data, or it makes an activation infinite or NaN.
     """
-    if context.calibration is None or len(context.calibration) == 0:
-        raise _no_data()
-    data = context.calibration.take(context.options.samples)
+    data = required_data(
+        context.calibration,
+        "second-order rounding",
+        why="it weighs rounding errors by what the layer's inputs are like",
+        fix="set the option rounding to mse",
+    ).take(context.options.samples)
     names = {site: observed_inputs(site) for site in sites}
     short: dict[str, str] = {}
     yield from ((site, None) for site in sites if not names[site])
@@ -97,12 +100,3 @@ def _passes(
         used += needed
     if part:
         yield part
-
-
-def _no_data() -> DataError:
-    return DataError(
-        "there is no calibration data for second-order rounding",
-        expected="a data source with at least one sample",
-        why="it weighs rounding errors by what the layer's inputs are like",
-        fix="pass data with --data, or set the option rounding to mse",
-    )

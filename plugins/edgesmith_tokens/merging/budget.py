@@ -11,8 +11,9 @@ from math import log
 
 import numpy as np
 
+from edgesmith.data import required_data
 from edgesmith.errors import MeasurementError
-from edgesmith.execution.observe import fixed_batch, no_data
+from edgesmith.execution.observe import fixed_batch
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.graph.cost import count_cost
 from edgesmith.host.context import Context
@@ -115,12 +116,11 @@ def choose_counts(model: Model, stream: VisionStream, form: MergeForm, context: 
             why="whether a model is fast enough is measured and not estimated",
             fix="run where the device is, or set the option ratio or r",
         )
-    if context.calibration is None or len(context.calibration) == 0:
-        raise no_data()
+    why, fix = "errors are those of outputs on real inputs", "set the option ratio or r"
+    data = required_data(context.calibration, "choosing how many tokens merge", why=why, fix=fix)
     if not most_merged(stream.tokens, stream.protected):
         return (0,) * len(stream.blocks)
-    data = context.calibration.take(options.samples)
-    curves = _curves(model, stream, form, data, context)
+    curves = _curves(model, stream, form, data.take(options.samples), context)
     step = max(1, (stream.tokens - stream.protected) // (4 * len(stream.blocks)))
     sequence = plans(curves, stream.tokens, stream.protected, step)
     if not sequence:
