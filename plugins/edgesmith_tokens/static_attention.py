@@ -8,6 +8,7 @@ from edgesmith.data import required_data
 from edgesmith.errors import EdgesmithError, StepError
 from edgesmith.execution.observe import fixed_batch
 from edgesmith.graph.edit import GraphEditor
+from edgesmith.graph.outputs import float_outputs
 from edgesmith.graph.structure import Structure, find_structure
 from edgesmith.host.context import Context
 from edgesmith.host.interfaces import Method
@@ -19,7 +20,6 @@ from edgesmith_tokens.static.measure import (
     Forms,
     StaticMap,
     Verifier,
-    float_outputs,
     greedy_choice,
     held_out,
     judging_samples,
@@ -115,7 +115,7 @@ def _require_comparable(model: ir.Model) -> None:
     Raises:
         StepError: No output is of floats.
     """
-    if not float_outputs(model):
+    if not float_outputs(model.graph):
         raise StepError(
             "greedy has no outputs to compare: none is of floats",
             expected="scores or features among the outputs",

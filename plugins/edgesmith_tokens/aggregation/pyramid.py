@@ -11,6 +11,7 @@ import onnx_ir as ir
 from edgesmith.data import required_data
 from edgesmith.execution.observe import observe
 from edgesmith.graph.edit import GraphEditor, set_initializer
+from edgesmith.graph.outputs import float_outputs
 from edgesmith.host.context import Context
 from edgesmith_calibration.observers import Observer
 from edgesmith_calibration.sources import DataSource
@@ -163,7 +164,7 @@ class Pyramid:
         options, graph = self._options, result.graph
         made = (name for name in graph.initializers if name not in self._model.graph.initializers)
         names = [name for name in made if name.startswith((LEARNED_WEIGHT, LEARNED_BIAS))]
-        features = [Feature(each.name or "") for each in graph.outputs if each.dtype and each.dtype.is_floating_point()]
+        features = [Feature(name) for name in float_outputs(graph)]
         known = {feature.name for feature in features}
         first = min(place.block for place in self._places if place.value in self._reducers)
         blocks = (block for block in self._vision.blocks if block.number >= first and block.output not in known)

@@ -16,6 +16,7 @@ from edgesmith.errors import MeasurementError
 from edgesmith.execution.observe import fixed_batch
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.graph.cost import count_cost
+from edgesmith.graph.outputs import float_outputs
 from edgesmith.host.context import Context
 from edgesmith.host.trial import Trial
 from edgesmith.model import Model
@@ -165,8 +166,7 @@ def _merged(model: Model, stream: VisionStream, form: MergeForm, counts: Counts)
 def _outputs(model: Model, data: DataSource, batch_size: int, threads: int) -> list[np.ndarray]:
     """Return all outputs of floats, sample by sample, as one list of arrays for each batch and output."""
     session = ReferenceSession(model.ir, optimization="all", threads=threads)
-    names = [value.name or "" for value in model.graph.outputs if value.dtype and value.dtype.is_floating_point()]
-    found = []
+    names, found = float_outputs(model.graph), []
     for batch in data.batches(batch_size):
         results = session.run({name: batch.inputs[name] for name in session.input_names})
         found += [results[name].astype(np.float32) for name in names]

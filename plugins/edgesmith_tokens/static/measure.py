@@ -13,6 +13,7 @@ from edgesmith.execution.observe import fixed_batch
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.segments import SegmentedRun
 from edgesmith.graph.edit import GraphEditor, set_initializer
+from edgesmith.graph.outputs import float_outputs
 from edgesmith_calibration.sources import DataSource
 from edgesmith_tokens.static.sites import Site
 from edgesmith_tokens.static.statistics import MapStatistics
@@ -38,12 +39,6 @@ def judging_samples(data: DataSource, limit: int, batch: int = 1) -> DataSource:
     held = held_out(len(data))
     chosen = held if len(held) >= batch else np.arange(len(data))
     return data.select(chosen[: max(min(limit, len(chosen)) // batch, 1) * batch])
-
-
-def float_outputs(model: ir.Model) -> tuple[str, ...]:
-    """Return the outputs of a graph that can be compared by their distance; class numbers, for instance, cannot."""
-    outputs = model.graph.outputs
-    return tuple(str(each.name) for each in outputs if each.dtype is not None and each.dtype.is_floating_point())
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +162,7 @@ class Verifier:
             self._gates.append((str(gate.name), (gate.dtype or ir.DataType.FLOAT).numpy()))
         self._session = ReferenceSession(gated, optimization="all", threads=threads)
         inputs = {value.name for value in model.graph.inputs}
-        self._outputs = float_outputs(model)
+        self._outputs = float_outputs(model.graph)
         self._batches = [
             {name: array for name, array in batch.inputs.items() if name in inputs}
             for batch in data.batches(fixed_batch(model) or batch_size)

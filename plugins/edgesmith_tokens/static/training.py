@@ -16,11 +16,12 @@ from torch.nn import functional
 
 from edgesmith.data import required_data
 from edgesmith.graph.edit import GraphEditor, set_initializer
+from edgesmith.graph.outputs import float_outputs
 from edgesmith.host.context import Context
 from edgesmith_calibration.sources import Batch
 from edgesmith_tokens.options.static import StaticAttentionOptions
 from edgesmith_tokens.static.formulas import row_logarithm
-from edgesmith_tokens.static.measure import StaticMap, float_outputs
+from edgesmith_tokens.static.measure import StaticMap
 from edgesmith_tokens.training import Feature, Regime, train_features
 
 
@@ -43,7 +44,7 @@ def train_maps(
     options = context.options
     data = required_data(context.calibration, "training static maps", why="they learn on it").take(options.samples)
     student, logits = with_logits(written, list(maps))
-    outputs = float_outputs(given)
+    outputs = float_outputs(given.graph)
     features = [Feature(name) for name in dict.fromkeys((stream, *outputs))]
     regime = Regime(
         epochs=options.epochs,
