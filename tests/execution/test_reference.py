@@ -53,6 +53,30 @@ def test_quantized_forms_are_right_at_every_level(kind, floats, optimization):
     np.testing.assert_allclose(y, expected, rtol=2e-3, atol=2e-3 if floats is np.float32 else 2e-2)
 
 
+@pytest.mark.parametrize("optimization", ["disabled", "basic", "extended", "all"])
+def test_a_bias_beside_scales_in_float16_is_kept(optimization, tmp_path):
+    """ONNX Runtime would write it as codes with the scale of input times weight, which float16 cannot hold."""
+    body = """code = QuantizeLinear(x, scale, zero)
+              activation = DequantizeLinear(code, scale)
+              weight = DequantizeLinear(w, small)
+              product = Conv(activation, weight, bias)
+              rounded = QuantizeLinear(product, scale, zero)
+              y = DequantizeLinear(rounded, scale)"""
+    model = model_of(f"g (float16[1, 3, 2, 2] x) => (float16[1, 4, 2, 2] y) {{ {body} }}")
+    # float16 has steps of 6e-8 below 6e-5; the product of these scales is 4e-9.
+    add_initializer(model, "scale", np.float16(2**-4))
+    add_initializer(model, "zero", np.int8(0))
+    add_initializer(model, "small", np.float16(2**-24))
+    add_initializer(model, "w", np.ones((4, 3, 1, 1), np.int8))
+    bias = np.float16([1, -2, 3, 0.5])
+    add_initializer(model, "bias", bias)
+    ir.save(model, tmp_path / "model.onnx")
+    inputs = {"x": np.zeros((1, 3, 2, 2), np.float16)}
+    for source in (model, tmp_path / "model.onnx"):
+        found = ReferenceSession(source, optimization=optimization).run(inputs)["y"]
+        assert np.array_equal(found, np.broadcast_to(bias[:, None, None], found.shape))
+
+
 def test_taps_of_any_type_come_back_and_the_model_is_left_alone():
     model = model_of("""g (float[2, 3] x) => (float[2, 3] y) {
         half = Cast<to = 16>(x)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 TOLERANCE = 0.05
 """Largest accepted relative error. Integer kernels of other processors round differently, by about one step."""
@@ -25,7 +26,7 @@ def main() -> int:
         for name, facts in manifest["files"].items()
         if not (here / name).is_file() or hashlib.sha256((here / name).read_bytes()).hexdigest() != facts["sha256"]
     ]
-    errors = _compare(here, str(manifest["entry"])) if (here / "samples.npz").is_file() else {}
+    errors = _compare(here, manifest) if (here / "samples.npz").is_file() else {}
     passed = not damaged and all(error <= TOLERANCE for error in errors.values())
     result = {
         "passed": passed,
@@ -38,14 +39,24 @@ def main() -> int:
     return 0 if passed else 1
 
 
-def _compare(here: Path, entry: str) -> dict[str, float]:
-    """Return the relative error of each output against the one recorded; values that are not finite must be equal."""
+def _compare(here: Path, manifest: dict[str, Any]) -> dict[str, float]:
+    """Return the relative error of each output against the one recorded; values that are not finite must be equal.
+
+    A graph for another runtime runs as it is written. At its higher levels ONNX Runtime does not load some products in
+    float8, and loses biases beside scales in float16.
+    """
     import numpy as np
     import onnxruntime
 
     samples = np.load(here / "samples.npz", allow_pickle=False)
     inputs = {name.removeprefix("input/"): samples[name] for name in samples if name.startswith("input/")}
-    session = onnxruntime.InferenceSession(str(here / entry), providers=["CPUExecutionProvider"])
+    options, disabled = onnxruntime.SessionOptions(), []
+    if manifest["build"].get("runtime") != "onnxruntime":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        disabled = ["WeightBiasQuantization"]
+    session = onnxruntime.InferenceSession(
+        str(here / manifest["entry"]), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+    )
     names = [output.name for output in session.get_outputs()]
     errors = {}
     for name, found in zip(names, session.run(names, inputs), strict=True):

@@ -45,6 +45,10 @@ _FLOAT8 = {
 # drop a Relu or Clip before the codes, since unsigned codes with zero point 0 cannot be negative; these can.
 _FLOAT8_FAULTS = ("QDQSelectorActionTransformer", "ReluQuantRewrite", "ClipQuantRewrite")
 
+# ONNX Runtime writes a bias in float as int32 codes with the scale of input times weight. In float16 that product is
+# often zero, and the bias is lost. Below the level of fusions nothing is gained by it, and biases are as written.
+_FLOAT16_FAULTS = ("WeightBiasQuantization",)
+
 # ONNX Runtime's own exceptions share no base class below Exception.
 _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
@@ -89,9 +93,9 @@ class ReferenceSession:
         taps: Names of inner values to return beside the outputs.
         only_taps: Return the taps alone, and compute nothing that they do not need.
         optimization: How far ONNX Runtime may rewrite the graph. "basic" is the numeric reference;
-            "all" is as fast as it gets without the known faults of ONNX Runtime: eight-bit floats load, and matrix
-            products over packed weights stay in float at any level. "default" is what a user gets who sets no
-            option, faults included.
+            "all" is as fast as it gets without the known faults of ONNX Runtime: eight-bit floats load, and at any
+            level matrix products over packed weights stay in float, as do biases beside scales in float16. "default"
+            is what a user gets who sets no option, faults included.
         threads: Threads used inside one operator.
         prepack: Whether constant weights are copied into the order that products read them in. Without, loading a
             graph needs next to no memory for weights in files, and running it is slower.
@@ -130,6 +134,7 @@ class ReferenceSession:
             # This rounds activations to int8 wherever weights are packed, and zeroes fp16 outputs at "extended".
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
             disabled += _FLOAT8_FAULTS if graph is not None and _uses_float8(graph) else ()
+            disabled += _FLOAT16_FAULTS if graph is None or _has_float16_scales(graph) else ()
         if taps:
             # Data streams through such a session, and on the CPU this fused kernel is slower than its parts.
             disabled.append("SkipLayerNormFusion")
@@ -244,6 +249,12 @@ def _uses_float8(model: ir.Model) -> bool:
         if any(value is not None and value.dtype in _FLOAT8 for value in node.inputs):
             return True
     return False
+
+
+def _has_float16_scales(model: ir.Model) -> bool:
+    """Return whether codes have scales in float16."""
+    pairs = (node for node in model.graph.all_nodes() if node.op_type == "DequantizeLinear" and len(node.inputs) > 1)
+    return any(node.inputs[1] is not None and node.inputs[1].dtype == ir.DataType.FLOAT16 for node in pairs)
 
 
 def with_taps(model: ir.Model, taps: Sequence[str], *, only: bool = False) -> ir.Model:
