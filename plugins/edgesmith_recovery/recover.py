@@ -1,12 +1,13 @@
 """The method `recover`: repairs what lossy steps cost, by learning from the source model on unlabelled data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from edgesmith.data import fixed_batch_size
 from edgesmith.errors import EdgesmithError, StepError
+from edgesmith.graph.cache import caches_of
 from edgesmith.graph.structure import Structure, find_structure
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.interfaces import Method
@@ -19,6 +20,7 @@ from edgesmith_recovery.finding.layers import find_layers
 from edgesmith_recovery.finding.pairs import Pair, block_pairs
 from edgesmith_recovery.finding.weights import TrainedWeight, find_weights
 from edgesmith_recovery.options.recover import RecoverOptions
+from edgesmith_recovery.training.data import samples_of
 
 
 class Recover(Method[RecoverOptions]):
@@ -95,7 +97,7 @@ def _thawed(model: ir.Model, options: RecoverOptions) -> Thawed:
 
 def _prepare(model: Model, context: Context[RecoverOptions], notes: Notes) -> _Prepared | Verdict:
     """Return what is trained, or why nothing is. Weights that stay are named in the notes."""
-    options, source, data = context.options, context.source, context.calibration
+    options, source, data = context.options, context.source, samples_of(context)
     problem = (
         unmatched_names(model.graph, options)
         or _data_problem(model, context)
@@ -167,7 +169,7 @@ def _goal_problem(structure: Structure, pairs: tuple[Pair, ...], context: Contex
 
 
 def _data_problem(model: Model, context: Context[RecoverOptions]) -> str:
-    options, data = context.options, context.calibration
+    options, data = context.options, samples_of(context)
     if data is None or len(data) < 2:
         return "it needs two or more calibration samples, to learn from and to decide by; pass them with --data"
     fixed = fixed_batch_size(model) or 1
@@ -191,7 +193,7 @@ def _source_problem(model: Model, context: Context[RecoverOptions]) -> str:
             return ""
         return "the source model of the run is not known, and there are no labels to learn from instead"
     ours, theirs = _signature(model.graph), _signature(source.graph)
-    if ours != theirs:
+    if ours != {name: kind for name, kind in theirs.items() if name not in _removed_slots(ours, source.graph)}:
         return "inputs or outputs are not those of the source model, so answers cannot be compared"
     return ""
 
@@ -199,6 +201,12 @@ def _source_problem(model: Model, context: Context[RecoverOptions]) -> str:
 def _signature(graph: ir.Graph) -> Mapping[str, ir.DataType | None]:
     inputs = {f"input {value.name}": value.dtype for value in graph.inputs if not value.is_initializer()}
     return inputs | {f"output {value.name}": value.dtype for value in graph.outputs}
+
+
+def _removed_slots(ours: Collection[str], source: ir.Graph) -> set[str]:
+    """Return inputs and outputs of the source that hold keys and values of blocks that the model has no more."""
+    slots = ((f"input {cache.input.name}", f"output {cache.output.name}") for cache in caches_of(source))
+    return {name for slot in slots if not any(name in ours for name in slot) for name in slot}
 
 
 def _weights(model: Model, structure: Structure, options: RecoverOptions, notes: Notes) -> tuple[TrainedWeight, ...]:

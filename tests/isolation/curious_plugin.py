@@ -36,7 +36,8 @@ class Curious(edgesmith.Method[Options]):
             name: sorted(value) if isinstance(value, frozenset) else value
             for name, value in asdict(context.dialect).items()
         }
-        notes.remark(f"{context.source.digest()} {context.checkpoint.is_dir()} {context.seed} {context.threads}")
+        notes.remark(f"{context.source.digest()} {context.source_calibration}")
+        notes.remark(f"{context.checkpoint.is_dir()} {context.seed} {context.threads}")
         notes.remark(f"{type(metric).__name__} {context.scoring.unit} {dialect}")
         with context.progress.stage("lowering"):
             lowered = context.trial.lower(model)

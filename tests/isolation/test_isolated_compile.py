@@ -71,7 +71,7 @@ def test_everything_in_a_context_is_handed_over() -> None:
     """Whoever adds a field hands it to isolated steps too, looks at it in `curious_plugin`, and adds it here."""
     assert {field.name for field in fields(Context)} == {
         *("options", "dialect", "scratch", "calibration", "seed", "threads", "progress", "notes", "trial", "scoring"),
-        *("source", "checkpoint"),
+        *("source", "source_calibration", "checkpoint"),
     }
 
 

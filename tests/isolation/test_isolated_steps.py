@@ -127,6 +127,21 @@ def test_a_forked_worker_has_no_line_to_the_run(tmp_path: Path) -> None:
     assert f"5 {len(source)}" in result.notes.remarks
 
 
+def test_samples_with_all_inputs_of_the_source_are_handed_over(tmp_path: Path) -> None:
+    body = (
+        "(batch,) = context.source_calibration.batches(8)\n"
+        "context.notes.remark(f'{sorted(batch.inputs)} {len(context.calibration)}')\n"
+        "return model.clone()"
+    )
+    registry, model = isolated_registry(plugin(tmp_path, body)), tiny_mlp()
+    inputs = sample_inputs(model.ir)
+    (name,) = inputs
+    taught = ArraySource(inputs | {"cache": inputs[name]})
+    context = Context(None, fake_dialect(), tmp_path, ArraySource(inputs), source=model, source_calibration=taught)
+    result = run_step(registry, registry.method("odd"), model, context, isolation=LIMITS)
+    assert f"{sorted([name, 'cache'])} {len(taught)}" in result.notes.remarks
+
+
 class Unreadable(ArraySource):
     """Data that cannot be read, for a reason that no Edgesmith error gives."""
 

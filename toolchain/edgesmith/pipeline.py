@@ -212,11 +212,12 @@ def _apply(
     )
 
     def work(notes: Notes, scratch: Path, checkpoint: Path) -> tuple[Model, float, str]:
+        samples = None if calibration is None else fitted(calibration, model)
         context = Context(
             options=step.options,
             dialect=plan.target.dialect,
             scratch=scratch,
-            calibration=None if calibration is None else fitted(calibration, model),
+            calibration=samples,
             seed=plan.recipe.seed,
             threads=workshop.threads,
             progress=workshop.progress,
@@ -224,6 +225,7 @@ def _apply(
             trial=_trial(plan, calibration, yardstick, workshop, scratch),
             scoring=_scoring(yardstick),
             source=source.clone(),
+            source_calibration=None if samples is calibration else calibration,
             checkpoint=checkpoint,
         )
         result = run_step(workshop.registry, step.record, model, context, index=row.index, isolation=workshop.isolation)

@@ -50,6 +50,11 @@ class RecoverOptions(Selection):
     )
     temperature: float = Field(default=2.0, gt=0, le=100, description="Logits are divided by it before comparing.")
     outputs_weight: float = Field(default=1.0, ge=0, description="Weight of the outputs in the loss.")
+    caches: bool = Field(
+        default=False,
+        description="Compare keys and values that a decoder hands out for its cache, too; only those of its blocks "
+        "that are left.",
+    )
     blocks: Literal["all", "tail", "none"] = Field(
         default="tail",
         description="Block outputs to compare: all, the last ones, or none.",

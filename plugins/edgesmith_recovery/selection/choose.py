@@ -16,7 +16,7 @@ from edgesmith_calibration.metrics import IGNORED_LABEL
 from edgesmith_calibration.sources import Batch, DataSource
 from edgesmith_recovery.arithmetic.paser import choose_samples, jensen_shannon, k_means, spectral_embedding
 from edgesmith_recovery.options.recover import RecoverOptions
-from edgesmith_recovery.reconstruction.distance import shown_rows
+from edgesmith_recovery.reconstruction.distance import shown_rows, taken_by
 
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
@@ -96,9 +96,8 @@ def _describe(
     graphs: Compared, sessions: tuple[ReferenceSession, ReferenceSession], batch: Batch
 ) -> tuple[Float64, float, float]:
     """Return what a sample is like, what the model lost on it, and what it costs."""
-    inputs = {name: array for name, array in batch.inputs.items() if name in sessions[0].input_names}
     mask = None if graphs.padding is None else batch.inputs[graphs.padding.mask]
-    found, taught = sessions[0].run(inputs), sessions[1].run(inputs)
+    found, taught = (session.run(taken_by(session, batch.inputs)) for session in sessions)
     counted = _answers(found[graphs.output], mask, batch.labels)
     ours, theirs = (_rows(values, graphs.output, counted) for values in (found, taught))
     if graphs.logits:

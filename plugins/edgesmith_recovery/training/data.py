@@ -40,9 +40,14 @@ def split_samples(count: int, share: float, batch: int, seed: int) -> Split:
     return Split(np.sort(order[held : count // batch * batch]), np.sort(order[:held]))
 
 
+def samples_of(context: Context[RecoverOptions]) -> DataSource | None:
+    """Return the samples with all inputs of the source; the model may have fewer, but has no others."""
+    return context.calibration if context.source_calibration is None else context.source_calibration
+
+
 def training_samples(model: Model, context: Context[RecoverOptions]) -> tuple[DataSource, Split, int]:
     """Return the calibration samples that may be used, their split, and the batch size."""
-    options, data = context.options, context.calibration
+    options, data = context.options, samples_of(context)
     if data is None:  # `check` refuses such a context
         raise ValueError("no calibration data")
     data = data if options.samples is None else data.take(options.samples)

@@ -14,6 +14,7 @@ from edgesmith.errors import DataError
 from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.execution.training import relative_error
 from edgesmith.execution.unpadded import Padding
+from edgesmith.graph.cache import caches_of
 from edgesmith.graph.structure import Structure
 from edgesmith_calibration.sources import Batch
 from edgesmith_recovery.arithmetic.losses import IGNORED_LABEL, divergence, label_error
@@ -51,7 +52,9 @@ def make_goal(
         has_labels: Whether the data has labels.
     """
     logits = {head.output for head in structure.heads if head.kind != "dense" and head.classes > 1}
-    floats = [v.name or "" for v in graph.outputs if v.dtype is not None and v.dtype.is_floating_point()]
+    caches = set() if options.caches else {cache.output for cache in caches_of(graph)}
+    kept = [value for value in graph.outputs if value not in caches]
+    floats = [v.name or "" for v in kept if v.dtype is not None and v.dtype.is_floating_point()]
     outputs: dict[str, Literal["kl", "mse"]] = {}
     for name in floats if options.outputs != "none" and options.outputs_weight > 0 else ():
         if options.outputs == "auto":
@@ -112,8 +115,10 @@ class Distillation:
         with torch.autocast(device, torch.bfloat16, enabled=self._mixed):
             taught = self._taught(inputs)
             taps = tuple(pair.student for pair in self._goal.pairs)
+            # A student that lost blocks takes fewer caches than its teacher.
+            ours = {name: tensor for name, tensor in inputs.items() if name in self._student.input_names}
             with torch.set_grad_enabled(not deployed):
-                found = functional_call(self._student, self._weights.effective(deployed=deployed), (inputs, taps))
+                found = functional_call(self._student, self._weights.effective(deployed=deployed), (ours, taps))
         with torch.set_grad_enabled(not deployed):
             return self._loss(found, taught, batch.labels, shown)
 

@@ -58,6 +58,11 @@ class TorchGraph(nn.Module):
         anchor: Tensor = self._anchor
         return anchor.device
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the graph's inputs."""
+        return tuple(value.name or "" for value in self._inputs)
+
     def forward(self, inputs: Mapping[str, Tensor], taps: Sequence[str] = ()) -> dict[str, Tensor]:
         """Return the graph's outputs and the tapped values, by name.
 
@@ -139,7 +144,7 @@ class TorchGraph(nn.Module):
         return self._values[name]
 
     def _checked(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        names = [value.name or "" for value in self._inputs]
+        names = self.input_names
         missing = [v.name for v in self._inputs if v.name not in inputs and not v.is_initializer()]
         unknown = [name for name in inputs if name not in names]
         if missing or unknown:

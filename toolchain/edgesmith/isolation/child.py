@@ -130,17 +130,22 @@ def _context(request: StepRequest, registry: "Registry", run: "Run", source: "Mo
         make = MetricMaker(author, registry.load(metric))
         scoring = Scoring(metric.name, make, metric.higher_is_better, metric.unit, metric.needs_labels)
     measures = request.measures_latency
+    samples, taught = (
+        None if facts is None else RemoteSource(run, facts)
+        for facts in (request.calibration, request.source_calibration)
+    )
     return Context(
         options=_options(request, registry),
         dialect=unpack_dialect(request),
         scratch=Path(request.scratch),
-        calibration=None if request.calibration is None else RemoteSource(run, request.calibration),
+        calibration=samples,
         seed=request.seed,
         threads=request.threads,
         progress=RemoteProgress(run),
         trial=None if measures is None else RemoteTrial(run, measures_latency=measures),
         scoring=scoring,
         source=source,
+        source_calibration=taught,
         checkpoint=None if request.checkpoint is None else Path(request.checkpoint),
     )
 

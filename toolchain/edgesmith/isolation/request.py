@@ -60,6 +60,7 @@ class StepRequest:
     seed: int
     threads: int
     calibration: SourceFacts | None
+    source_calibration: SourceFacts | None
     measures_latency: bool | None
     """Whether the run's trial has times; None without a trial."""
     metric: str | None
