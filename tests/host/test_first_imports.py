@@ -20,7 +20,8 @@ from edgesmith.errors import PluginError
 from edgesmith.host.first_imports import FirstImports
 from edgesmith.host.loader import load_registry
 from edgesmith.isolation import imports
-from edgesmith.isolation.import_child import REQUEST_FILE, Import
+from edgesmith.isolation.folder import REQUEST_FILE
+from edgesmith.isolation.import_child import Import
 from edgesmith.isolation.starting import start_child
 from edgesmith.isolation.watchdog import Watchdog
 from edgesmith.testing.subject import find_subject

@@ -7,16 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgesmith.isolation.folder import AFTER_DIRECTORY, BEFORE_DIRECTORY, SOURCE_DIRECTORY, STACK_FILE
 from edgesmith.isolation.guard import end_with_the_run
-from edgesmith.isolation.request import (
-    AFTER_DIRECTORY,
-    BEFORE_DIRECTORY,
-    SOURCE_DIRECTORY,
-    STACK_FILE,
-    StepRequest,
-    load_again,
-    unpack_dialect,
-)
+from edgesmith.isolation.request import StepRequest, load_again, unpack_dialect
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -12,10 +12,8 @@ from typing import Any
 
 from edgesmith.host.origin import PluginOrigin
 from edgesmith.host.plugin import Plugin
+from edgesmith.isolation.folder import REQUEST_FILE, STACK_FILE
 from edgesmith.isolation.guard import end_with_the_run
-
-REQUEST_FILE = "request.json"
-STACK_FILE = "stack.txt"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from typing import Any
 
 from edgesmith.errors import PluginError
 from edgesmith.isolation.endings import manner
-from edgesmith.isolation.import_child import REQUEST_FILE, STACK_FILE, Import
+from edgesmith.isolation.folder import REQUEST_FILE, STACK_FILE
+from edgesmith.isolation.import_child import Import
 from edgesmith.isolation.limits import Isolation
 from edgesmith.isolation.stack import place_in
 from edgesmith.isolation.starting import start_child

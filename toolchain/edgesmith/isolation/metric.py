@@ -19,9 +19,9 @@ from edgesmith.host.places import home_of
 from edgesmith.isolation import faults
 from edgesmith.isolation.channel import Array, Channel, Message
 from edgesmith.isolation.endings import manner
+from edgesmith.isolation.folder import REQUEST_FILE, STACK_FILE
 from edgesmith.isolation.limits import Isolation
 from edgesmith.isolation.metric_child import LABELS, OUTPUT, REFERENCE
-from edgesmith.isolation.request import REQUEST_FILE, STACK_FILE
 from edgesmith.isolation.stack import place_in
 from edgesmith.isolation.starting import start_child
 from edgesmith.isolation.watchdog import Watchdog

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.host.origin import PluginOrigin
 from edgesmith.isolation.channel import Array, Channel, Message
+from edgesmith.isolation.folder import REQUEST_FILE, STACK_FILE
 from edgesmith.isolation.guard import end_with_the_run
-from edgesmith.isolation.request import REQUEST_FILE, STACK_FILE, load_again
+from edgesmith.isolation.request import load_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable

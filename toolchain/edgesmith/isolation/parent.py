@@ -21,16 +21,9 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.isolation import faults
 from edgesmith.isolation.channel import Channel
 from edgesmith.isolation.endings import manner
+from edgesmith.isolation.folder import AFTER_DIRECTORY, BEFORE_DIRECTORY, SOURCE_DIRECTORY, STACK_FILE
 from edgesmith.isolation.limits import Isolation
-from edgesmith.isolation.request import (
-    AFTER_DIRECTORY,
-    BEFORE_DIRECTORY,
-    SOURCE_DIRECTORY,
-    STACK_FILE,
-    StepRequest,
-    Work,
-    pack_dialect,
-)
+from edgesmith.isolation.request import StepRequest, Work, pack_dialect
 from edgesmith.isolation.services import Services
 from edgesmith.isolation.stack import place_in
 from edgesmith.isolation.starting import start_child

@@ -12,17 +12,10 @@ from pydantic import TypeAdapter
 from edgesmith.errors import PluginError
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.origin import PluginOrigin
+from edgesmith.isolation.folder import REQUEST_FILE
 
 if TYPE_CHECKING:
     from edgesmith.host.registry import Registry
-
-REQUEST_FILE = "request.json"
-BEFORE_DIRECTORY = "before"
-AFTER_DIRECTORY = "after"
-SOURCE_DIRECTORY = "source"
-"""The model that the run started from, where the run says which."""
-STACK_FILE = "stack.txt"
-"""Where the process of a step writes what it was doing when it is ended by a signal."""
 
 
 @dataclass(frozen=True, slots=True)
