@@ -86,12 +86,21 @@ def open_session(path: str, level: str = "all") -> Any:
 
 def child_latency(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return latencies in ms of the first sample per model, taken in shuffled turns; CPU time if `cpu_time` is set."""
-    level = request.get("level", "all")
+    return {name: [1e3 * each for each in found] for name, found in timed_turns(request, 1).items()}
+
+
+def timed_turns(request: Mapping[str, Any], batch: int) -> dict[str, list[float]]:
+    """Return the seconds that each model takes for the first samples, models in another order each turn.
+
+    Args:
+        request: `models` by name, `data`, `turns`, `seed`; CPU time if `cpu_time` is set; `level` of optimization.
+        batch: Samples per run.
+    """
     clock = time.process_time if request.get("cpu_time") else time.perf_counter
-    sessions = {name: open_session(path, level) for name, path in request["models"].items()}
+    sessions = {name: open_session(path, request.get("level", "all")) for name, path in request["models"].items()}
     with np.load(request["data"]) as archive:
         names = [entry.name for entry in next(iter(sessions.values())).get_inputs()]
-        feed = {name: archive[name][:1] for name in names}
+        feed = {name: archive[name][:batch] for name in names}
     found: dict[str, list[float]] = {name: [] for name in sessions}
     generator = random.Random(request["seed"])
     for turn in range(request["turns"] + WARM_UP_TURNS):
@@ -99,7 +108,7 @@ def child_latency(request: Mapping[str, Any]) -> dict[str, Any]:
             started = clock()
             sessions[name].run(None, feed)
             if turn >= WARM_UP_TURNS:
-                found[name].append((clock() - started) * 1e3)
+                found[name].append(clock() - started)
     return found
 
 

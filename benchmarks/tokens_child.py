@@ -1,6 +1,5 @@
 """What `benchmarks.tokens` does in processes of their own: reduce a model by some steps, and time models in batches."""
 
-import random
 import statistics
 import tempfile
 import time
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks.measuring import THREADS, WARM_UP_TURNS, answer_parent, open_session, peak_bytes
+from benchmarks.measuring import THREADS, answer_parent, open_session, peak_bytes, timed_turns
 
 
 def child_reduce(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,19 +62,7 @@ def child_reduce(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def child_throughput(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the seconds of each model for one batch, taken in shuffled turns; CPU time if `cpu_time` is set."""
-    clock = time.process_time if request["cpu_time"] else time.perf_counter
-    sessions = {name: open_session(path) for name, path in request["models"].items()}
-    with np.load(request["data"]) as archive:
-        names = [entry.name for entry in next(iter(sessions.values())).get_inputs()]
-        feed = {name: archive[name][: request["batch"]] for name in names}
-    found: dict[str, list[float]] = {name: [] for name in sessions}
-    generator = random.Random(request["seed"])
-    for turn in range(request["turns"] + WARM_UP_TURNS):
-        for name in generator.sample(sorted(sessions), len(sessions)):
-            started = clock()
-            sessions[name].run(None, feed)
-            if turn >= WARM_UP_TURNS:
-                found[name].append(clock() - started)
+    found = timed_turns(request, request["batch"])
     return {"seconds": found, "medians": {name: statistics.median(each) for name, each in found.items()}}
 
 
