@@ -14,6 +14,7 @@ import edgesmith_ftwt
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+from rich.console import Console
 
 from edgesmith import Model, Provenance, Task
 from edgesmith.graph.cost import count_cost
@@ -36,6 +37,7 @@ def session(file: Path) -> Any:
 
 def main() -> None:
     """Print one line for each file."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     source, calibration, evaluation, *others = map(Path, sys.argv[1:])
     model = Model(ir.load(source), Task(), Provenance(str(source), "onnx", source.stem))
     name = str(model.graph.inputs[0].name)
@@ -47,7 +49,7 @@ def main() -> None:
             result = run_method(registry, "gate-channels", model, options, calibration=data)
             files[form] = Path(folder) / f"{len(files)}.onnx"
             ir.save(result.model.ir, files[form])
-            print(form, *result.notes.remarks[:3], sep="\n  ")
+            console.print(form, *result.notes.remarks[:3], sep="\n  ")
         sessions = {form: session(file) for form, file in files.items()}
         with np.load(evaluation) as archive:
             inputs, labels = archive[name], archive["labels"]
@@ -56,7 +58,9 @@ def main() -> None:
             tops = [each.run(None, {name: inputs[i : i + 1]})[0].argmax() for i in range(len(labels))]
             macs = count_cost(ir.load(files[form]), {"batch": 1}).macs
             ratio = median(a / b for a, b in zip(times[form], times["dense"], strict=True))
-            print(f"{form}: {100 * np.mean(tops == labels):.1f} %, {macs / 1e6:.0f} M MACs, {ratio:.2f} of the time")
+            console.print(
+                f"{form}: {100 * np.mean(tops == labels):.1f} %, {macs / 1e6:.0f} M MACs, {ratio:.2f} of the time"
+            )
 
 
 def _times(sessions: dict[str, Any], feed: dict[str, Any]) -> dict[str, list[float]]:
