@@ -15,6 +15,7 @@ from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.execution.training import relative_error
 from edgesmith.execution.unpadded import Padding
 from edgesmith.graph.cache import caches_of
+from edgesmith.graph.outputs import float_outputs
 from edgesmith.graph.structure import Structure
 from edgesmith_calibration.sources import Batch
 from edgesmith_recovery.arithmetic.losses import IGNORED_LABEL, divergence, label_error
@@ -52,9 +53,8 @@ def make_goal(
         has_labels: Whether the data has labels.
     """
     logits = {head.output for head in structure.heads if head.kind != "dense" and head.classes > 1}
-    caches = set() if options.caches else {cache.output for cache in caches_of(graph)}
-    kept = [value for value in graph.outputs if value not in caches]
-    floats = [v.name or "" for v in kept if v.dtype is not None and v.dtype.is_floating_point()]
+    caches = set() if options.caches else {cache.output.name for cache in caches_of(graph)}
+    floats = [name for name in float_outputs(graph) if name not in caches]
     outputs: dict[str, Literal["kl", "mse"]] = {}
     for name in floats if options.outputs != "none" and options.outputs_weight > 0 else ():
         if options.outputs == "auto":
