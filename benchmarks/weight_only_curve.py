@@ -119,6 +119,7 @@ def main() -> int:
     """Print one row per form and return 1 if the case is missing."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="")
+    parser.add_argument("--samples", type=int, help="Evaluation samples of 512 tokens; default: all.")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     console = Console()
@@ -128,7 +129,7 @@ def main() -> int:
         console.print(str(error))
         return 1
     with np.load(case.evaluation) as loaded:
-        arrays = {name: loaded[name] for name in ("input_ids", "attention_mask")}
+        arrays = {name: loaded[name][: arguments.samples] for name in ("input_ids", "attention_mask")}
     float_runner = session(case.model, arguments.threads)
     graph = ir.load(case.model).graph
     parameters = sum(v.const_value.size for v in graph.initializers.values() if v.const_value is not None)

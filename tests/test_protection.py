@@ -23,6 +23,20 @@ def test_places_are_those_of_the_weight_and_axis():
     assert MADE.places("up", 0, 4) == MADE.places("down", 1, 8) == frozenset()
 
 
+def test_a_protection_without_a_weight_of_the_model_is_refused():
+    MADE.require_known({"up", "down"})
+    Protection().require_known({"down"})
+    with pytest.raises(RecipeError, match="none of the 1 weights of the protection, such as up"):
+        MADE.require_known({"down"})
+
+
+def test_new_weights_are_kept_whole():
+    more = MADE.including({"side": (3, 8)})
+    assert more.places("side", 0, 3) == {0, 1, 2}
+    assert more.places("up", 1, 8) == {0, 3, 7}
+    assert more.model == ""
+
+
 def test_places_of_another_length_are_refused():
     with pytest.raises(RecipeError, match="counts 8 places on axis 1 of up, the model has 6"):
         MADE.places("up", 1, 6)

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgesmith.data import fixed_batch_size
-from edgesmith.errors import DataError, StepError
+from edgesmith.errors import DataError, RecipeError, StepError
 from edgesmith.graph.cost import count_cost
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.interfaces import Method
 from edgesmith.host.selection import unmatched_names
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
+from edgesmith_quantization.finding.protected_layers import find_protected
 from edgesmith_quantization.options.auto import QuantizeAutoOptions
 from edgesmith_quantization.search.attempts import FLOAT, Attempt, Limits
 from edgesmith_quantization.search.formats import FORMATS, offered
@@ -43,6 +44,10 @@ class QuantizeAuto(Method[QuantizeAutoOptions]):
         problem = unmatched_names(model.graph, options) or _data_problem(context)
         if problem:
             return Verdict.refuse(problem)
+        try:
+            find_protected(model, options)
+        except RecipeError as error:
+            return Verdict.refuse(str(error))
         takers, reasons = _takers(model, context)
         nodes = frozenset().union(*takers.values())
         if not nodes:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgesmith.errors import ModelError, StepError
+from edgesmith.errors import ModelError, RecipeError, StepError
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.graph.node_names import node_name
 from edgesmith.graph.opset import raise_opset
@@ -18,7 +18,9 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith_quantization.arithmetic.float8 import FORMATS, Float8Format, peak_scale
 from edgesmith_quantization.finding.float8_products import Float8Products, find_float8_products
+from edgesmith_quantization.finding.protected_layers import find_protected, marked
 from edgesmith_quantization.forms.float8_form import scale_in, weight_obstacle, write_activations, write_weight
+from edgesmith_quantization.forms.protected_form import divide_protected
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
 from edgesmith_quantization.statistics.float8_ranges import observe_magnitudes
 from edgesmith_quantization.step_errors import first_reasons, nothing_to_do
@@ -43,7 +45,10 @@ class QuantizeFp8(Method[QuantizeFp8Options]):
         if problem:
             return Verdict.refuse(problem)
         notes = Notes()
-        products = find_float8_products(model.ir, options, notes)
+        try:
+            products = find_float8_products(marked(model, options).ir, options, notes)
+        except RecipeError as error:
+            return Verdict.refuse(str(error))
         if not products.nodes:
             return Verdict.skip(f"no product can be quantized ({_reasons(notes)})")
         if options.mode == "static" and (context.calibration is None or len(context.calibration) == 0):
@@ -56,17 +61,21 @@ class QuantizeFp8(Method[QuantizeFp8Options]):
         Raises:
             DataError: Static mode without calibration data, or data that makes a value infinite or NaN, which is named.
             ModelError: The graph cannot be raised to an opset with eight-bit floats, or a weight is not finite.
+            RecipeError: The protection is missing, or was made for another model.
             StepError: Nothing can be quantized.
         """
         options, dialect, notes = context.options, context.dialect, context.notes
         form = FORMATS[options.format]
         result = model.clone()
         raise_opset(result.ir, _needed_opset(result.graph, dialect))
+        protected = find_protected(result, options)
+        protected.mark(result.graph)
         products = find_float8_products(result.ir, options, notes)
         if not products.nodes:
             raise _nothing_to_do(notes)
         for obstacle in filter(None, map(weight_obstacle, products.weights)):
             raise _not_finite(obstacle)
+        result = divide_protected(result, protected, [*map(node_name, products.nodes)], notes)
         scales = _activation_scales(result, products, form, context) if options.mode == "static" else {}
         editor = GraphEditor(result.graph)
         write_activations(editor, scales, products.nodes, form)

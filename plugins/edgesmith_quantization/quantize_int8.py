@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
-from edgesmith.errors import StepError
+from edgesmith.errors import RecipeError, StepError
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.graph.node_names import node_name
 from edgesmith.host.context import Context, Notes
@@ -19,8 +19,10 @@ from edgesmith.model import Model
 from edgesmith_quantization.finding.attention_products import find_attention_products
 from edgesmith_quantization.finding.candidates import Candidate, find_candidates, why_none
 from edgesmith_quantization.finding.isolation import without_isolated_convolutions
+from edgesmith_quantization.finding.protected_layers import find_protected, marked
 from edgesmith_quantization.forms.dynamic_form import write_dynamic
 from edgesmith_quantization.forms.outlier_form import add_outlier_products, clip_outliers
+from edgesmith_quantization.forms.protected_form import divide_protected
 from edgesmith_quantization.forms.static_form import place, write_static
 from edgesmith_quantization.forms.weights import WeightStore
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
@@ -50,9 +52,13 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
         if problem:
             return Verdict.refuse(problem)
         notes = Notes()
-        candidates = find_candidates(model.graph, dialect, options, notes)
+        try:
+            graph = marked(model, options).graph
+        except RecipeError as error:
+            return Verdict.refuse(str(error))
+        candidates = find_candidates(graph, dialect, options, notes)
         if not candidates:
-            return Verdict.skip(f"no product can be quantized ({why_none(model.graph, notes)})")
+            return Verdict.skip(f"no product can be quantized ({why_none(graph, notes)})")
         if options.mode == "static" and (context.calibration is None or len(context.calibration) == 0):
             return Verdict.refuse("static mode needs calibration data; pass it with --data, or set mode to dynamic")
         return Verdict.ok(nodes=tuple(candidate.name for candidate in candidates))
@@ -62,16 +68,20 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
 
         Raises:
             DataError: Static mode without calibration data, or data that makes an activation infinite or NaN.
+            RecipeError: The protection is missing, or was made for another model.
             StepError: Nothing can be quantized.
         """
         options, dialect = context.options, context.dialect
         result = model.clone()
+        protected = find_protected(result, options)
+        protected.mark(result.graph)
         candidates = find_candidates(result.graph, dialect, options, context.notes)
         if not candidates:
             raise _nothing_to_do(result.graph, context.notes)
         repaired = repair(result.ir, candidates, context)
         convolutions = repair_convolutions(result.ir, candidates, context)
-        if repaired.changed or convolutions.changed:
+        result = divide_protected(result, protected, [each.name for each in candidates], context.notes)
+        if repaired.changed or convolutions.changed or protected.split:
             candidates = find_candidates(result.graph, dialect, options, context.notes)
         candidates = without_isolated_convolutions(result.graph, candidates, dialect, context.notes)
         outliers = repaired.outliers_of(candidates)

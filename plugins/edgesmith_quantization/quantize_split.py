@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgesmith.errors import RecipeError
 from edgesmith.graph.edit import GraphEditor, constant_tensor
 from edgesmith.graph.node_names import node_name
 from edgesmith.graph.opset import raise_opset
@@ -28,7 +29,9 @@ from edgesmith_quantization.arithmetic.splitting import (
     signal_to_noise_db,
     split_weight,
 )
+from edgesmith_quantization.finding.protected_layers import find_protected, marked
 from edgesmith_quantization.forms.activation_split import split_activations
+from edgesmith_quantization.forms.protected_form import divide_protected
 from edgesmith_quantization.forms.split_form import TABLE_OPSET, write_branches, write_compact, write_merged
 from edgesmith_quantization.forms.weight_form import BLOCK_OPSET, write_weight
 from edgesmith_quantization.options.split import QuantizeSplitOptions
@@ -70,7 +73,10 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
         if problem:
             return Verdict.refuse(problem)
         notes = Notes()
-        sites = find_split_sites(model.graph, options, notes)
+        try:
+            sites = find_split_sites(marked(model, options).graph, options, notes)
+        except RecipeError as error:
+            return Verdict.refuse(str(error))
         if not sites and not options.split_activations:
             reasons = first_reasons(notes, "the graph has no constant weight")
             return Verdict.skip(f"no weight can be split ({reasons})")
@@ -81,6 +87,7 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
 
         Raises:
             ModelError: The graph cannot be raised to the opset that the format needs.
+            RecipeError: The protection is missing, or was made for another model.
             StepError: The target has no such format.
         """
         options, notes = context.options, context.notes
@@ -89,8 +96,11 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
             raise no_form("quantize-split", problem)
         result = model.clone()
         raise_opset(result.ir, _needed_opset(options, context.dialect))
-        editor = GraphEditor(result.graph)
+        protected = find_protected(result, options)
+        protected.mark(result.graph)
         sites = find_split_sites(result.graph, options, notes)
+        result = divide_protected(result, protected, [node_name(node) for site in sites for node in site.nodes], notes)
+        editor = GraphEditor(result.graph)
         before = weight_bytes(result.ir)
         layers: list[_Layer] = []
         freed = 0

@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
+from numpy.typing import NDArray
 
-from edgesmith.errors import StepError
+from edgesmith.errors import RecipeError, StepError
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.graph.node_names import node_name
 from edgesmith.graph.opset import raise_opset
@@ -35,6 +36,8 @@ from edgesmith_quantization.arithmetic.offset_blocks import fit_offset_blocks
 from edgesmith_quantization.arithmetic.rounding import Float
 from edgesmith_quantization.arithmetic.second_order import output_error, refit_scales, round_second_order
 from edgesmith_quantization.arithmetic.tiles import all_finite
+from edgesmith_quantization.finding.protected_layers import ProtectedLayers, find_protected, marked
+from edgesmith_quantization.forms.protected_form import divide_protected
 from edgesmith_quantization.forms.weight_form import BLOCK_OPSET, CHANNEL_OPSET, write_weight
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.statistics.gram_passes import Gram, with_grams
@@ -55,7 +58,11 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
         if problem:
             return Verdict.refuse(problem)
         notes = Notes()
-        sites = find_weight_sites(model.graph, options.obstacle, notes.skip, operators=options.operators)
+        try:
+            graph = marked(model, options).graph
+        except RecipeError as error:
+            return Verdict.refuse(str(error))
+        sites = find_weight_sites(graph, options.obstacle, notes.skip, operators=options.operators)
         if not sites:
             return Verdict.skip(f"no weight can be quantized ({_reasons(notes)})")
         if options.needs.data and (context.calibration is None or len(context.calibration) == 0):
@@ -70,6 +77,7 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
         Raises:
             DataError: Second-order rounding without calibration data, or data that makes an activation infinite or NaN.
             ModelError: The graph cannot be raised to the opset that the format needs.
+            RecipeError: The protection is missing, or was made for another model.
             StepError: Nothing can be quantized, or the target has no such format.
         """
         options = context.options
@@ -78,12 +86,17 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
             raise no_form("quantize-weights", problem)
         result = model.clone()
         raise_opset(result.ir, _needed_opset(options, context.dialect))
+        protected = find_protected(result, options)
+        protected.mark(result.graph)
         sites = find_weight_sites(result.graph, options.obstacle, context.notes.skip, operators=options.operators)
         if not sites:
             raise _nothing_to_do(context.notes)
+        taken = [node_name(node) for site in sites for node in site.nodes]
+        result = divide_protected(result, protected, taken, context.notes)
         # The system keeps the files of weights for as long as the result uses them.
         with TemporaryDirectory(dir=context.scratch) as folder:
-            written = _write(GraphEditor(result.graph, weights=WeightFile(Path(folder))), result, sites, context)
+            editor = GraphEditor(result.graph, weights=WeightFile(Path(folder)))
+            written = _write(editor, result, sites, protected, context)
         if not written:
             raise _nothing_to_do(context.notes)
         _allow_rounded_inputs(written, options)
@@ -93,7 +106,11 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
 
 
 def _write(
-    editor: GraphEditor, model: Model, sites: Sequence[WeightSite], context: Context[QuantizeWeightsOptions]
+    editor: GraphEditor,
+    model: Model,
+    sites: Sequence[WeightSite],
+    protected: ProtectedLayers,
+    context: Context[QuantizeWeightsOptions],
 ) -> list[WeightSite]:
     """Write the codes of all weights that are finite, one after another; return these."""
     options, written = context.options, []
@@ -103,12 +120,23 @@ def _write(
     else:
         grams = ((site, None) for site in context.progress.track(sites, "rounding", len(sites)))
     for site, gram in grams:
+        gram = _apart(gram, protected.inputs(site))
         if all_finite(site.rows()):
             write_weight(editor, site, _round_by_output(site, gram, options, context.dialect))
             written.append(site)
         else:
             leave_alone(site, "its weight holds NaN or infinity", context.notes.skip)
     return written
+
+
+def _apart(gram: Gram | None, inputs: NDArray[np.int64]) -> Gram | None:
+    """Return the Gram matrix as if protected inputs had nothing to do with others: their zeros take up no errors."""
+    if gram is None or not len(inputs):
+        return gram
+    apart, own = gram.copy(), gram[inputs, inputs]
+    apart[inputs], apart[:, inputs] = 0, 0
+    apart[inputs, inputs] = own
+    return apart
 
 
 def _unmatched(model: Model, options: QuantizeWeightsOptions) -> str:

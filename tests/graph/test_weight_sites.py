@@ -5,9 +5,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from edgesmith.graph.kept import keep
 from edgesmith.graph.weight_sites import find_weight_sites
 from edgesmith.host.context import Notes
 from edgesmith.host.selection import Selection
+from edgesmith.model import Model
 from small_graphs import graph, node
 
 
@@ -161,6 +163,19 @@ def test_weights_that_are_outputs_are_left_alone():
     model = graph([node("MatMul", ["x", "w"], "y")], {"w": normal(8, 8)}, {"x": ["n", 8]})
     model.graph.outputs.append(model.graph.initializers["w"])
     assert find(model) == ((), {"node_y": "its weight is an output of the graph"})
+
+
+def test_marked_products_keep_their_weight_also_from_others_that_share_it(tmp_path):
+    nodes = [node("MatMul", ["x", "w"], "a"), node("MatMul", ["a", "w"], "b"), node("MatMul", ["b", "v"], "y")]
+    model = graph(nodes, {"w": normal(8, 8), "v": normal(8, 8)}, {"x": ["n", 8]})
+    keep(model.graph.node("node_b"), "its weight is protected")
+    model.save(tmp_path / "model")
+    (site,), skipped = find(Model.load(tmp_path / "model"))
+    assert site.name == "v"
+    assert skipped == {
+        "node_a": "its weight is shared with node_b: its weight is protected",
+        "node_b": "its weight is shared with node_b: its weight is protected",
+    }
 
 
 def test_products_in_control_flow_are_left_alone():

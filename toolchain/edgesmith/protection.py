@@ -3,7 +3,7 @@
 Pruning removes none of these places, quantization rounds them more finely or not at all, recovery freezes them.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +73,35 @@ class Protection(BaseModel):
                 fix="Analyse the model as it is at this step, or use the step before the one that changed the weight.",
             )
         return frozenset(found.kept)
+
+    def require_known(self, weights: Collection[str]) -> None:
+        """Check that it can be of a model at all.
+
+        Args:
+            weights: Names of the initializers of the model.
+
+        Raises:
+            RecipeError: It names weights, and the model has none of them.
+        """
+        if self.weights and not any(name in weights for name in self.weights):
+            raise RecipeError(
+                f"the model has none of the {len(self.weights)} weights of the protection, such as "
+                f"{next(iter(self.weights))}",
+                expected="a protection that was made for this model",
+                why="Nothing would be protected.",
+                fix="Analyse this model, or name the file that belongs to it.",
+            )
+
+    def including(self, shapes: Mapping[str, Sequence[int]]) -> "Protection":
+        """Return the protection for a model with more weights, all of whose places are to be kept.
+
+        Args:
+            shapes: Initializer name to its shape.
+        """
+        weights: dict[str, Mapping[int, ProtectedAxis]] = dict(self.weights)
+        for name, shape in shapes.items():
+            weights[name] = {0: ProtectedAxis(length=shape[0], kept=tuple(range(shape[0])))}
+        return self.model_copy(update={"model": "", "weights": weights})
 
     def without(self, removed: Mapping[tuple[str, int], Collection[int]]) -> "Protection":
         """Return the protection for a model that lost places which were not protected. It names no model any more.

@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesmith.graph.edit import constant_scalar, constant_tensor
+from edgesmith.graph.kept import kept
 from edgesmith.graph.node_names import node_name
 from edgesmith.graph.quantized import already_quantized, quantized_product
 from edgesmith.host.context import Notes
@@ -93,7 +94,7 @@ def _inner_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
 
 def _obstacle(node: ir.Node, dialect: Dialect, options: QuantizeInt8Options) -> str:
     """Return why `node` stays as it is, or an empty string."""
-    unselected = options.obstacle(node_name(node))
+    unselected = options.obstacle(node_name(node)) or kept(node)
     if unselected:
         return unselected
     if node.op_type == "ConvTranspose":

@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgesmith.graph.edit import GraphEditor, constant_tensor
+from edgesmith.graph.edit import GraphEditor
 from edgesmith_quantization.finding.candidates import Candidate
+from edgesmith_quantization.forms.side_products import add_beside
 from edgesmith_quantization.forms.weights import constant_array
 from edgesmith_quantization.repair.outliers import Outliers
 
@@ -81,21 +82,4 @@ def _add_product(editor: GraphEditor, candidate: Candidate, excess: ir.Value, ch
     rows = np.take(weight, channels, axis=1 - candidate.channel_axis)
     matrix = np.ascontiguousarray(rows if candidate.channel_axis == 1 else rows.T)
     constant = editor.add_initializer(f"{candidate.name}_outlier_weight", matrix)
-    # Behind the bias, so that product and bias stay side by side, where runtimes join them.
-    total = _with_bias(candidate.node)
-    name = f"{candidate.name}_outlier"
-    part = editor.insert_after(total, "MatMul", (excess, constant), name=f"{name}_product").outputs[0]
-    part.shape, part.type = total.shape, total.type
-    addition = editor.insert_after(part, "Add", (total, part), name=f"{name}_sum")
-    addition.outputs[0].shape, addition.outputs[0].type = total.shape, total.type
-    editor.replace_uses(total, addition.outputs[0], keep=(addition,))
-
-
-def _with_bias(node: ir.Node) -> ir.Value:
-    """Return the output of a product, behind a constant bias if that is its only reader."""
-    output = node.outputs[0]
-    uses = tuple(output.uses())
-    if len(uses) != 1 or output.is_graph_output() or uses[0].node.op_type != "Add":
-        return output
-    reader, index = uses[0]
-    return reader.outputs[0] if constant_tensor(reader.inputs[1 - index]) is not None else output
+    add_beside(editor, candidate.node, excess, constant, f"{candidate.name}_outlier")

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from edgesmith.host.records import Needs
-from edgesmith.host.selection import Selection
+from edgesmith_quantization.options.protected import ProtectedSelection
 
 FormatName = Literal[
     "int8",
@@ -23,7 +23,7 @@ DEFAULT_MIN_SQNR_DB = 20.0
 """Budget where none is named: the outputs' noise is a hundredth of their energy."""
 
 
-class QuantizeAutoOptions(Selection):
+class QuantizeAutoOptions(ProtectedSelection):
     """Options of `quantize-auto`."""
 
     formats: tuple[FormatName, ...] = Field(

@@ -5,12 +5,12 @@ from typing import Literal
 from pydantic import Field
 
 from edgesmith.host.records import Needs
-from edgesmith.host.selection import Selection
+from edgesmith_quantization.options.protected import ProtectedSelection
 
 Operator = Literal["MatMul", "Gemm", "Conv"]
 
 
-class QuantizeFp8Options(Selection):
+class QuantizeFp8Options(ProtectedSelection):
     """Options of `quantize-fp8`."""
 
     mode: Literal["static", "weight-only"] = Field(

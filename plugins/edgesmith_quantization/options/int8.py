@@ -5,12 +5,12 @@ from typing import Literal
 from pydantic import Field
 
 from edgesmith.host.records import Needs
-from edgesmith.host.selection import Selection
+from edgesmith_quantization.options.protected import ProtectedSelection
 
 Operator = Literal["MatMul", "Gemm", "Conv"]
 
 
-class QuantizeInt8Options(Selection):
+class QuantizeInt8Options(ProtectedSelection):
     """Options of `quantize-int8`."""
 
     mode: Literal["static", "dynamic"] = Field(

@@ -4,14 +4,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from edgesmith.host.selection import Selection
+from edgesmith_quantization.options.protected import ProtectedSelection
 
 Operator = Literal["MatMul", "Gemm", "Conv"]
 SplitBy = Literal["auto", "value", "magnitude", "digits"]
 Form = Literal["branches", "merged", "compact"]
 
 
-class QuantizeSplitOptions(Selection):
+class QuantizeSplitOptions(ProtectedSelection):
     """Options of `quantize-split`."""
 
     bits: Literal[2, 4, 8] = Field(

@@ -2,17 +2,17 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edgesmith.host.records import Needs
-from edgesmith.host.selection import Selection
+from edgesmith_quantization.options.protected import ProtectedSelection
 
 Bits = Literal[2, 4, 8]
 BlockSize = Literal[16, 32, 64, 128]
 Operator = Literal["MatMul", "Gemm", "Conv", "Gather"]
 
 
-class QuantizeWeightsOptions(Selection):
+class QuantizeWeightsOptions(ProtectedSelection):
     """Options of `quantize-weights`."""
 
     bits: Bits = Field(
@@ -88,6 +88,15 @@ class QuantizeWeightsOptions(Selection):
         ge=1,
         description="Second-order: memory for input statistics. Less means more passes over the calibration data.",
     )
+
+    @model_validator(mode="after")
+    def _keeps_zeros(self) -> "QuantizeWeightsOptions":
+        if self.offsets and self.protect is not None:
+            raise ValueError(
+                "protected places become zeros beside a product in float, and offsets keep no zeros; set "
+                "offsets to false, or leave protect out"
+            )
+        return self
 
     @property
     def needs(self) -> Needs:

@@ -14,6 +14,7 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
+from edgesmith_quantization.options.protected import ProtectedSelection
 from edgesmith_quantization.options.split import QuantizeSplitOptions
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.quantize_fp8 import QuantizeFp8
@@ -58,6 +59,8 @@ class Format:
 
     def _context(self, context: Context[Any], *, refine: bool = False, **selection: tuple[str, ...]) -> Context[Any]:
         values: dict[str, object] = {**self.values, **(self.refined if refine else {}), **selection}
+        if isinstance(context.options, ProtectedSelection):
+            values["protect"] = context.options.protect
         if "samples" in self.options.model_fields and context.calibration is not None:
             values["samples"] = max(1, len(context.calibration))
         return replace(context, options=self.options.model_validate(values), trial=None, scoring=None)

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.graph.edit import constant_tensor
+from edgesmith.graph.kept import kept
 from edgesmith.graph.node_names import node_name
 from edgesmith.graph.quantized import already_quantized
 
@@ -209,7 +210,7 @@ def _obstacle(root: ir.Value, uses: list[_Use], unselected: Reason, operators: C
         if use.node.op_type not in operators:
             reason = f"{use.node.op_type} is not among the option operators"
         else:
-            reason = unselected(name)
+            reason = unselected(name) or kept(use.node)
         if reason:
             return reason if len(uses) == 1 else f"its weight is shared with {name}: {reason}"
     if len({use.output_axis for use in uses}) > 1:
