@@ -138,3 +138,24 @@ def _original(owner: ir.Graph, dequantize: ir.Node, weights: Mapping[str, Any]) 
     value.shape, value.type = ir.Shape(codes.shape), ir.TensorType(ir.DataType.FLOAT)
     owner.register_initializer(value)
     return value
+
+
+def convolution_in_float16() -> Model:
+    """A quantized convolution in float16 with the bias 1, 2, 3, 4, which ONNX Runtime loses from its level basic on.
+
+    It writes the bias as codes with the scale of input times weight, 2**-4 times 2**-24, which float16 cannot hold.
+    """
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 20]>
+    g (float16[1, 3, 2, 2] x) => (float16[1, 4, 2, 2] y)
+    <int8 zero = {0}, int8[4, 3, 1, 1] w = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}> {
+        scale = Constant<value = float16 {11264}>()
+        small = Constant<value = float16 {1}>()
+        bias = Constant<value = float16[4] {15360, 16384, 16896, 17408}>()
+        code = QuantizeLinear(x, scale, zero)
+        activation = DequantizeLinear(code, scale)
+        weight = DequantizeLinear(w, small)
+        product = Conv(activation, weight, bias)
+        rounded = QuantizeLinear(product, scale, zero)
+        y = DequantizeLinear(rounded, scale)
+    }""")
+    return Model(model, Task(), Provenance("made here", "test", ""))

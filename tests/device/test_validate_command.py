@@ -396,6 +396,13 @@ def test_the_gap_inside_the_graph_is_measured_and_shown(capsys, artifact, on, se
     assert "gap inside" in (artifact / "report.html").read_text()
 
 
+def test_taps_that_cannot_be_read_out_are_a_remark(capsys, artifact, on, monkeypatch):
+    monkeypatch.setattr("edgesmith.device.validation.choose_taps", lambda model, row, count: {})
+    code, run = validate(capsys, artifact, on, "--set", "taps=4")
+    assert code == 0 and run["row"]["layers"] == []
+    assert any("No value inside was compared" in remark for remark in run["remarks"])
+
+
 def test_a_full_disk_while_it_runs_is_explained(capsys, artifact, on, server):
     def fill(line, process):
         if " run " not in line:

@@ -19,6 +19,8 @@ from edgesmith.device.remote import WORKER, pack_worker
 from edgesmith.device.worker import machine
 from edgesmith.device.worker.archive import ArrayArchive, read_batch
 from edgesmith.device.worker.tensor_rt import Cuda, TensorRTModel
+from edgesmith.serialization import write_onnx
+from small_graphs import convolution_in_float16
 
 REQUEST = {
     "model": "model.onnx",
@@ -26,6 +28,7 @@ REQUEST = {
     "inputs": ["x"],
     "batches": 2,
     "threads": 1,
+    "as_written": False,
     "warmup_runs": 1,
     "seconds": 0.0,
     "fewest_runs": 4,
@@ -247,6 +250,20 @@ def test_values_inside_the_graph_are_kept(tmp_path):
     assert set(reply.taps) == {"logits", "hidden_0"}
     with np.load(tmp_path / "taps.npz") as taps:
         assert read_batch(taps, 1, reply.taps)["hidden_0"].shape[0] == 3
+
+
+def test_a_graph_for_another_runtime_runs_as_it_is_written(tmp_path):
+    prepare(tmp_path, as_written=True)
+    write_onnx(convolution_in_float16().ir, tmp_path / "model.onnx")
+    with ArrayArchive(tmp_path / "inputs.npz") as archive:
+        for index in range(2):
+            archive.add(index, {"x": np.zeros((1, 3, 2, 2), np.float16)})
+    done = run_alone(tmp_path, "run", str(tmp_path / "request.json"))
+    assert done.returncode == 0, done.stderr + (tmp_path / "answer.json").read_text()
+    assert json.loads((tmp_path / "answer.json").read_text())["optimization"] == "basic"
+    with np.load(tmp_path / "outputs.npz") as outputs:
+        (found,) = read_batch(outputs, 0, ["y"]).values()
+    assert np.array_equal(found[0, :, 0, 0], [1, 2, 3, 4])
 
 
 def fake_clocks(folder, fails=False):

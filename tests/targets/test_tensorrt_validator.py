@@ -5,40 +5,17 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx_ir as ir
 
 import edgesmith
 from edgesmith.api import Settings
-from edgesmith.model import Model, Provenance
-from edgesmith.task import Task
 from edgesmith_tensorrt import gate
-
-SMALLEST = 2.0**-24
-"""The smallest number in float16. Times another scale below one, it is zero there."""
-
-
-def convolution_with_bias() -> Model:
-    """A quantized convolution whose bias ONNX Runtime loses in float16 from its level "basic" on."""
-    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 20]>
-    g (float16[1, 3, 2, 2] x) => (float16[1, 4, 2, 2] y)
-    <int8 zero = {0}, int8[4, 3, 1, 1] w = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}> {
-        scale = Constant<value = float16 {11264}>()
-        small = Constant<value = float16 {1}>()
-        bias = Constant<value = float16[4] {15360, 16384, 16896, 17408}>()
-        code = QuantizeLinear(x, scale, zero)
-        activation = DequantizeLinear(code, scale)
-        weight = DequantizeLinear(w, small)
-        product = Conv(activation, weight, bias)
-        rounded = QuantizeLinear(product, scale, zero)
-        y = DequantizeLinear(rounded, scale)
-    }""")
-    return Model(model, Task(), Provenance("made here", "test", ""))
+from small_graphs import convolution_in_float16
 
 
 def test_the_validator_keeps_biases_beside_scales_in_float16(tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "_is_installed", lambda module: False)
     artifact = edgesmith.compile(
-        convolution_with_bias(),
+        convolution_in_float16(),
         out=tmp_path / "artifact",
         target="jetson-orin-nano",
         recipe="float",

@@ -25,6 +25,7 @@ from edgesmith.device.remote import (
 from edgesmith.device.runtimes import (
     ONNX_RUNTIME,
     best_runtime,
+    own_runtime,
     require_architecture,
     require_loadgen,
     require_runtime,
@@ -135,6 +136,8 @@ def validate(
         with workspace(transport, keep=plan.keep, resume=plan.resume) as place:
             found = _insist(place, visit, lambda: _visit(place, visit))
         visit.remarks += place.remarks
+        if plan.taps and not found.reply.taps:
+            visit.remarks.append(_no_taps(found.runtime))
         require_one_power_mode(transport.address, found.reply)
         with progress.stage("comparing with the simulation"):
             metric = _metric(registry, ledger, samples)
@@ -245,6 +248,7 @@ def _request(visit: _Visit, probe: Probe, runtime: str) -> dict[str, object]:
         "inputs": list(batches[0].inputs),
         "batches": len(batches),
         "threads": plan.threads or probe.usable_cores,
+        "as_written": own_runtime(visit.target.profile) != ONNX_RUNTIME,
         "warmup_runs": plan.warmup_runs,
         "seconds": plan.seconds,
         "fewest_runs": plan.fewest_runs,
@@ -257,6 +261,13 @@ def _request(visit: _Visit, probe: Probe, runtime: str) -> dict[str, object]:
         "loadgen": plan.loadgen,
         "target_qps": plan.target_qps,
     }
+
+
+def _no_taps(runtime: str) -> str:
+    """Return why no value inside the graph is compared."""
+    if runtime == ONNX_RUNTIME:
+        return "No value inside was compared: behind its weights this graph holds codes, and no value in float."
+    return f"No value inside was compared: reading it out would change what {runtime} builds."
 
 
 def _compare_layers(visit: _Visit, found: _Answered) -> tuple[LayerError, ...]:

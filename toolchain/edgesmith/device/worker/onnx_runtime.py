@@ -8,19 +8,32 @@ from .model import WorkerModel
 
 
 class OnnxRuntimeModel(WorkerModel):
-    """A model in ONNX Runtime on the processor, optimized as far as it goes, as users run it."""
+    """A model in ONNX Runtime on the processor, optimized as far as it goes, as users run it.
 
-    def __init__(self, path: Path, threads: int) -> None:
+    Args:
+        path: The graph.
+        threads: Threads used inside one operator.
+        as_written: Whether it is for another runtime and runs as it is written: at its higher levels ONNX Runtime does
+            not load some products in float8, and loses biases beside scales in float16.
+    """
+
+    def __init__(self, path: Path, threads: int, *, as_written: bool = False) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        disabled = []
+        if as_written:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            disabled = ["WeightBiasQuantization"]
+        self._session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
         super().__init__(
             runtime="onnxruntime " + onnxruntime.__version__,
             provider=self._session.get_providers()[0],
-            optimization="all",
+            optimization="basic" if as_written else "all",
         )
         self.names = [output.name for output in self._session.get_outputs()]
         self._feed: Facts = {}

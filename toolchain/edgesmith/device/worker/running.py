@@ -20,7 +20,7 @@ def open_model(request: Facts, folder: Path) -> WorkerModel:
     """Return the model that a request names, ready to run."""
     path = folder / request["model"]
     if request["runtime"] == "onnxruntime":
-        return OnnxRuntimeModel(path, request["threads"])
+        return OnnxRuntimeModel(path, request["threads"], as_written=request["as_written"])
     if request["runtime"] == "trtexec":
         return TrtexecModel(path, which("trtexec") or "trtexec")
     library = cuda_library()
@@ -69,7 +69,8 @@ def run(request: Facts, folder: Path) -> Facts:
 
 def _read_taps(request: Facts, inputs: object, folder: Path) -> list[str]:
     """Run the graph whose inner values are outputs on the first batches, and keep them all; return their names."""
-    tapped = OnnxRuntimeModel(folder / request["tapped_model"], request["threads"])
+    path = folder / request["tapped_model"]
+    tapped = OnnxRuntimeModel(path, request["threads"], as_written=request["as_written"])
     with ArrayArchive(folder / "taps.npz") as written:
         for index in range(request["tapped_batches"]):
             tapped.set_inputs(read_batch(inputs, index, request["inputs"]))
