@@ -112,6 +112,43 @@ def test_an_entry_point_that_names_no_module_is_buried(install, tmp_path):
     assert "function" in tombstone.error
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"[console_scripts]\nno-equals-sign\n", b"[edgesmith]\nno-equals-sign\n", b"[edgesmith]\nmain = \xff\n"],
+    ids=["of another group", "of ours", "not UTF-8"],
+)
+def test_entry_points_of_any_distribution_that_cannot_be_read_break_no_command(install, tmp_path, caplog, content):
+    install("edge-prune")
+    install("edge-sound", method="quarter")
+    (tmp_path / "edge-prune/edge_prune-0.3.dist-info/entry_points.txt").write_bytes(content)
+    registry = load_registry()
+    (tombstone,) = registry.tombstones
+    assert tombstone.label == "edge-prune 0.3" and tombstone.entry_point == "entry_points.txt"
+    assert "entry_points.txt" in tombstone.error and str(tmp_path / "edge-prune") in tombstone.error
+    assert "edge-prune: its entry_points.txt" in caplog.text
+    assert {"quarter", "quantize-int8"} <= set(names(registry))
+    assert load_registry(disable=["edge-prune"]).tombstones == ()
+
+
+def test_the_first_distribution_of_a_name_counts_beside_a_file_that_cannot_be_read(install, tmp_path):
+    install("edge-sound", version="0.1")
+    install("edge-prune")
+    (tmp_path / "edge-prune/edge_prune-0.3.dist-info/entry_points.txt").write_text("no-equals-sign\n")
+    folder = tmp_path / "later/edge_sound-0.2.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Name: Edge_Sound\nVersion: 0.2\n")
+    (folder / "entry_points.txt").write_text("[edgesmith]\nmain = edge_sound\n")
+    nameless = tmp_path / "later/nameless-1.dist-info"
+    nameless.mkdir()
+    (nameless / "METADATA").write_bytes(b"Name: \xff\n")
+    sys.path.append(str(folder.parent))
+    try:
+        registry = load_registry()
+    finally:
+        sys.path.remove(str(folder.parent))
+    assert registry.distribution_of(registry.method("halve")) == "edge-sound 0.1"
+
+
 NAME, VERSION, RANGE = "Name: edge-prune\n", "Version: 0.3\n", "Requires-Dist: edgesmith>=0.1,<9\n"
 
 

@@ -6,6 +6,7 @@ pluggy's own loader stops at the first broken import and does not name the distr
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import re
 import sys
@@ -32,6 +33,8 @@ from edgesmith.host.registry import Registry
 from edgesmith.store import default_store_directory
 
 ENTRY_POINT_GROUP = "edgesmith"
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def load_registry(
@@ -89,11 +92,7 @@ def _load(
 
 
 def _installed() -> list[Candidate]:
-    found = [
-        _entry_point_candidate(entry, entry.dist)
-        for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-        if entry.dist is not None
-    ]
+    found = _entry_point_candidates()
     if not any(candidate.distribution == OWN_DISTRIBUTION for candidate in found):
         raise PluginError(
             "Edgesmith's own entry points are not installed",
@@ -102,6 +101,45 @@ def _installed() -> list[Candidate]:
             fix="Install it: pip install edgesmith, or pip install -e . in a clone.",
         )
     return sorted(found, key=lambda candidate: (candidate.distribution, candidate.entry_point))
+
+
+def _entry_point_candidates() -> list[Candidate]:
+    try:
+        entries = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    except Exception:  # noqa: BLE001  a malformed file of one distribution, plugin or not, ends the search in all
+        return _found_one_by_one()
+    return [_entry_point_candidate(entry, entry.dist) for entry in entries if entry.dist is not None]
+
+
+def _found_one_by_one() -> list[Candidate]:
+    """Return the plugins of every distribution whose entry points can be read, and a broken one for each other."""
+    found: dict[str, list[Candidate]] = {}
+    for distribution in importlib.metadata.distributions():
+        # As for imports, what comes first on the path hides what comes later.
+        name = canonicalize_name(_said(distribution, "Name", otherwise=str(distribution.locate_file(""))))
+        if name in found:
+            continue
+        try:
+            entries = distribution.entry_points.select(group=ENTRY_POINT_GROUP)
+            found[name] = [_entry_point_candidate(entry, distribution) for entry in entries]
+        except Exception as error:  # noqa: BLE001  contains whatever is wrong with one file
+            found[name] = [_unreadable(name, distribution, error)]
+    return [candidate for candidates in found.values() for candidate in candidates]
+
+
+def _unreadable(name: str, distribution: importlib.metadata.Distribution, error: Exception) -> Candidate:
+    _LOGGER.warning("%s: its entry_points.txt cannot be read, and plugins in it are left out", name)
+    version = _said(distribution, "Version", otherwise="of no version")
+    return Candidate(name, version, "entry_points.txt", partial(_refuse_file, distribution, error))
+
+
+def _refuse_file(distribution: importlib.metadata.Distribution, error: Exception) -> NoReturn:
+    raise PluginError(
+        f"its entry_points.txt in {distribution.locate_file('')} cannot be read",
+        expected="sections such as [edgesmith] with lines name = package.module, in UTF-8",
+        why=f"Python finds plugins by these lines: {first_words(error)}.",
+        fix="Reinstall or uninstall that distribution; other programs read the same file.",
+    ) from error
 
 
 def _entry_point_candidate(
@@ -127,6 +165,13 @@ def _declared(distribution: importlib.metadata.Distribution, field: str) -> str:
     if field not in distribution.metadata:
         raise ValueError(f"no {field} in its METADATA")
     return distribution.metadata[field]
+
+
+def _said(distribution: importlib.metadata.Distribution, field: str, *, otherwise: str) -> str:
+    try:
+        return _declared(distribution, field)
+    except Exception:  # noqa: BLE001  a METADATA file may be malformed in any way
+        return otherwise
 
 
 def _refuse(
