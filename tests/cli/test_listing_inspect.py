@@ -88,6 +88,17 @@ def test_a_rule_that_ends_its_process_is_a_finding_with_isolation(capsys, tmp_pa
     assert "ended its process with code 5" in json.loads(out)[0]["hazard"]
 
 
+def test_a_rule_that_crashes_in_its_own_process_shows_its_traceback_where_asked(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGESMITH_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("BREAK_HERE", "lint.rule:crash")
+    (tiny_mlp().save(tmp_path / "saved") / "model.onnx").rename(tmp_path / "mlp.onnx")
+    told = f"--plugin={BAD_PLUGINS / 'breaks_as_told.py'}"
+    words = (told, "lint", str(tmp_path / "mlp.onnx"), "--target", "told", "--json", "--isolate")
+    code, out, err = run(capsys, "--trace-plugins", *words)
+    assert (code, len(json.loads(out))) == (2, 1)
+    assert "lint told of file:breaks_as_told" in err and "in told\n    raise ZeroDivisionError" in err
+
+
 def test_help_is_a_result_also_beside_json(capsys):
     code, out, _ = run(capsys, "inspect", "--json", "--help")
     assert code == 0

@@ -1,5 +1,6 @@
 """Every call of a target, rule, metric, runner and frontend, broken in every way that it can break."""
 
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -196,8 +197,10 @@ def breaks(monkeypatch, tmp_path, isolation, place, way, kind, words) -> None:
 
 
 @pytest.mark.parametrize(("place", "way", "kind", "words"), [*HERE, *NOT_ISOLATED])
-def test_every_fault_is_one_error_that_names_it(monkeypatch, tmp_path, place, way, kind, words):
+def test_every_fault_is_one_error_that_names_it(monkeypatch, tmp_path, caplog, place, way, kind, words):
+    caplog.set_level(logging.DEBUG, "edgesmith")
     breaks(monkeypatch, tmp_path, None, place, way, kind, words)
+    assert ('raise ZeroDivisionError("told so")' in caplog.text) == (way == "crash")
 
 
 @pytest.mark.parametrize(
@@ -208,8 +211,10 @@ def test_every_fault_is_one_error_that_names_it(monkeypatch, tmp_path, place, wa
         if one[:2] in (("target.lower", "crash"), ("target.build", "edit"), ("metric.update", "edit"))
     ],
 )
-def test_with_isolation_it_is_the_same_error(monkeypatch, tmp_path, place, way, kind, words):
+def test_with_isolation_it_is_the_same_error(monkeypatch, tmp_path, caplog, place, way, kind, words):
+    caplog.set_level(logging.DEBUG, "edgesmith")
     breaks(monkeypatch, tmp_path, Isolation(60, 2000), place, way, kind, words)
+    assert ("Traceback (most recent call last)" in caplog.text) == (place != "target.build")
 
 
 @pytest.mark.parametrize(("place", "way", "kind", "words"), ENDED)

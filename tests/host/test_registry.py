@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import sys
 from dataclasses import fields, replace
 from types import ModuleType
@@ -152,6 +153,17 @@ def test_an_entry_that_is_not_what_it_should_be_names_the_plugin(entry, fragment
         registry.load(registry.method("channel-prune"))
     assert "method 'channel-prune' of edge-prune 0.3" in caught.value.what
     assert fragment in caught.value.what
+
+
+def test_a_module_that_fails_shows_its_traceback_to_whoever_traces(tmp_path, monkeypatch, caplog):
+    (tmp_path / "fails_when_loaded.py").write_text("def prepare():\n    return {}['weights']\nprepare()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    caplog.set_level(logging.DEBUG, "edgesmith")
+    registry = registry_of(replace(RECORD, entry="fails_when_loaded:Copy"))
+    with pytest.raises(PluginError, match="fails with KeyError"):
+        registry.load(registry.method("channel-prune"))
+    assert "method channel-prune of edge-prune 0.3: importing fails_when_loaded:Copy: the whole tr" in caplog.text
+    assert "fails_when_loaded.py" in caplog.text and "in prepare" in caplog.text
 
 
 def test_a_module_that_a_record_names_is_told_nothing_while_it_is_imported(tmp_path, monkeypatch):

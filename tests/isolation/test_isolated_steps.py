@@ -1,6 +1,7 @@
 """One step in a process of its own: what it is given, what it may say, and what cannot be isolated."""
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,7 +172,8 @@ def test_every_manner_of_ending_has_a_name(code: int, said: str) -> None:
     assert said in manner(code, "the step")
 
 
-def test_a_class_that_is_not_there_is_the_same_fault_of_the_plugin(tmp_path: Path) -> None:
+def test_a_class_that_is_not_there_is_the_same_fault_of_the_plugin(tmp_path: Path, caplog) -> None:
+    caplog.set_level(logging.DEBUG, "edgesmith")
     path = plugin(tmp_path, "return model.clone()")
     path.write_text(path.read_text().replace("{__name__}:Odd", "absent_module:Odd"))
     registry, messages = isolated_registry(path), []
@@ -179,7 +181,30 @@ def test_a_class_that_is_not_there_is_the_same_fault_of_the_plugin(tmp_path: Pat
         with pytest.raises(PluginError) as caught:
             run_method(registry, "odd", tiny_mlp(), isolation=isolation)
         messages.append(str(caught.value))
+        assert "the whole traceback" in caplog.text and "No module named 'absent_module'" in caplog.text
+        caplog.clear()
     assert messages[0] == messages[1] and "absent_module" in messages[0]
+
+
+def test_a_crash_in_its_own_process_shows_the_same_traceback(tmp_path: Path, caplog) -> None:
+    caplog.set_level(logging.DEBUG, "edgesmith")
+    path = plugin(tmp_path, "def helper():\n    raise KeyError('a channel')\nhelper()")
+    frames = []
+    for isolation in (None, LIMITS):
+        with pytest.raises(StepError, match="KeyError: 'a channel'"):
+            run_method(isolated_registry(path), "odd", tiny_mlp(), isolation=isolation)
+        assert "method odd 1.0 from file:odd_plugin" in caplog.text and "the whole traceback" in caplog.text
+        frames.append([line for line in caplog.text.splitlines() if path.name in line and "in " in line])
+        caplog.clear()
+    assert frames[0] == frames[1] and frames[0][-1].endswith("in helper")
+
+
+def test_a_signal_leaves_the_stack_of_the_process(tmp_path: Path, caplog) -> None:
+    caplog.set_level(logging.DEBUG, "edgesmith")
+    path = plugin(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(StepError, match="SIGSEGV"):
+        run_method(isolated_registry(path), "odd", tiny_mlp(), isolation=LIMITS)
+    assert "Fatal Python error: Segmentation fault" in caplog.text and path.name in caplog.text
 
 
 def test_a_metric_of_no_plugin_cannot_be_made_again() -> None:

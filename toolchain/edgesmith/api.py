@@ -14,7 +14,7 @@ from edgesmith.files import require_replaceable, require_writable
 from edgesmith.fixed_sizes import fix_sizes
 from edgesmith.graph.structure import find_structure, label_values
 from edgesmith.host.candidate import OWN_DISTRIBUTION
-from edgesmith.host.containment import call_plugin, plugin_fault
+from edgesmith.host.containment import call_plugin, first_words, log_traceback, plugin_fault
 from edgesmith.host.loader import load_registry
 from edgesmith.host.needs import check_needs
 from edgesmith.isolation.limits import Isolation
@@ -167,7 +167,8 @@ def _frontend_for(source: object, registry: "Registry") -> "tuple[FrontendRecord
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  a plugin's frontend may not stop the others from being asked
-            broken.append(f"{record.name} ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
+            log_traceback(f"frontend {record.name} of {registry.distribution_of(record)}", error)
+            broken.append(f"{record.name} ({first_words(error)})")
             continue
         if accepted:
             return record, frontend

@@ -53,8 +53,8 @@ class _Shown(logging.Handler):
 
 
 def _show_tracebacks(context: typer.Context) -> None:
-    """Show what the host logs of faults in plugins, with their tracebacks, until the command ends."""
-    logger, handler = logging.getLogger("edgesmith.host"), _Shown()
+    """Show what the toolchain logs of faults in plugins, with their tracebacks, until the command ends."""
+    logger, handler = logging.getLogger("edgesmith"), _Shown()
     level = logger.level
     logger.setLevel(logging.DEBUG)
     logger.addHandler(handler)

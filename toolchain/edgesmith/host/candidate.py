@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from edgesmith.errors import PluginError
 from edgesmith.host import hookspecs
-from edgesmith.host.containment import importing
+from edgesmith.host.containment import first_words, importing, log_traceback
 from edgesmith.host.names import suggest
 from edgesmith.host.origin import PluginOrigin
 from edgesmith.host.plugin import Plugin, Tombstone, Trace
@@ -113,6 +113,8 @@ class Candidate:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  contains plugin faults, see the head of this file
+            if not isinstance(error, PluginError):
+                log_traceback(f"{self.distribution}:{self.entry_point}", error)
             return self._bury(stage, error, tuple(dict.fromkeys(names)))
         return Plugin(
             distribution=self.distribution,
@@ -183,8 +185,7 @@ def first_line(error: BaseException) -> str:
     """Return the one line that a listing shows of `error`: what failed and what was expected, or its type and text."""
     if isinstance(error, PluginError):
         return f"{error.what} (expected: {error.expected})"
-    text = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return first_words(error)
 
 
 def _requirements(requires: Iterable[str], distribution: str) -> Iterator[Requirement]:

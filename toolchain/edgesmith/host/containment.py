@@ -49,10 +49,15 @@ def call_plugin(
     except innocent:
         raise
     except BaseException as error:
-        _LOGGER.debug("%s: the whole traceback", what, exc_info=error)
+        log_traceback(what, error)
         frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
         place = show_frame(own_frame([frame for frame in frames if frame[0] != __file__], home_of(module)))
         raise plugin_fault(kind, what, f"crashed with {first_words(error)}{place}") from error
+
+
+def log_traceback(what: str, error: BaseException) -> None:
+    """Log all of a fault that an error shows the gist of. `edgesmith --trace-plugins` prints it."""
+    _LOGGER.debug("%s: the whole traceback", what, exc_info=error)
 
 
 @contextmanager

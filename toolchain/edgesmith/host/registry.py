@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from edgesmith.errors import PluginError
 from edgesmith.host.candidate import OWN_DISTRIBUTION, import_breaks
-from edgesmith.host.containment import call_plugin, importing
+from edgesmith.host.containment import call_plugin, importing, log_traceback
 from edgesmith.host.names import suggest
 from edgesmith.host.observers import Observers
 from edgesmith.host.origin import PluginOrigin
@@ -322,6 +322,7 @@ class Registry:
             raise
         except BaseException as error:
             # Contains plugin faults: importing runs the plugin's code, which may raise anything.
+            log_traceback(f"{WORDS[type(record)]} {record.name} of {plugin.label}: importing {path}", error)
             raise PluginError(
                 f"{WORDS[type(record)]} {record.name!r} of {plugin.label} cannot be loaded: "
                 f"{field} {path!r} fails with {type(error).__name__}: {error}",

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, TypeGuard
 
-from edgesmith.host.containment import first_words, sketch
+from edgesmith.host.containment import first_words, log_traceback, sketch
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.lint import Finding
 from edgesmith.host.records import LintRecord
@@ -24,6 +24,7 @@ def ask_rule(registry: "Registry", name: str, model: "Model", dialect: Dialect) 
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  a rule of a plugin may not stop a compile
+        log_traceback(f"lint {record.name} of {registry.distribution_of(record)}", error)
         return (rule_fault(registry, record, f"crashed: {first_words(error)}"),)
     return tuple(
         found

@@ -4,7 +4,6 @@ The method is handed a copy of the graph, so the caller's graph is intact whatev
 as BaseException (a plugin may call `sys.exit`); only Ctrl-C passes through.
 """
 
-import logging
 import random
 import sys
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgesmith.errors import Condition, EdgesmithError, StepError
+from edgesmith.host.containment import first_words, log_traceback
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.places import definition_of, home_of, own_frame, show_frame
 from edgesmith.host.postconditions import Promise, check_result, fail, sample_batch
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from edgesmith.model import Model
 
 __all__ = ["StepResult", "author_of", "check_method", "perform", "run_lowering", "run_step"]
-
-_LOGGER = logging.getLogger(__name__)
 
 FoundT = TypeVar("FoundT")
 
@@ -201,9 +199,9 @@ def _check(kind: "type[Method[Any]]", model: "Model", context: Context[Any], aut
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  contains plugin faults, see the head of this file
-        _keep_traceback(author, error)
+        log_traceback(author, error)
         place = f"{_place(error, kind, 'check')}{_at_node(error)}"
-        return Verdict.refuse(f"{CHECK_CRASHED}{author}: {_line(error)}{place}")
+        return Verdict.refuse(f"{CHECK_CRASHED}{author}: {first_words(error)}{place}")
     if not isinstance(verdict, Verdict) or verdict.status not in ("ok", "skip", "refuse"):
         return Verdict.refuse(f"{CHECK_CRASHED}{author}: returned {type(verdict).__name__}, not a Verdict")
     nodes = verdict.nodes if isinstance(verdict.nodes, tuple) else (verdict.nodes,)
@@ -221,11 +219,11 @@ def _proven(look: Callable[[], FoundT], promise: Promise) -> FoundT:
     except (KeyboardInterrupt, EdgesmithError):
         raise
     except BaseException as error:
-        _keep_traceback(promise.author, error)
+        log_traceback(promise.author, error)
         raise fail(
             promise,
             Condition.RUNS,
-            f"returned a Model that cannot be read: {_line(_root(error))}",
+            f"returned a Model that cannot be read: {first_words(_root(error))}",
             expected="weights, names and attributes that can be read, hashed and saved",
             why="The host proves every result by running it.",
             cause=error,
@@ -286,26 +284,16 @@ def _refusal(author: str, verdict: Verdict) -> StepError:
 
 def _crash(author: str, error: BaseException, owner: type, hook: str) -> StepError:
     """Return the error for a crash in `apply`. A refusal by the method keeps its own advice."""
-    _keep_traceback(author, error)
+    log_traceback(author, error)
     where = f"{author}{_at_node(error)}"
     if isinstance(error, EdgesmithError):
         return StepError(f"{where}: {error.what}", expected=error.expected, why=error.why, fix=error.fix)
     return StepError(
-        f"{where}: crashed with {_line(error)}{_place(error, owner, hook)}",
+        f"{where}: crashed with {first_words(error)}{_place(error, owner, hook)}",
         expected="a method that checks its input in `check` and applies without an exception",
         why="The step has no result. The model before it is intact, and a corrected run resumes there.",
         fix="Remove the step, change its options, or report the crash to the author of the plugin.",
     ).broke(Condition.NO_CRASH)
-
-
-def _keep_traceback(author: str, error: BaseException) -> None:
-    """Log all of a fault that an error shows the gist of. `edgesmith --trace-plugins` prints it."""
-    _LOGGER.debug("%s: the whole traceback", author, exc_info=error)
-
-
-def _line(error: BaseException) -> str:
-    text = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _place(error: BaseException, owner: type, hook: str) -> str:

@@ -22,6 +22,7 @@ from edgesmith.isolation.endings import manner
 from edgesmith.isolation.folder import REQUEST_FILE, STACK_FILE
 from edgesmith.isolation.limits import Isolation
 from edgesmith.isolation.metric_child import LABELS, OUTPUT, REFERENCE
+from edgesmith.isolation.overheard import log_again
 from edgesmith.isolation.stack import place_in
 from edgesmith.isolation.starting import start_child
 from edgesmith.isolation.watchdog import Watchdog
@@ -83,6 +84,7 @@ class IsolatedMetrics:
         if answer is None:
             self._ended = self._end()
             raise self._ended
+        log_again(answer.content["logged"])
         if "error" in answer.content:
             raise faults.from_json(answer.content["error"])
         return answer.content

@@ -34,12 +34,14 @@ def main(descriptor: int, folder: Path) -> None:
 
 def _serve(channel: Channel, folder: Path) -> None:
     from edgesmith.isolation import faults
+    from edgesmith.isolation.overheard import Overheard
     from edgesmith.measure.contained import MetricMaker
 
     request = json.loads((folder / REQUEST_FILE).read_text(encoding="utf-8"))
     sys.path[:] = request["import_path"]
     metrics: dict[int, Metric] = {}
     make: MetricMaker | None = None
+    overheard = Overheard()
     while (message := channel.receive()) is not None:
         try:
             if make is None:
@@ -48,7 +50,7 @@ def _serve(channel: Channel, folder: Path) -> None:
             answer = _answer(make, metrics, message)
         except Exception as error:  # noqa: BLE001  raised again in the run, where it would have been without isolation
             answer = {"error": faults.to_json(error)}
-        channel.send(Message(answer))
+        channel.send(Message({"logged": overheard.take(), **answer}))
 
 
 def _answer(make: "Callable[[], Metric]", metrics: "dict[int, Metric]", message: Message) -> dict[str, Any]:

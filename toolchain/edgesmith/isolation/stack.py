@@ -1,11 +1,13 @@
 """What a process was doing when a signal ended it, as `faulthandler` wrote it down."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from edgesmith.host.places import own_frame, show_frame
 
+_LOGGER = logging.getLogger(__name__)
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>\S+)', re.MULTILINE)
 
 
@@ -22,6 +24,7 @@ def place_in(stack: Path, home: Sequence[str]) -> str:
         text = stack.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+    _LOGGER.debug("%s holds\n%s", stack.name, text)
     # Of the calls of one thread the innermost is written first.
     functions = {(one["file"], int(one["line"])): one["function"] for one in reversed(list(_FRAME.finditer(text)))}
     frame = own_frame(functions, home)
