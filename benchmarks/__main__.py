@@ -11,6 +11,7 @@ HELPERS = {
     "__main__",
     "folding_child",
     "measuring",
+    "profiles_child",
     "quantization_table",
     "sparsity_child",
     "structure_child",

@@ -403,6 +403,15 @@ def test_taps_that_cannot_be_read_out_are_a_remark(capsys, artifact, on, monkeyp
     assert any("No value inside was compared" in remark for remark in run["remarks"])
 
 
+def test_a_device_without_thermometer_is_not_said_to_be_cool(capsys, artifact, on, monkeypatch, tmp_path):
+    from edgesmith.device.worker import machine
+
+    cool = any(machine._temperatures().values())
+    code, run = validate(capsys, artifact, on, "--set", "cool_below=1000")
+    assert code == 0
+    assert cool != any("tells no temperature" in remark for remark in run["remarks"])
+
+
 def test_a_full_disk_while_it_runs_is_explained(capsys, artifact, on, server):
     def fill(line, process):
         if " run " not in line:

@@ -138,6 +138,8 @@ def validate(
         visit.remarks += place.remarks
         if plan.taps and not found.reply.taps:
             visit.remarks.append(_no_taps(found.runtime))
+        if plan.cool_below and not found.reply.before.temperatures_celsius:
+            visit.remarks.append("The device tells no temperature, so it was not waited for.")
         require_one_power_mode(transport.address, found.reply)
         with progress.stage("comparing with the simulation"):
             metric = _metric(registry, ledger, samples)
