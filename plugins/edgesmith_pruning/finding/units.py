@@ -7,6 +7,7 @@ import onnx_ir as ir
 from edgesmith.graph.couplings import Coupling, Nesting, Role, Slot, find_couplings, find_nestings
 from edgesmith.graph.edit import constant_tensor
 from edgesmith.host.context import Notes
+from edgesmith_pruning.finding.products import inner_products, is_summed
 from edgesmith_pruning.finding.records import Consumer, Kind, Place, Unit
 
 _SUMS = {"MatMul": 1, "Gemm": 1, "Conv": 1}
@@ -31,9 +32,12 @@ def find_units(model: ir.Model, notes: Notes | None = None) -> tuple[Unit, ...]:
     readers = {node.outputs[0].name: node for node in graph}
     order = {name: index for index, name in enumerate(readers)}
     finder = _Finder(graph, readers, nestings)
+    sums = inner_products(graph)
     units: list[Unit] = []
     for coupling in couplings:
         reason = _obstacle(coupling, readers)
+        if not reason and coupling.with_role("consumes") and is_summed(coupling, sums):
+            reason = "a product of two activations, such as that of queries and keys, sums over these channels too"
         if reason:
             if notes is not None and coupling.size > 1:
                 notes.skip(_node_name(readers, coupling.slots[0]), reason)

@@ -184,11 +184,12 @@ def _shrink(model: ir.Model, keep: dict[Axis, Mask], sizes: Sizes, ragged: dict[
         elif node.op_type in SHAPE_PORTS and len(node.inputs) > SHAPE_PORTS[node.op_type]:
             rewrite_target(editor, node, overrides(node, sizes, static, frozenset(shrunk)), sizes)
     _slice_initializers(editor, keep, ragged)
-    for (name, axis), length in static.items():
-        value = values[name]
-        if value.shape is not None:
+    for name, axis in shrunk:
+        value = values.get(name)
+        if value is not None and value.shape is not None:
             dims = list(value.shape.dims)
-            dims[axis] = length
+            # A dynamic length such as 4 * batch was that of the whole: equal names would promise equal lengths.
+            dims[axis] = static.get((name, axis))
             value.shape = ir.Shape(dims)
 
 

@@ -20,6 +20,8 @@ SHAPE_PORTS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
 """Which input of an operator is the shape of its result. It may hold lengths of channel axes: removal rewrites it."""
 
 _UNKNOWN = "?"
+_INVENTED = "unk__"
+"""How ONNX Runtime's shape inference begins such names. A Slice to an end from run time gets them on every axis."""
 _LIMIT = 65536
 _CONVEYORS = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape"}
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Equal", "ReduceProd", "Abs", "Neg"}
@@ -53,8 +55,8 @@ def constant_integers(value: ir.Value | None) -> list[int] | None:
 
 
 def is_unknown(dim: Dim) -> bool:
-    """Whether nothing is known of a length, not even a name that other lengths share."""
-    return isinstance(dim, str) and dim.startswith(_UNKNOWN)
+    """Whether nothing is known of a length: it has no name, or one that shape inference made up for want of a rule."""
+    return isinstance(dim, str) and dim.startswith((_UNKNOWN, _INVENTED))
 
 
 class Sizes:
