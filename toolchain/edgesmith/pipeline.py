@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from edgesmith.host.context import Context, Notes
 from edgesmith.host.lint import run_lints
 from edgesmith.host.options import hash_named_files
 from edgesmith.host.step import run_lowering, run_step
+from edgesmith.host.sudden_ends import noted
 from edgesmith.host.trial import Scoring
 from edgesmith.isolation.limits import Isolation
 from edgesmith.ledger import Ledger, LedgerRow
@@ -289,7 +291,8 @@ def _lower(plan: Plan, row: LedgerRow, model: Model, samples: "DataSource", work
             progress=workshop.progress,
             notes=notes,
         )
-        result = run_lowering(plan.target_record, plan.target, model, context)
+        with _noted(plan, workshop, "lowering"):
+            result = run_lowering(plan.target_record, plan.target, model, context)
         return result.model, result.seconds, ""
 
     lowered = _cached(key, row, workshop, work)
@@ -343,13 +346,23 @@ def _build_stage(plan: Plan, label: str, model: Model, workshop: Workshop) -> St
     )
 
     def write(directory: Path) -> dict[str, object]:
-        return {"entry": build_files(plan.target_record, plan.target, model, directory).entry}
+        with _noted(plan, workshop, "building"):
+            return {"entry": build_files(plan.target_record, plan.target, model, directory).entry}
 
     found = workshop.store.files("builds", key)
     if found is None:
         with workshop.progress.stage(f"building {label}"):
             found = workshop.store.keep_files("builds", key, write)
     return Stage(label, model, found.directory / found.facts["entry"], found.digest)
+
+
+def _noted(plan: Plan, workshop: Workshop, doing: str) -> AbstractContextManager[None]:
+    """Leave a note while the target works in this process."""
+    if workshop.isolation is not None:
+        return nullcontext()
+    record = plan.target_record
+    author = f"target {record.name} {record.version} from {plan.target_distribution}"
+    return noted(workshop.registry.plugin_of(record), f"the {doing} of {author}")
 
 
 def _row(index: int, label: str, model: Model, yardstick: Yardstick) -> LedgerRow:

@@ -30,11 +30,16 @@ from edgesmith.host.origin import PluginOrigin
 from edgesmith.host.plugin import Plugin, Tombstone, Trace
 from edgesmith.host.records import Record
 from edgesmith.host.registry import Registry
+from edgesmith.host.sudden_ends import sudden_ends
 from edgesmith.store import default_store_directory
 
 ENTRY_POINT_GROUP = "edgesmith"
 
 _LOGGER = logging.getLogger(__name__)
+_SUDDEN_END = (
+    "A run ended without a word inside %s. Unless it was ended from outside, that code did it: with --isolate it runs "
+    "in a process of its own, and how that ends is said."
+)
 
 
 def load_registry(
@@ -58,6 +63,8 @@ def load_registry(
         PluginError: A name in `disable` is not installed, a file in `files` does not exist, or Edgesmith itself is
             not an installed distribution.
     """
+    for words in sudden_ends():
+        _LOGGER.warning(_SUDDEN_END, words)
     candidates = [*_installed(), *map(file_candidate, files)]
     _check_disabled_names(disable, candidates)
     unwanted = {canonicalize_name(name) for name in disable}

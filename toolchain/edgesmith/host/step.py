@@ -18,6 +18,7 @@ from edgesmith.host.context import Context, Notes
 from edgesmith.host.places import definition_of, home_of, own_frame, show_frame
 from edgesmith.host.postconditions import Promise, check_result, fail, sample_batch
 from edgesmith.host.records import MethodRecord, StepEvent, TargetRecord
+from edgesmith.host.sudden_ends import noted
 from edgesmith.host.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -66,7 +67,10 @@ def check_method(
         from edgesmith.isolation.parent import check_isolated
 
         return check_isolated(registry, record, model, context, isolation)
-    return _check(registry.load(record), model.clone(), context, author_of(registry, record, context.options))
+    author = author_of(registry, record, context.options)
+    kind = registry.load(record)
+    with noted(registry.plugin_of(record), f"the check of {author}"):
+        return _check(kind, model.clone(), context, author)
 
 
 def run_step(
@@ -100,7 +104,8 @@ def run_step(
     registry.observers.before_step(event)
     try:
         if isolation is None:
-            result = perform(registry, record, model, context)
+            with noted(registry.plugin_of(record), f"step {index}, {author}"):
+                result = perform(registry, record, model, context)
         else:
             from edgesmith.isolation.parent import perform_isolated
 

@@ -1,0 +1,66 @@
+"""Tells a later command in whose code a run ended without a word.
+
+A plugin that calls `os._exit` or crashes in native code takes the run with it, and nobody is left to say so. So a note
+lies in a folder while such code runs, locked by the run. Locks go with their process: a note without one was left.
+"""
+
+import fcntl
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from edgesmith.host.candidate import OWN_DISTRIBUTION
+from edgesmith.host.plugin import Plugin
+from edgesmith.store import default_store_directory
+
+_FOLDER = "under-way"
+_LONGEST_NOTE = 1000
+
+
+@contextmanager
+def noted(plugin: Plugin, words: str) -> Iterator[None]:
+    """Leave a note while code of a plugin runs in this process; none for Edgesmith's own.
+
+    Args:
+        plugin: Whose code it is.
+        words: What runs, such as "step 2, method odd 1.0 from my-plugin 0.3".
+    """
+    with ExitStack() as stack:
+        # Without a place for notes the work is done all the same.
+        with suppress(OSError):
+            if plugin.distribution != OWN_DISTRIBUTION:
+                stack.enter_context(_note(default_store_directory() / _FOLDER, words))
+        yield
+
+
+@contextmanager
+def _note(folder: Path, words: str) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / secrets.token_hex(8)
+    with path.with_suffix(".new").open("x", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.write(words)
+        file.flush()
+        # Locked before others see it.
+        path.with_suffix(".new").rename(path)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+
+def sudden_ends() -> tuple[str, ...]:
+    """Return what ran when runs ended without a word, and forget it."""
+    found = []
+    with suppress(OSError):
+        for path in sorted((default_store_directory() / _FOLDER).iterdir()):
+            # A note of a run that is still there cannot be locked.
+            with suppress(OSError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                words = file.read(_LONGEST_NOTE).decode(errors="replace")
+                path.unlink()
+                if not path.suffix:
+                    found.append(words)
+    return tuple(found)
