@@ -1,8 +1,11 @@
-"""Removing blocks of SmolLM2-135M without training: scores side by side, with and without compensation.
+"""Removing and sharing blocks of SmolLM2-135M: scores side by side, with and without compensation and cure.
 
 Every row removes as many blocks of the same graph. Calibration samples are drawn anew for each seed from the case's
 calibration part; perplexity is that of another novel. Each removal runs in a process of its own, which gives its time
 and peak memory. Latencies are medians of shuffled turns; the ideal ratio is that of MACs.
+
+With `--cure-steps` each result is also trained against the whole network by `recover`, for as many steps in all rows
+and on the same passages, which are of all novels but the one that perplexity is of.
 """
 
 import argparse
@@ -29,7 +32,16 @@ SCORES: dict[str, dict[str, Any]] = {
     "gates": {"score": "gates", "gate_steps": 100, "gate_rate": 0.03, "score_samples": 2},
     "random": {"score": "random"},
 }
-FORMS = ("none", "folded", "product")
+FORMS: dict[str, dict[str, Any]] = {
+    "none": {"compensation": "none"},
+    "folded": {"compensation": "folded"},
+    "product": {"compensation": "product"},
+    "LaCo": {"compensation": "none", "merge": "laco"},
+    "LaCo as released": {"compensation": "none", "merge": "laco-release"},
+}
+USUAL_FORMS = ("none", "folded", "product")
+MERGED = ("angular", "block influence")
+"""Scores whose rows are also merged by LaCo, unless forms are named."""
 COUNTS, SEEDS, RANDOM_SEEDS, SAMPLES, TURNS = (3, 6), 1, 5, 8, 15
 _PAIRS = [[number, number + 1] for number in range(10, 20, 2)]
 SHARING: dict[str, dict[str, Any]] = {
@@ -40,6 +52,7 @@ SHARING: dict[str, dict[str, Any]] = {
 }
 MEMORY_TOKENS = 16
 """Few, so that weights and not activations fill the memory."""
+CURE_HELD_OUT, CURE_EVALUATIONS = 4, 4
 
 
 def plans(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -47,12 +60,14 @@ def plans(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for count in arguments.count or COUNTS:
         for score in arguments.score or SCORES:
-            for form in arguments.form or FORMS:
-                seeds = RANDOM_SEEDS if score == "random" else arguments.seeds
-                options = {**SCORES[score], "count": count, "compensation": form}
+            for form in arguments.form or (FORMS if score in MERGED else USUAL_FORMS):
+                seeds = arguments.random_seeds if score == "random" else arguments.seeds
+                options = {**SCORES[score], "count": count, **FORMS[form]}
                 name = f"{count} removed, {score}, {form}"
                 found.append({"name": name, "method": "remove-blocks", "options": options, "seeds": seeds})
-    for name, options in SHARING.items() if arguments.sharing else ():
+    for name, options in SHARING.items() if arguments.sharing or arguments.only_sharing else ():
+        if arguments.share and name not in arguments.share:
+            continue
         options = {"groups": _PAIRS, **options}
         found.append({"name": name, "method": "share-blocks", "options": options, "seeds": arguments.seeds})
     return [plan for plan in found if plan["method"] == "share-blocks" or not arguments.only_sharing]
@@ -67,6 +82,24 @@ def resident(model: Path | str, data: Path) -> dict[str, float]:
     return found
 
 
+def cure(file: Path, seed: int, arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """Train a folded network for a fixed number of steps; return the file of the result, and how it went."""
+    cured = file.with_name(f"{file.stem}-cured.onnx")
+    steps, batch = arguments.cure_steps, arguments.cure_batch
+    count = steps * batch + CURE_HELD_OUT
+    options = {
+        "steps": steps,
+        "batch_size": batch,
+        "parameters": arguments.cure_parameters,
+        "held_out": CURE_HELD_OUT / count,
+        "evaluations": CURE_EVALUATIONS,
+        "patience": CURE_EVALUATIONS,
+    }
+    request = {"source": str(smollm2().model), "model": str(file), "file": str(cured), "seed": seed, "options": options}
+    request |= {"count": count, "tokens": arguments.cure_tokens, "threads": arguments.threads}
+    return cured, call_child(CHILD, "cure", **request)[1]
+
+
 def measure(arguments: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     """Return one row for each plan; each is written as soon as it is there."""
     from edgesmith.graph.cost import count_cost
@@ -79,6 +112,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> list[dict[str, A
     rows = []
     for plan in plans(arguments):
         row: dict[str, Any] = {**plan, "unchanged": base["perplexity"], "perplexity": [], "runs": []}
+        row |= {"cured": [], "cures": []}
         for seed in range(plan["seeds"]):
             file = OUT / f"{arguments.name}.onnx"
             request = {"model": str(case.model), "data": str(case.calibration), "file": str(file), "seed": seed}
@@ -87,6 +121,11 @@ def measure(arguments: argparse.Namespace, console: Console) -> list[dict[str, A
             _, found = call_child(MEASURING, "quality", model=str(file), **quality)
             row["runs"].append(run)
             row["perplexity"].append(found["perplexity"])
+            if arguments.cure_steps:
+                cured, how = cure(file, seed, arguments)
+                _, found = call_child(MEASURING, "quality", model=str(cured), **quality)
+                row["cures"].append(how)
+                row["cured"].append(found["perplexity"])
         row["macs"] = count_cost(ir.load(file)).macs / macs
         if plan["method"] == "share-blocks":
             row["resident_mib"] = resident(file, case.evaluation)
@@ -95,24 +134,30 @@ def measure(arguments: argparse.Namespace, console: Console) -> list[dict[str, A
             _, times = call_child(MEASURING, "latency", turns=arguments.turns, seed=0, **latency)
             row["speedup"] = quartiles([a / b for a, b in zip(times["before"], times["after"], strict=True)])
         rows.append(row)
-        console.print(f"{row['name']}: {', '.join(f'{value:.2f}' for value in row['perplexity'])}")
+        cured = f"; cured {_listed(row['cured'])}" if row["cured"] else ""
+        console.print(f"{row['name']}: {_listed(row['perplexity'])}{cured}")
         (OUT / f"{arguments.name}.json").write_text(json.dumps(rows, indent=2))
     return rows
 
 
 def show(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print all rows."""
-    columns = ("perplexity", "of seeds", "MACs", "faster", "MiB", "s, of CPU", "peak MiB")
-    table = Table("", *columns, "resident MiB packed, plain", title="SmolLM2-135M, no training")
+    columns = ("perplexity", "of seeds", "cured", "its CPU s", "MACs", "faster", "MiB", "s, of CPU", "peak MiB")
+    table = Table("", *columns, "resident MiB packed, plain", title="SmolLM2-135M; training in the cure alone")
     for row in rows:
         values, runs = row["perplexity"], row["runs"]
-        cells = [f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}", f"{row['macs']:.1%}"]
+        cells = [f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}", _listed(row["cured"])]
+        cells += [_listed([how["cpu_seconds"] for how in row["cures"]], 0), f"{row['macs']:.1%}"]
         cells += [spread(row["speedup"]) if "speedup" in row else "", f"{runs[-1]['file_bytes'] / 2**20:.0f}"]
         cells += [f"{mean(run['seconds'] for run in runs):.0f}, {mean(run['cpu_seconds'] for run in runs):.0f}"]
         cells += [f"{max(run['peak_bytes'] for run in runs) / 2**20:.0f}"]
         memory = row.get("resident_mib", {})
         table.add_row(row["name"], *cells, ", ".join(f"{value:.0f}" for value in memory.values()))
     console.print(table)
+
+
+def _listed(values: list[float], digits: int = 2) -> str:
+    return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
 def main() -> None:
@@ -123,7 +168,13 @@ def main() -> None:
     parser.add_argument("--form", action="append", choices=FORMS, help="compensation; repeat for several")
     parser.add_argument("--sharing", action="store_true", help="share pairs of blocks too")
     parser.add_argument("--only-sharing", action="store_true", help="remove nothing")
+    parser.add_argument("--share", action="append", choices=SHARING, help="repeat for several; default: all")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--random-seeds", type=int, default=RANDOM_SEEDS, help="seeds of the score random")
+    parser.add_argument("--cure-steps", type=int, default=0, help="steps of `recover` behind each row; 0: none")
+    parser.add_argument("--cure-batch", type=int, default=1, help="passages per step")
+    parser.add_argument("--cure-tokens", type=int, default=256, help="tokens of each of them")
+    parser.add_argument("--cure-parameters", choices=("all", "low-rank", "biases-and-norms"), default="all")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration samples")
     parser.add_argument("--tokens", type=int, default=512, help="tokens of each of them, at most 512")
     parser.add_argument("--evaluation", type=int, default=None, help="evaluation samples; default: all")

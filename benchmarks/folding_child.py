@@ -16,7 +16,7 @@ def child_fold(request: Mapping[str, Any]) -> dict[str, Any]:
     """Remove or share blocks of one model and write it; return time, peak memory and what the step reported."""
     from edgesmith.host.context import Context
     from edgesmith.model import Model, Provenance
-    from edgesmith.serialization import weight_bytes, write_onnx
+    from edgesmith.serialization import weight_bytes
     from edgesmith.task import Task
     from edgesmith_calibration.sources import ArraySource
     from edgesmith_folding.options.removal import RemoveBlocksOptions
@@ -42,9 +42,7 @@ def child_fold(request: Mapping[str, Any]) -> dict[str, Any]:
             result, notes = RemoveBlocks().apply(model, removal), removal.notes
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     file = Path(request["file"])
-    for old in file.parent.glob(f"{file.name}*"):
-        old.unlink()
-    write_onnx(result.ir, file)
+    _write(result.ir, file)
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
@@ -52,6 +50,37 @@ def child_fold(request: Mapping[str, Any]) -> dict[str, Any]:
         "file_bytes": sum(each.stat().st_size for each in file.parent.glob(f"{file.name}*")),
         "unique_bytes": weight_bytes(result.ir),
         "remarks": notes.remarks,
+    }
+
+
+def child_cure(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a folded model towards its source with `recover` and write it; return time, memory and remarks."""
+    from benchmarks.models.smollm2 import novel_tokens
+    from edgesmith.host.context import Context
+    from edgesmith.model import Model, Provenance
+    from edgesmith.task import Task
+    from edgesmith_calibration.sources import ArraySource
+    from edgesmith_onnxruntime.cpu import DIALECT
+    from edgesmith_recovery.options.recover import RecoverOptions
+    from edgesmith_recovery.recover import Recover
+
+    source, model = (
+        Model(ir.load(request[key]), Task(), Provenance("case", "onnx", key)) for key in ("source", "model")
+    )
+    tokens = novel_tokens(request["count"], tokens=request["tokens"], seed=request["seed"])
+    data = ArraySource({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})
+    started, cpu_started = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        options, settings = RecoverOptions(**request["options"]), {key: request[key] for key in ("seed", "threads")}
+        context = Context(options, DIALECT, Path(folder), data, source=source, **settings)
+        result = Recover().apply(model, context)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    _write(result.ir, Path(request["file"]))
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_bytes": peak_bytes(),
+        "remarks": context.notes.remarks,
     }
 
 
@@ -71,6 +100,15 @@ def child_memory(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"resident_bytes": _resident_bytes() - before}
 
 
+def _write(model: ir.Model, file: Path) -> None:
+    """Write a model in place of what was there."""
+    from edgesmith.serialization import write_onnx
+
+    for old in file.parent.glob(f"{file.name}*"):
+        old.unlink()
+    write_onnx(model, file)
+
+
 def _resident_bytes() -> int:
     """Return the resident memory of this process now."""
     status = Path("/proc/self/status").read_text().splitlines()
@@ -78,4 +116,4 @@ def _resident_bytes() -> int:
 
 
 if __name__ == "__main__":
-    answer_parent({"fold": child_fold, "memory": child_memory})
+    answer_parent({"fold": child_fold, "cure": child_cure, "memory": child_memory})
