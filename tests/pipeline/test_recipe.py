@@ -31,7 +31,8 @@ def test_a_recipe_file_is_read_back_as_written(tmp_path: Path, write: object) ->
     ("data", "words"),
     [
         ({}, "steps"),
-        ({"steps": [{"metod": "x"}]}, "steps.0.method"),
+        ({"steps": [{}]}, "steps.0.method"),
+        ({"steps": [{"metod": "x"}]}, "steps.0.metod"),
         ({"steps": [], "sped": 1}, "sped"),
         ({"steps": [], "version": 2}, "version"),
         ({"steps": [], "budget": {"max_metric_drop": -1}}, "budget.max_metric_drop"),
@@ -47,6 +48,32 @@ def test_a_wrong_field_is_named(tmp_path: Path, data: object, words: str) -> Non
     file.write_text(yaml.safe_dump(data))
     with pytest.raises(RecipeError, match=words):
         load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected", "fix"),
+    [
+        ({"steps": [{"metod": "x"}]}, "a step: a mapping with the fields method, options.", "Did you mean `method`?"),
+        (
+            {"steps": [{"method": "quantize-int8", "mode": "dynamic"}]},
+            "a step: a mapping with the fields method, options.",
+            "If it is an option of the method, put it below `options`; `edgesmith methods quantize-int8` lists them.",
+        ),
+        ({"steps": [{"quantize-int8": {}}]}, "a step", "put it below `options`; `edgesmith methods` lists them."),
+        ({"steps": ["quantize-int8"]}, "a step: a mapping with the fields method, options.", "Correct that field"),
+        (
+            {"steps": [], "budget": {"max_latency": 3}},
+            "the budget: a mapping with the fields max_m",
+            "`max_latency_ms`",
+        ),
+        ({"steps": [], "tagret": "onnx-cpu"}, "the recipe: a mapping with the fields version, ", "`target`?"),
+        ({"steps": "all"}, "the recipe: a mapping with the fields version, ", "Correct that field"),
+    ],
+)
+def test_a_wrong_field_is_told_the_fields_of_where_it_stands(data: dict, expected: str, fix: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(data)
+    assert caught.value.expected.startswith(expected) and fix in caught.value.fix
 
 
 def test_a_mistyped_name_gets_the_nearest() -> None:

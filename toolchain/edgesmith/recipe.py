@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgesmith.errors import RecipeError
+from edgesmith.host.names import suggest
 
 _LARGEST_BYTES = 1_000_000
 _LONGEST_SIZE = 9
@@ -72,6 +73,9 @@ class Recipe(BaseModel):
     required_plugins: tuple[str, ...] = Field(
         default=(), description="Distributions with version ranges that must be installed."
     )
+
+
+_PARTS: dict[str, tuple[str, type[BaseModel]]] = {"steps": ("a step", Step), "budget": ("the budget", Budget)}
 
 
 def bundled_recipes() -> dict[str, Path]:
@@ -150,11 +154,35 @@ def _parse(data: object, where: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        location = ".".join(str(part) for part in first["loc"]) or "the top level"
-        raise RecipeError(
-            f"In {where}, {location}: {first['msg'].lower()} (got {reprlib.repr(first['input'])}).",
-            expected=f"a mapping with the fields {', '.join(Recipe.model_fields)}.",
-            why="A misread recipe would compile something else than you asked for.",
-            fix="Correct that field; `edgesmith schema` prints the whole schema.",
-        ) from error
+        raise _misread(data, where, error) from error
+
+
+def _misread(data: object, where: str, error: ValidationError) -> RecipeError:
+    """Return the error for the first wrong field, in the words of the part of the recipe that it stands in."""
+    problems = error.errors()
+    # Where a name is mistyped, the right one misses too, and says less.
+    first = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
+    place = first["loc"]
+    part, kind = _PARTS.get(str(place[0]), ("the recipe", Recipe)) if len(place) > 1 else ("the recipe", Recipe)
+    if first["type"] != "extra_forbidden":
+        fix = "Correct that field; `edgesmith schema` prints the whole schema."
+    elif kind is Step and not difflib.get_close_matches(str(place[-1]), Step.model_fields, n=1, cutoff=0.8):
+        method = _method_at(data, place)
+        fix = f"If it is an option of the method, put it below `options`; `edgesmith methods{method}` lists them."
+    else:
+        fix = suggest(str(place[-1]), kind.model_fields)
+    return RecipeError(
+        f"In {where}, {'.'.join(map(str, place)) or 'the top level'}: {first['msg'].lower()} "
+        f"(got {reprlib.repr(first['input'])}).",
+        expected=f"{part}: a mapping with the fields {', '.join(kind.model_fields)}.",
+        why="A misread recipe would compile something else than you asked for.",
+        fix=fix,
+    )
+
+
+def _method_at(data: object, place: tuple[int | str, ...]) -> str:
+    """Return the name of the method of the step at `place` behind a space, or nothing where it has none."""
+    steps = data.get("steps") if isinstance(data, Mapping) else None
+    step = steps[place[1]] if isinstance(steps, Sequence) and isinstance(place[1], int) else None
+    method = step.get("method") if isinstance(step, Mapping) else None
+    return f" {method}" if isinstance(method, str) and method.isprintable() else ""

@@ -33,7 +33,7 @@ def validate_options(method: str, model: type[BaseModel], options: Mapping[str, 
                     f"method {method!r} has no option {name!r}",
                     expected=f"options among {', '.join(allowed) or '(none)'}",
                     why="An option that is not understood would silently do nothing.",
-                    fix=suggest(name, allowed),
+                    fix=f"{suggest(name, allowed)} `edgesmith methods {method}` says what each sets.",
                 )
     try:
         return model.model_validate(dict(options))
@@ -140,5 +140,5 @@ def _explain(method: str, allowed: Mapping[str, Mapping[str, Any]], error: Valid
         what,
         expected=describe_range(schema) if schema is not None else first["msg"],
         why=f"{first['msg']}.{more}",
-        fix="`edgesmith schema` prints every option with its range and default.",
+        fix=f"`edgesmith methods {method}` lists every option with its range and default.",
     )
