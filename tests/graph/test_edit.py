@@ -11,7 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edgesmith.errors import ModelError
-from edgesmith.graph.edit import GraphEditor, constant_scalar, constant_value, set_initializer
+from edgesmith.graph.edit import (
+    GraphEditor,
+    constant_scalar,
+    constant_value,
+    remove_unread_initializers,
+    set_initializer,
+)
 
 INPUT = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3)
 
@@ -185,6 +191,24 @@ def test_narrow_types_survive_a_round_trip(dtype: type) -> None:
     assert again.dtype == value.dtype
     assert again.const_value is not None
     np.testing.assert_array_equal(again.const_value.numpy().astype(np.float32), [1, -2, 3, 4])
+
+
+def test_only_what_nothing_reads_is_removed() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        g (float[N] x, bool c) => (float[N] y, float[1] kept)
+        <float[1] read = {1}, float[1] kept = {2}, float[1] inside = {3}, float[1] unread = {4}> {
+            a = Add(x, read)
+            y = If (c) <
+                then_branch = g1 () => (float[N] t) <float[1] unread_inside = {5}> { t = Add(a, inside) },
+                else_branch = g2 () => (float[N] e) { e = Neg(a) }
+            >
+        }"""
+    )
+    assert len(model.graph.initializers) == 4
+    remove_unread_initializers(model)
+    assert list(model.graph.initializers) == ["read", "kept", "inside"]
+    assert [len(graph.initializers) for graph in model.graphs()] == [3, 0, 0]
 
 
 def test_an_edit_that_cannot_be_made_says_so() -> None:

@@ -73,6 +73,14 @@ def set_initializer(value: ir.Value, array: Array | ir.TensorProtocol, dtype: ir
     _describe(value, _stored(array, dtype))
 
 
+def remove_unread_initializers(model: ir.Model) -> None:
+    """Remove initializers that no node reads and that are no inputs or outputs, in subgraphs too."""
+    for graph in model.graphs():
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_input() or value.is_graph_output()):
+                del graph.initializers[name]
+
+
 class GraphEditor:
     """Edits one graph and its subgraphs, with names that are unique in all of them.
 

@@ -53,10 +53,15 @@ def check_target(record: TargetRecord, target: Target, model: "Model") -> Verdic
 def build_files(record: TargetRecord, target: Target, model: "Model", directory: Path) -> Build:
     """Let the target write its files into the empty `directory`, and check the entry that it names.
 
+    Weights that no node reads are left out: no device needs them, and a stage would gain size by losing them.
+
     Raises:
         TargetError: The build crashed, or its entry is no file in that directory.
     """
+    from edgesmith.graph.edit import remove_unread_initializers
+
     given = model.clone()
+    remove_unread_initializers(given.ir)
     before = sketch(given)
     build: object = _contained(record, target, "build", lambda: target.build(given, directory))
     _require_untouched(record, "build", given, before)
