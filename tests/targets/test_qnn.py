@@ -26,10 +26,11 @@ from edgesmith.profile import load_profile
 from edgesmith_onnxruntime.qnn import context as context_script
 from edgesmith_onnxruntime.qnn import simulator
 from edgesmith_onnxruntime.qnn import target as target_module
+from edgesmith_onnxruntime.qnn.factor_order import write_factors_second
 from edgesmith_onnxruntime.qnn.target import PROFILE, AndroidQnn
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
-from small_graphs import context, graph, node, operators
+from small_graphs import context, graph, node, operators, run
 
 needs_simulator = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_qnn") is None, reason="pip install edgesmith[qnn]"
@@ -250,6 +251,64 @@ def test_the_simulator_computes_what_the_processor_does(form, tmp_path, tiny_cnn
     # float16 keeps 11 bits; a code may move by one of 256 where sums round apart.
     assert max(answer.errors) < (2**-8 if form == "float" else 0.05)
     assert answer.outside == ({} if form == "float" else {"QuantizeLinear": 1, "DequantizeLinear": 1})
+
+
+def written_out_norm():
+    """A root mean square norm as exporters of language models write it, with its weight as the first factor."""
+    numbers = np.random.default_rng(0)
+    return graph(
+        [
+            node("Pow", ["x", "two"], "square"),
+            node("ReduceMean", ["square", "last"], "mean"),
+            node("Add", ["mean", "epsilon"], "positive"),
+            node("Sqrt", ["positive"], "root"),
+            node("Reciprocal", ["root"], "inverse"),
+            node("Mul", ["x", "inverse"], "unit"),
+            node("Mul", ["gain", "unit"], "y"),
+        ],
+        {
+            "two": np.float32(2),
+            "last": np.array([-1]),
+            "epsilon": np.float32(1e-6),
+            "gain": numbers.normal(size=64).astype(np.float32),
+        },
+        {"x": [1, 8, 64]},
+    )
+
+
+def test_constant_factors_go_behind_what_they_multiply():
+    model = written_out_norm()
+    x = np.random.default_rng(1).normal(size=(1, 8, 64)).astype(np.float32)
+    expected = run(model, {"x": x})["y"]
+    assert write_factors_second(model.ir.graph) == 1
+    unit, gain = list(model.ir.graph)[-1].inputs
+    assert (unit.name, gain.name) == ("unit", "gain")
+    np.testing.assert_array_equal(run(model, {"x": x})["y"], expected)
+    assert write_factors_second(model.ir.graph) == 0
+
+
+@pytest.mark.parametrize("inputs", [["x", "x"], ["x", "gain"], ["gain", "gain"]])
+def test_products_without_a_constant_in_front_of_a_variable_are_left(inputs):
+    gain = np.ones(4, np.float32)
+    model = graph([node("Mul", inputs, "product"), node("Add", ["x", "product"], "y")], {"gain": gain}, {"x": [4]})
+    assert write_factors_second(model.ir.graph) == 0
+
+
+def test_a_factor_in_codes_counts_as_constant():
+    codes = {"codes": np.ones(4, np.int8), "scale": np.float32(0.5), "zero": np.int8(0)}
+    nodes = [node("DequantizeLinear", ["codes", "scale", "zero"], "gain"), node("Mul", ["gain", "x"], "y")]
+    model = graph(nodes, codes, {"x": [4]})
+    assert write_factors_second(model.ir.graph) == 1
+
+
+@needs_simulator
+def test_a_norm_as_language_models_have_it_is_built(tmp_path):
+    """With the weight as the first factor, Qualcomm's compiler ends with QNN_COMMON_ERROR_MEM_ALLOC."""
+    target, model = AndroidQnn(), written_out_norm()
+    used = used_context(batches(model), tmp_path, target)
+    target.lower(model, used)
+    (remark,) = [text for text in used.notes.remarks if "simulator" in text]
+    assert "1 part on the tensor processor, nothing on the processor" in remark
 
 
 FORMS = [

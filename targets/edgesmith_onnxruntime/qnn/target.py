@@ -16,9 +16,10 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith.profile import Profile, load_profile
 from edgesmith.serialization import write_onnx
-from edgesmith_onnxruntime.lowering import lower_to_standard
+from edgesmith_onnxruntime.lowering import as_rewrite, lower_to_standard
 from edgesmith_onnxruntime.qnn import simulator
 from edgesmith_onnxruntime.qnn.dialect import dialect_of
+from edgesmith_onnxruntime.qnn.factor_order import write_factors_second
 from edgesmith_onnxruntime.qnn.operators import DYNAMIC, INTEGER
 
 FILE_NAME, RECIPE_FILE, SCRIPT_FILE = "model.onnx", "build.json", "build_context.py"
@@ -67,7 +68,8 @@ class AndroidQnn(Target):
         Raises:
             TargetError: The compiler for the tensor processor rejects the graph.
         """
-        lowered = model.with_ir(lower_to_standard(model.ir, context))
+        order = as_rewrite(write_factors_second, "Wrote {} constant factors behind what they multiply.")
+        lowered = model.with_ir(lower_to_standard(model.ir, context, (order,)))
         if self.check(lowered).status == "refuse":
             return lowered  # the host asks again and says why
         folder = context.scratch / "simulator"
