@@ -1,9 +1,12 @@
-"""Writes what the pages say from the code itself: options of methods, and the command line. Run `make docs`.
+"""Writes what the pages say from the code itself: options of methods, public names, the command line. Run `make docs`.
 
-A page of a method is written by hand; only what stands between the two marks is replaced.
+A page of a method and the reference are written by hand; only what stands between two marks is replaced.
 """
 
+import importlib
+import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ from edgesmith.host.registry import Registry
 DOCS = Path(__file__).parent
 BEGIN = "<!-- options: written by docs/generate.py -->"
 END = "<!-- end of options -->"
+REFERENCE = DOCS / "plugins" / "reference.md"
+BEGIN_NAMES = "<!-- names: written by docs/generate.py -->"
+END_NAMES = "<!-- end of names -->"
 
 
 def pages() -> dict[Path, str]:
@@ -26,7 +32,7 @@ def pages() -> dict[Path, str]:
     registry = load_registry(plugins=False)
     found = {page_of(record): record for record in registry.methods()}
     made = {page: with_options(page.read_text(), registry, record) for page, record in found.items() if page.exists()}
-    return {**made, DOCS / "cli.md": command_line()}
+    return {**made, DOCS / "cli.md": command_line(), REFERENCE: with_names(REFERENCE.read_text())}
 
 
 def page_of(record: MethodRecord) -> Path:
@@ -56,6 +62,40 @@ def option_table(registry: Registry, record: MethodRecord) -> str:
         for name, schema in option_schemas(registry.options(record)).items()
     ]
     return _table(("option", "takes", "default", "what it sets"), rows) if rows else "There are none."
+
+
+def with_names(page: str) -> str:
+    """Return the reference with what each name is, from its docstring, in front of the names of a section."""
+    before, *sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    return before + "".join(map(_with_table, sections))
+
+
+def _with_table(section: str) -> str:
+    section = re.sub(rf"{re.escape(BEGIN_NAMES)}.*?{re.escape(END_NAMES)}\n\n", "", section, flags=re.DOTALL)
+    head, mark, rest = section.partition("::: ")
+    rows = [row for path in re.findall(r"^::: ([\w.]+)$", section, re.MULTILINE) for row in _rows(path)]
+    table = f"{BEGIN_NAMES}\n{_table(('name', 'what it is'), rows)}\n{END_NAMES}\n\n" if rows else ""
+    return head + table + mark + rest
+
+
+def _rows(path: str) -> Iterator[tuple[str, str]]:
+    """Yield the name of a class, function or object with what it is; of a module all its public ones."""
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError:
+        yield _row(name, getattr(importlib.import_module(module_name), name))
+        return
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == path]
+    for name in getattr(module, "__all__", own):
+        value = getattr(module, name)
+        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)):
+            yield _row(f"{path}.{name}", value)
+
+
+def _row(name: str, value: object) -> tuple[str, str]:
+    takes = list(inspect.signature(value).parameters) if inspect.isfunction(value) else []
+    return f"`{name}({', '.join(takes)})`" if takes else f"`{name}`", str(inspect.getdoc(value)).partition("\n\n")[0]
 
 
 def command_line() -> str:

@@ -26,7 +26,7 @@ _ROWS_PER_BLOCK = 1024
 
 
 class Metric(ABC):
-    """Accumulates a score over batches."""
+    """Accumulates a score over batches, from outputs and labels or the outputs of the source."""
 
     @abstractmethod
     def update(self, outputs: Outputs, labels: Array | None = None, reference: Outputs | None = None) -> None:

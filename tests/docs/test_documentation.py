@@ -107,6 +107,13 @@ def test_each_public_name_stands_in_the_reference():
         assert found is not None or hasattr(importlib.import_module(module), name), path
 
 
+def test_each_public_name_is_described_in_the_reference_as_it_is_read_in_the_repository():
+    text = (DOCS / "plugins" / "reference.md").read_text()
+    described = re.findall(r"^\| `([\w.]+)(?:\([\w, ]*\))?` \| (.+) \|$", text, re.MULTILINE)
+    assert set(edgesmith.__all__) - {"__version__"} <= {name for name, words in described if len(words.split()) > 2}
+    assert GENERATOR.with_names(text) == text
+
+
 def _is_module(path: str) -> bool:
     try:
         return importlib.util.find_spec(path) is not None

@@ -36,7 +36,7 @@ TASK_FILE = "task.json"
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A finished compile."""
+    """A finished compile: a directory with model, ledger, report and a validator of its own."""
 
     directory: Path
     ledger: Ledger

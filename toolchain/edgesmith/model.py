@@ -25,7 +25,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a Model comes from."""
+    """Where a Model comes from: its source, who read it, and the steps that it has been through."""
 
     source: str
     """What the user named: a path, a hub id, or the class of a module."""

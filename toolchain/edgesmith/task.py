@@ -6,7 +6,7 @@ from edgesmith_calibration.preprocessing import Preprocessing
 
 
 class Task(BaseModel):
-    """The use a graph is put to.
+    """The use a graph is put to: kind, metric, names of classes, and how raw text or images become inputs.
 
     Methods never branch on `kind`; it selects default metrics and labels report rows.
     """

@@ -36,7 +36,7 @@ class WeightFormat:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The Q/DQ form of a target (DESIGN, section 5)."""
+    """The Q/DQ form of a target: which formats, layers and number types a quantized graph may have there."""
 
     name: str
     opset: int

@@ -40,7 +40,7 @@ class Build:
 
 
 class Target(ABC):
-    """One device and runtime.
+    """One device and its runtime: checks, lowers and builds a graph for it.
 
     Args:
         profile: Facts of the device, where the target's record names a profile.
@@ -85,7 +85,7 @@ class Target(ABC):
 
 
 class Frontend(ABC):
-    """Turns a source into a Model."""
+    """Turns a source, such as a file or a module, into a Model."""
 
     @abstractmethod
     def accepts(self, source: object) -> bool:

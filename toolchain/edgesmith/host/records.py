@@ -67,7 +67,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class MethodRecord:
-    """A method that rewrites a Model."""
+    """Says of a method that rewrites a Model what it does, needs and promises, without importing it."""
 
     name: str
     version: str
@@ -92,7 +92,7 @@ class MethodRecord:
 
 @dataclass(frozen=True, slots=True)
 class TargetRecord:
-    """One device and runtime."""
+    """Says of a target (a device and its runtime) where its class is, and what measures its artifacts."""
 
     name: str
     version: str
@@ -112,7 +112,7 @@ class TargetRecord:
 
 @dataclass(frozen=True, slots=True)
 class FrontendRecord:
-    """A reader that turns a source into a Model."""
+    """Says where the class is that reads one kind of source, and when it is asked."""
 
     name: str
     version: str
@@ -125,7 +125,7 @@ class FrontendRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunnerRecord:
-    """A transport that runs an artifact somewhere and measures it."""
+    """Says where the class is that runs artifacts somewhere, such as here or over SSH, and measures them."""
 
     name: str
     version: str
@@ -136,7 +136,7 @@ class RunnerRecord:
 
 @dataclass(frozen=True, slots=True)
 class MetricRecord:
-    """A score of outputs."""
+    """Says where the class of a metric is, in which unit it scores, and whether more is better."""
 
     name: str
     version: str
@@ -150,7 +150,7 @@ class MetricRecord:
 
 @dataclass(frozen=True, slots=True)
 class LintRecord:
-    """A rule over a lowered graph."""
+    """Says where a rule over lowered graphs is, and which targets it is about."""
 
     name: str
     version: str
@@ -163,7 +163,7 @@ class LintRecord:
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """What observers are told about a step."""
+    """What observers are told about a step: its method, whose it is, its options, and how it went."""
 
     index: int
     method: str

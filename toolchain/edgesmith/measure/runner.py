@@ -161,7 +161,7 @@ class MemoryUse:
 
 
 class Runner(ABC):
-    """Runs artifacts somewhere and returns measurements."""
+    """Runs artifacts somewhere and returns outputs, latencies and memory use."""
 
     measures_cost: bool = True
     """Whether latency and memory can be measured; otherwise it yields outputs only."""
