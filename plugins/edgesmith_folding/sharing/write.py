@@ -31,14 +31,16 @@ def share(
         linears: The same layer of each block of a group.
         matrix: What they share, [inputs + 1, outputs]; None for the weights of the first, as they are stored.
         name: Stem of the names of new weights.
-        correction_rank: Rank of what each keeps of its own difference. With any, biases stay private: they are small.
+        correction_rank: Rank of what each keeps of its own difference. With any, biases stay private unless they are
+            equal: they are small.
     """
     graph, first = editor.graph, linears[0]
     before = [layer_matrix(graph, linear)[:-1] for linear in linears] if correction_rank else []
     weight, bias = graph.initializers[first.weight], None if first.bias is None else graph.initializers[first.bias]
     if matrix is not None:
         weight = _like(editor, f"{name}.weight", matrix[:-1].T if first.weight_axis == 0 else matrix[:-1], weight)
-        bias = None if bias is None else _like(editor, f"{name}.bias", matrix[-1], bias)
+        if bias is not None and not correction_rank:
+            bias = _like(editor, f"{name}.bias", matrix[-1], bias)
     for linear in linears:
         _redirect(editor, linear, linear.weight, weight)
         if linear.bias is not None and bias is not None and (not correction_rank or _equal(linear.bias, bias, graph)):
