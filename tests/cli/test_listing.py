@@ -88,6 +88,17 @@ def test_plugins_lists_the_broken_ones_with_their_error(capsys):
     assert {plugin["entry_point"] for plugin in report["plugins"]} >= {"core"}
 
 
+def test_plugins_describe_what_they_bring_of_every_kind(capsys):
+    plugins = run_json(capsys, "--no-plugins", "plugins", "--json")["plugins"]
+    records = [record for plugin in plugins for record in plugin["records"]]
+    assert {record["type"] for record in records} >= {"method", "target", "frontend", "runner", "metric", "lint"}
+    for record in records:
+        assert record["summary"].endswith(".") and record["version"] and record["distribution"].startswith("edgesmith ")
+    assert all({"type": "method", **one} in records for one in run_json(capsys, "--no-plugins", "methods", "--json"))
+    words = run(capsys, "plugins")[1].split()
+    assert {"metrics", "accuracy,", "sqnr", "prune-weights,"} <= set(words)
+
+
 def test_disable_leaves_a_plugin_out(capsys):
     entry_points = [
         plugin["entry_point"] for plugin in run_json(capsys, "--disable", "core", "plugins", "--json")["plugins"]

@@ -1,6 +1,6 @@
 """`edgesmith plugins`: what is installed, and what of it is broken."""
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +22,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the installed plugins and what they bring. Broken ones are listed with their error."""
+    """List the installed plugins and what they bring, by name; broken ones with their error. --json says all of it."""
     registry = registry_of(context, retry=retry)
     if as_json:
         write_json(
@@ -48,13 +48,17 @@ def _describe(plugin: "Plugin") -> dict[str, object]:
         "version": plugin.version,
         "entry_point": plugin.entry_point,
         "hooks": list(plugin.hooks),
-        "records": [{"type": WORDS[type(record)], "name": record.name} for record in plugin.records],
+        "records": [
+            {"type": WORDS[type(record)], **asdict(record), "distribution": plugin.label} for record in plugin.records
+        ],
     }
 
 
 def _summary(plugin: "Plugin") -> str:
     from edgesmith.host.registry import WORDS
 
-    counts = Counter(WORDS[type(record)] for record in plugin.records)
-    parts = [f"{count} {word}{'s' if count > 1 else ''}" for word, count in sorted(counts.items())]
-    return ", ".join(parts) or "observers" if plugin.hooks else "nothing"
+    names = defaultdict(list)
+    for record in plugin.records:
+        names[WORDS[type(record)]].append(record.name)
+    parts = [f"{word}{'s' if len(found) > 1 else ''} {', '.join(found)}" for word, found in sorted(names.items())]
+    return "\n".join(parts) or "observers" if plugin.hooks else "nothing"
