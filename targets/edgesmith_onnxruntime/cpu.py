@@ -59,7 +59,11 @@ class OnnxCpu(Target):
         """Return whether ONNX Runtime loads the graph, with its reason when it does not."""
         opset = model.graph.opset_imports.get("", 0)
         if opset > self.dialect.opset:
-            return Verdict.refuse(f"the graph uses opset {opset}; ONNX Runtime reads up to {self.dialect.opset}")
+            limit = self.dialect.opset
+            reason = (
+                f"the graph uses opset {opset}; ONNX Runtime reads up to {limit}; export it with opset_version={limit}"
+            )
+            return Verdict.refuse(reason)
         try:
             ReferenceSession(model.ir, prepack=False)
         except ModelError as error:

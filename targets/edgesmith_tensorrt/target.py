@@ -45,11 +45,16 @@ class TensorRT(Target):
         """Return whether TensorRT's parser takes the graph, as far as its documented rules say."""
         opset = model.graph.opset_imports.get("", 0)
         if opset > self.dialect.opset:
-            return Verdict.refuse(f"the graph uses opset {opset}; {self.device.name} reads up to {self.dialect.opset}")
+            reason = f"the graph uses opset {opset}; {self.device.name} reads up to {self.dialect.opset}"
+            return Verdict.refuse(
+                f"{reason}; export it with opset_version={self.dialect.opset}, and leave out steps "
+                "whose formats need more"
+            )
         for node in model.graph.all_nodes():
             name = node.name or node.op_type
             if node.domain == RUNTIME_DOMAIN:
-                return Verdict.refuse(f"{node.op_type} of ONNX Runtime is unknown to TensorRT", nodes=(name,))
+                reason = f"{node.op_type} of ONNX Runtime is unknown to TensorRT; compile the source, not an artifact"
+                return Verdict.refuse(reason, nodes=(name,))
             if node.op_type in OPERATORS:
                 reason = f"{node.op_type} is a form that TensorRT does not parse; it takes QuantizeLinear pairs"
                 return Verdict.refuse(reason, nodes=(name,))

@@ -51,7 +51,8 @@ class AndroidQnn(Target):
         """Return whether the QNN provider takes the graph, as far as its documentation says."""
         opset = model.graph.opset_imports.get("", 0)
         if opset > self.dialect.opset:
-            return Verdict.refuse(f"the graph uses opset {opset}; {self.device.name} reads up to {self.dialect.opset}")
+            reason = f"the graph uses opset {opset}; {self.device.name} reads up to {self.dialect.opset}"
+            return Verdict.refuse(f"{reason}; export it with opset_version={self.dialect.opset}")
         open_names = ", ".join(open_dimensions(model.ir))
         if open_names:
             reason = f"the dimensions {open_names} of its inputs are open, and QNN plans for fixed sizes; add --shape"
@@ -82,7 +83,7 @@ class AndroidQnn(Target):
                 f"QNN rejects the graph for {answer.architecture}: {answer.message}",
                 expected="a graph that Qualcomm's compiler builds",
                 why="The phone could not load it either.",
-                fix="Quantize it (--recipe int8 with --data), mend what `edgesmith lint` finds, or use android-cpu.",
+                fix=f"{_remedy(lowered.ir)}, mend what `edgesmith lint` finds, or compile for android-cpu.",
             )
         context.notes.remark(answer.remark())
         return lowered
@@ -113,6 +114,13 @@ class AndroidQnn(Target):
         if size > LARGEST_BYTES_AT_ONCE:
             return {"contexts": f"not built at once, as the model has {size >> 20} MiB; run {SCRIPT_FILE}"}
         return {"contexts": simulator.build_contexts(directory)}
+
+
+def _remedy(graph: ir.Model) -> str:
+    """Return what to try first where Qualcomm's compiler fails."""
+    if any(node.op_type == "QuantizeLinear" for node in graph.graph):
+        return "Make its inputs smaller (--shape NAME=SIZE)"
+    return "Quantize it (--recipe int8 with --data)"
 
 
 def _obstacle(node: ir.Node) -> str:

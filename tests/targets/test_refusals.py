@@ -1,0 +1,27 @@
+"""A target that refuses says what would work."""
+
+import numpy as np
+import pytest
+
+from edgesmith.host.loader import load_registry
+from edgesmith.host.targets import find_target
+from edgesmith_onnxruntime.qnn.target import _remedy
+from small_graphs import graph, node
+
+REGISTRY = load_registry()
+
+
+@pytest.mark.parametrize("name", ["onnx-cpu", "android-cpu", "android-qnn", "jetson-orin-nano", "rtx-50"])
+def test_an_opset_that_is_too_new_is_refused_with_the_one_to_export(name):
+    _, target = find_target(REGISTRY, name)
+    model = graph([node("Relu", ["x"], "y")], {}, {"x": [4]})
+    model.ir.graph.opset_imports[""] = target.dialect.opset + 1
+    verdict = target.check(model)
+    assert verdict.status == "refuse" and f"opset_version={target.dialect.opset}" in verdict.reason
+
+
+def test_what_qualcomms_compiler_rejects_in_codes_is_not_told_to_be_quantized():
+    pair = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "y")]
+    codes = graph(pair, {"s": np.float32(1), "z": np.uint8(0)}, {"x": [4]})
+    assert "--shape" in _remedy(codes.ir) and "--recipe int8" not in _remedy(codes.ir)
+    assert "--recipe int8" in _remedy(graph([node("Relu", ["x"], "y")], {}, {"x": [4]}).ir)
