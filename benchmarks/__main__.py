@@ -12,6 +12,7 @@ HELPERS = {
     "folding_child",
     "measuring",
     "profiles_child",
+    "profiles_page",
     "quantization_table",
     "sparsity_child",
     "structure_child",

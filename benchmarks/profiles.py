@@ -21,6 +21,7 @@ from rich.table import Table
 
 from benchmarks import models
 from benchmarks.measuring import ChildError, call_child
+from benchmarks.profiles_page import write_page
 
 OUT = Path("build/bench/profiles.json")
 LIMIT_S = 1200
@@ -107,7 +108,11 @@ def main() -> int:
     parser.add_argument("--profile", default="*", help="Pattern of profiles.")
     parser.add_argument("--network", default="*", help="Pattern of networks.")
     parser.add_argument("--again", action="store_true", help="Make rows anew that are there.")
+    parser.add_argument("--page", type=Path, help="Write this Markdown page from the rows, and compile nothing.")
     arguments = parser.parse_args()
+    if arguments.page:
+        write_page(arguments.page, known_rows(), platform.machine(), NETWORKS, PROFILES)
+        return 0
     console, rows = Console(width=200), known_rows()
     for network, (prepare, _, _) in NETWORKS.items():
         for profile in PROFILES:

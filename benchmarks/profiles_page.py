@@ -1,0 +1,108 @@
+"""Writes the page about profiles and networks from the rows of `benchmarks.profiles`."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HEAD = """# Every profile with every network
+
+`python -m benchmarks.profiles` compiles four networks for each device profile, with the recipe that fits both:
+
+| network | samples to calibrate, to evaluate | recipe for a processor | other recipes |
+|---|---|---|---|
+{networks}
+
+A cell says the recipe, the size of the whole artifact, the distance of its outputs from the source (SQNR), and who else
+than ONNX Runtime looked at the graph:
+
+- *reference*: nobody. ONNX Runtime computed the outputs here, and the artifact's `validate.py` found them again.
+- *simulated*: Qualcomm's simulator ran samples, on the architecture that is named.
+- *built*: TensorRT for RTX built the engine that this card runs. No card ran it.
+- *proxy*: TensorRT for RTX parsed and built the graph for the compute capability that is named, which is not that of the
+  device. That shows that the graph parses, and nothing more.
+
+No device ran anything on this page, and nothing was timed. So few samples say that an artifact is sound; what a recipe
+costs in accuracy is on the pages of the [methods](../methods/quantize-int8.md).
+"""
+
+FOOT = """
+Seen on {dates}, on {machine} without a GPU, with {versions}.
+
+A cell with "not run" has no row yet. The command goes on where it stopped, and `--again` makes chosen cells anew;
+`--page docs/targets/profiles.md` writes this page from the rows.
+"""
+
+
+def write_page(
+    path: Path, rows: Sequence[Mapping[str, Any]], machine: str, networks: Iterable[str], profiles: Mapping[str, Any]
+) -> None:
+    """Write the page.
+
+    Args:
+        path: The page.
+        rows: One for each pair that was run.
+        machine: Architecture of the machine.
+        networks: Columns.
+        profiles: Rows, with the recipes that networks are compiled with.
+    """
+    names = list(networks)
+    found = {(row["profile"], row["network"]): row for row in rows}
+    used = [_network(name, [row for row in rows if row["network"] == name]) for name in names]
+    lines = [
+        HEAD.format(networks="\n".join(used)),
+        f"| profile | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for profile in profiles:
+        cells = [_cell(found.get((profile, name))) for name in names]
+        lines.append(f"| `{profile}` | {' | '.join(cells)} |")
+    refused = [row for row in rows if row["status"] != "artifact"]
+    lines += ["", *(f"- `{row['profile']}`, {row['network']}: {row['error']}" for row in refused)]
+    dates = sorted({row["when"][:10] for row in rows})
+    lines.append(FOOT.format(dates=" and ".join(dates), machine=machine, versions=_versions(rows)))
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _network(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    counts = max(rows, key=lambda row: row["when"])["samples"] if rows else {}
+    samples = ", ".join(str(count) for count in counts.values())
+    recipes = sorted({row["recipe"] for row in rows})
+    processor = {row["recipe"] for row in rows if row["profile"] == "onnx-cpu"}
+    others = [recipe for recipe in recipes if recipe not in processor]
+    return f"| {name} | {samples} | {', '.join(processor)} | {', '.join(others)} |"
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "not run"
+    if row["status"] != "artifact":
+        return f"{row['recipe']}: {row['status']}"
+    passed = "" if row["validator"]["passed"] else ", validator failed"
+    return f"{row['recipe']}, {row['bytes'] / 1e6:.1f} MB, {_distance(row)}, {_looked(row['gate'])}{passed}"
+
+
+def _distance(row: Mapping[str, Any]) -> str:
+    sqnr = row["sqnr_db"]
+    return "equal" if sqnr is None or sqnr > 150 else f"{sqnr:.0f} dB"
+
+
+def _looked(said: str) -> str:
+    """Return who looked at the graph, from the remark in the ledger."""
+    if simulator := re.search(r"\((?:.*), (v\d+), tier simulated\): (\d+ parts?)", said):
+        return f"simulated {simulator[1]} in {simulator[2]}"
+    if compiler := re.search(r"compute capability ([\d.]+), (as a proxy|which is).*built (\d+) layers", said):
+        kind = "proxy" if compiler[2] == "as a proxy" else "built"
+        return f"{kind} {compiler[1]}, {compiler[3]} layers"
+    return "reference"
+
+
+def _versions(rows: Sequence[Mapping[str, Any]]) -> str:
+    versions = next(row["versions"] for row in rows if row["status"] == "artifact")
+    said = " ".join(row.get("gate", "") for row in rows)
+    found = [f"ONNX Runtime {versions['onnxruntime']}", f"onnx {versions['onnx']}"]
+    if tensorrt := re.search(r"tensorrt_rtx ([\d.]+)", said):
+        found.append(f"TensorRT for RTX {tensorrt[1]}")
+    if qnn := re.search(r"onnxruntime-qnn ([\d.]+)", said):
+        found.append(f"onnxruntime-qnn {qnn[1]}")
+    return ", ".join(found)
