@@ -11,6 +11,10 @@ from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # There is a worker for each core, and threads that wait for a core spin. torch reads this when it is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import models
 from edgesmith.model import Model
 
