@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
+from edgesmith.collector import spare_what_exists
 from edgesmith.errors import ModelError
 from edgesmith.execution.handover import obstacle_to_running
 from edgesmith.execution.reference import Optimization, ReferenceSession
@@ -66,6 +67,7 @@ Rewrite = Callable[[ir.Model], tuple[ir.Model, str]]
 """Takes a graph that it may edit, and returns it or another with a remark; without one, nothing changed."""
 
 
+@spare_what_exists()
 def lower(model: ir.Model, context: Context[None]) -> ir.Model:
     """Return the graph rewritten for ONNX Runtime's CPU kernels; `model` is not changed.
 

@@ -21,6 +21,7 @@ from onnxscript import rewriter, version_converter
 from onnxscript.optimizer import FOLDED_FROM_KEY, fold_constants
 from onnxscript.rewriter.rules import common as rules
 
+from edgesmith.collector import spare_what_exists
 from edgesmith.digest import content_hash, digest_graph
 from edgesmith.errors import DataError, ModelError
 from edgesmith.execution.handover import obstacle_to_running
@@ -122,6 +123,7 @@ def normalize(model: ir.Model) -> ir.Model:
     return normalize_with_remarks(model).model
 
 
+@spare_what_exists()
 def normalize_with_remarks(model: ir.Model) -> Normalized:
     """Return the normalized form of `model` and what a user should know about it.
 

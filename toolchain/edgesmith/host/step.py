@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edgesmith.collector import spare_what_exists
 from edgesmith.errors import Condition, EdgesmithError, StepError
 from edgesmith.host.containment import first_words, log_traceback
 from edgesmith.host.context import Context, Notes
@@ -120,6 +121,7 @@ def run_step(
     return result
 
 
+@spare_what_exists()
 def run_lowering(record: TargetRecord, target: "Target", model: "Model", context: Context[Any]) -> StepResult:
     """Lower a model to the form of a target, under the same conditions as a step.
 
@@ -145,6 +147,7 @@ def author_of(registry: "Registry", record: MethodRecord, options: object) -> st
     return f"method {record.name} {record.version} from {registry.distribution_of(record)} ({shown})"
 
 
+@spare_what_exists()
 def perform(registry: "Registry", record: MethodRecord, model: "Model", context: Context[Any]) -> StepResult:
     """Check and apply one method in this process, and prove its result. Arguments and errors as for `run_step`."""
     author = author_of(registry, record, context.options)

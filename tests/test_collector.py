@@ -1,0 +1,99 @@
+"""What collections walk over while a step runs, and at the end of a process."""
+
+import gc
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+
+from edgesmith.collector import spare_what_exists
+from edgesmith.frontends import normalize
+from edgesmith.host import step
+from edgesmith.testing import isolated_registry, run_method, tiny_mlp
+
+STEP_PLUGIN = Path(__file__).parent / "host" / "step_plugin.py"
+
+
+class Ring:
+    """An object that only a collection frees."""
+
+    def __init__(self):
+        self.itself = self
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_spared():
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
+
+def test_collections_leave_out_what_existed_before_the_block_and_only_until_it_ends():
+    older = weakref.ref(Ring())
+    with spare_what_exists():
+        younger = weakref.ref(Ring())
+        gc.collect()
+        assert older() is not None
+        assert younger() is None
+    gc.collect()
+    assert older() is None
+    assert gc.get_freeze_count() == 0
+
+
+def test_an_inner_block_ends_nothing():
+    older = weakref.ref(Ring())
+    with spare_what_exists():
+        with spare_what_exists():
+            pass
+        gc.collect()
+        assert older() is not None
+
+
+def test_what_the_process_froze_itself_stays_frozen():
+    older = weakref.ref(Ring())
+    gc.freeze()
+    with spare_what_exists():
+        pass
+    gc.collect()
+    assert older() is not None
+
+
+def test_the_block_ends_with_an_exception():
+    with pytest.raises(KeyError), spare_what_exists():
+        raise KeyError
+    assert gc.get_freeze_count() == 0
+
+
+def test_the_end_of_a_process_walks_over_nothing_and_finalizers_run():
+    # Handlers run in reverse order, so the first one sees what the shutdown will.
+    script = """
+import atexit, gc, weakref
+atexit.register(lambda: print(gc.get_freeze_count() > 1000 > len(gc.get_objects())))
+import edgesmith.collector
+class Thing: pass
+thing = Thing()
+thing.itself = thing
+weakref.finalize(thing, print, "finalized")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["finalized", "True"]
+
+
+def test_steps_and_cleaning_spare_what_existed_before(monkeypatch):
+    counts = []
+    for module, name in ((step, "_rewrite"), (normalize, "check_graph")):
+        original = getattr(module, name)
+
+        def counted(*arguments, original=original):
+            counts.append(gc.get_freeze_count())
+            return original(*arguments)
+
+        monkeypatch.setattr(module, name, counted)
+    model = tiny_mlp()
+    normalize.normalize(model.ir)
+    run_method(isolated_registry(STEP_PLUGIN), "scale", model, {"factor": 2.0})
+    assert len(counts) == 2
+    assert min(counts) > 10_000
+    assert gc.get_freeze_count() == 0
