@@ -19,8 +19,8 @@ than ONNX Runtime looked at the graph:
 - *reference*: nobody. ONNX Runtime computed the outputs here, and the artifact's `validate.py` found them again.
 - *simulated*: Qualcomm's simulator ran samples, on the architecture that is named.
 - *built*: TensorRT for RTX built the engine that this card runs. No card ran it.
-- *proxy*: TensorRT for RTX parsed and built the graph for the compute capability that is named, which is not that of the
-  device. That shows that the graph parses, and nothing more.
+- *proxy*: TensorRT for RTX parsed and built the graph for the compute capability that is named, which is not that of
+  the device. That shows that the graph parses, and nothing more.
 
 No device ran anything on this page, and nothing was timed. So few samples say that an artifact is sound; what a recipe
 costs in accuracy is on the pages of the [methods](../methods/quantize-int8.md).
