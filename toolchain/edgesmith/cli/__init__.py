@@ -84,7 +84,11 @@ def _configure(
     ] = False,
     disable: Annotated[
         list[str] | None,
-        typer.Option("--disable", metavar="NAME", help="Leave out a distribution or entry point. May be repeated."),
+        typer.Option(
+            "--disable",
+            metavar="NAME",
+            help="Leave out the plugins of a distribution, or one entry point. May be repeated.",
+        ),
     ] = None,
     plugin: Annotated[
         list[Path] | None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_renderable
+from edgesmith.cli.settings import AsJson
 
 if TYPE_CHECKING:
     from edgesmith.measure.compare import ArtifactComparison
@@ -14,9 +15,9 @@ EXAMPLE = "edgesmith compare artifact-fp32 artifact-int8"
 
 
 def command(
-    before: Annotated[Path, typer.Argument(help="Artifact directory to compare with.", show_default=False)],
+    before: Annotated[Path, typer.Argument(help="Artifact directory that is the yardstick.", show_default=False)],
     after: Annotated[Path, typer.Argument(help="Artifact directory that is compared.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two artifacts. Numbers taken under different conditions are refused, with the reason."""
     from edgesmith.measure.compare import compare_artifacts

@@ -5,13 +5,13 @@ import os
 import platform
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from edgesmith import __version__
 from edgesmith.cli.output import write_json, write_text
-from edgesmith.cli.settings import registry_of
+from edgesmith.cli.settings import AsJson, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.host.plugin import Plugin
@@ -25,7 +25,7 @@ _OPTIONAL_EXTRA = "torch"
 
 def command(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show environment, versions, and every plugin with its status and full error. Paste it into an issue."""
     report = examine(registry_of(context))

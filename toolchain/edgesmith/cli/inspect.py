@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
-from edgesmith.cli.settings import isolation_of, registry_of
+from edgesmith.cli.settings import AsJson, Source, isolation_of, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.host.dialect import Dialect
@@ -26,9 +26,7 @@ _LARGEST_LIST = 12
 
 def command(
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(help="A Hugging Face directory or hub id, or an .onnx file.", show_default=False)
-    ],
+    source: Source,
     target: Annotated[
         str, typer.Option("--target", metavar="NAME", help="Target whose dialect the methods are asked about.")
     ] = "onnx-cpu",
@@ -39,7 +37,7 @@ def command(
         float | None,
         typer.Option("--time-limit-seconds", help="Longest time for one method; implies --isolate. Default: 3600."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what is in a model: blocks, attention, MLPs, convolutions, parameters, MACs, and which methods apply."""
     registry = registry_of(context)

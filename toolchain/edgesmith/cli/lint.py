@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
-from edgesmith.cli.settings import isolation_of, registry_of
+from edgesmith.cli.settings import AsJson, Source, isolation_of, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.engine import EngineReport
@@ -20,9 +20,7 @@ EXIT_FINDINGS = 2
 
 def command(
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(help="A Hugging Face directory or hub id, or an .onnx file.", show_default=False)
-    ],
+    source: Source,
     target: Annotated[
         str, typer.Option("--target", metavar="NAME", help="Installed target, or a profile file of your own.")
     ],
@@ -35,13 +33,17 @@ def command(
         typer.Option("--engine-times", metavar="FILE", help="Times of its layers: trtexec --exportProfile."),
     ] = None,
     isolate: Annotated[
-        bool, typer.Option("--isolate", help="Ask each rule of a stranger in a process of its own, within limits.")
+        bool,
+        typer.Option(
+            "--isolate",
+            help="Ask each rule of a plugin that is not part of Edgesmith in a process of its own, within limits.",
+        ),
     ] = False,
     time_limit_seconds: Annotated[
         float | None,
         typer.Option("--time-limit-seconds", help="Longest time for one rule; implies --isolate. Default: 3600."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a graph against the rules of a target. The exit code is 0 without findings, and 2 with some."""
     from edgesmith.cli.progress import make_progress

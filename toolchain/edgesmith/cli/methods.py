@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
-from edgesmith.cli.settings import registry_of
+from edgesmith.cli.settings import AsJson, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.host.records import MethodRecord
@@ -18,7 +18,7 @@ EXAMPLE = "edgesmith methods quantize-int8"
 def command(
     context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Show one method with its options.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the installed methods: what they do, what they need, and what they promise."""
     registry = registry_of(context)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
-from edgesmith.cli.settings import isolation_of, registry_of
+from edgesmith.cli.settings import AsJson, isolation_of, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.testing.conformance import Check, CheckResult
@@ -32,17 +32,21 @@ def command(
     ],
     models: Annotated[
         list[Path] | None,
-        typer.Option("--model", metavar="FILE", help="A further .onnx file to try a method on. May be repeated."),
+        typer.Option(
+            "--model", metavar="FILE", help="A model of yours (.onnx) to try a method on as well. May be repeated."
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Repeat runs on two graphs only, in one process.")] = False,
     isolate: Annotated[
         bool,
-        typer.Option("--isolate", help="Call methods in processes of their own, which they may end."),
+        typer.Option(
+            "--isolate", help="Run methods in processes of their own, so that one that hangs or crashes is reported."
+        ),
     ] = False,
     time_limit_seconds: Annotated[
         float | None, typer.Option("--time-limit-seconds", help="Longest time for one call; implies --isolate.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Try a plugin on tiny models of every family. The exit code is 0 if all checks pass, and 2 if one fails."""
     isolation = isolation_of(isolate, time_limit_seconds, None)

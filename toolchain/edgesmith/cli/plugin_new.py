@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from edgesmith.cli.output import show_line, write_json, write_text
-from edgesmith.cli.settings import registry_of
+from edgesmith.cli.settings import AsJson, registry_of
 from edgesmith.scaffold import KINDS, create_plugin
 
 EXAMPLE = "edgesmith plugin new my-method --kind method"
@@ -19,7 +19,7 @@ def command(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="The project becomes a new folder NAME in here.")
     ] = Path(),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a complete project with a small working plugin, tests, and a workflow that runs them."""
     installed = registry_of(context).plugins

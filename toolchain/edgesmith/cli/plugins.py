@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table
-from edgesmith.cli.settings import registry_of
+from edgesmith.cli.settings import AsJson, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.host.plugin import Plugin
@@ -20,7 +20,7 @@ def command(
     retry: Annotated[
         bool, typer.Option("--retry", help="Import again, apart from this process, what broke its process before.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the installed plugins and what they bring, by name; broken ones with their error. --json says all of it."""
     registry = registry_of(context, retry=retry)

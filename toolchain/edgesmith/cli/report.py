@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_text
-from edgesmith.cli.settings import registry_of
+from edgesmith.cli.settings import AsJson, registry_of
 
 EXAMPLE = "edgesmith report artifact"
 
@@ -14,7 +14,7 @@ EXAMPLE = "edgesmith report artifact"
 def command(
     context: typer.Context,
     directory: Annotated[Path, typer.Argument(help="Artifact directory.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the HTML report of an artifact again from its ledger, for example with a newer Edgesmith."""
     from edgesmith.report import render_report

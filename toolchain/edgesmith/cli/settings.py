@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,12 @@ from edgesmith.cli.output import show_line
 if TYPE_CHECKING:
     from edgesmith.host.registry import Registry
     from edgesmith.isolation.limits import Isolation
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Source = Annotated[
+    str,
+    typer.Argument(metavar="SOURCE", help="A Hugging Face directory or hub id, or an .onnx file.", show_default=False),
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,20 @@
 """`edgesmith targets`: the installed devices and runtimes."""
 
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
 from edgesmith.cli.output import write_json, write_table
-from edgesmith.cli.settings import registry_of
+from edgesmith.cli.settings import AsJson, registry_of
 
 EXAMPLE = "edgesmith targets"
 
 
 def command(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List the installed targets and the strongest evidence that measurements on them can give."""
+    """List the installed targets: what they are, what measures them, and how much such a number proves (its tier)."""
     registry = registry_of(context)
     targets = registry.targets()
     if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
-from edgesmith.cli.settings import registry_of
+from edgesmith.cli.settings import AsJson, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.device.record import DeviceRun
@@ -19,14 +19,20 @@ EXAMPLE = "edgesmith validate artifact --on ssh://user@jetson --data texts.csv"
 def command(
     context: typer.Context,
     directory: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Artifact directory.", show_default=False)],
-    on: Annotated[str, typer.Option("--on", help="local, ssh://user@host[:port] or adb://serial.", show_default=False)],
+    on: Annotated[
+        str,
+        typer.Option("--on", help="Where to run: local, ssh://user@host[:port] or adb://serial.", show_default=False),
+    ],
     data: Annotated[
-        Path | None, typer.Option("--data", help="Evaluation samples, as for compile; random inputs without.")
+        Path | None,
+        typer.Option("--data", help="Samples to score, as for `edgesmith compile`. Default: random inputs."),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="samples, seconds, threads, python and others; see docs/targets."
+            "--set",
+            metavar="NAME=VALUE",
+            help="How to run: samples, seconds, threads and others, as listed in docs/targets/validation.md.",
         ),
     ] = None,
     loadgen: Annotated[
@@ -38,8 +44,8 @@ def command(
             show_default=False,
         ),
     ] = "",
-    keep: Annotated[bool, typer.Option("--keep", help="Leave everything on the device.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave what was copied on the device.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run an artifact where it will run: latency, outputs against the simulation, and the metric."""
     from contextlib import closing
