@@ -58,6 +58,19 @@ def test_the_data_tells_a_length_that_nothing_else_does(tiny_bert, tmp_path: Pat
     assert shapes_of(fixed(tiny_bert, "android-qnn", tmp_path, choice)) == [[1, 9]] * 3
 
 
+@pytest.mark.parametrize("form", ["opened", "npz"])
+def test_arrays_decide_their_length_also_where_texts_would_be_cut_elsewhere(tiny_bert, tmp_path: Path, form) -> None:
+    task = tiny_bert.task.model_copy(update={"preprocessing": TextPreprocessing(max_length=24)})
+    model = edgesmith.Model(tiny_bert.ir, task, tiny_bert.provenance)
+    tokens = np.random.default_rng(0).integers(0, 50, (8, 9))
+    arrays = {str(value.name): tokens for value in model.graph.inputs}
+    np.savez(tmp_path / "tokens.npz", **arrays)
+    choice = choose_data(RunData(None, ArraySource(arrays)) if form == "opened" else tmp_path / "tokens.npz")
+    result = fixed(model, "android-qnn", tmp_path, choice)
+    assert shapes_of(result) == [[1, 9]] * 3
+    assert result.task.preprocessing.max_length == 9
+
+
 def test_a_length_that_nobody_knows_is_asked_for(tiny_bert, tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="'sequence' of input") as caught:
         fixed(tiny_bert, "android-qnn", tmp_path)

@@ -42,6 +42,12 @@ class DataChoice:
         """Whether calibration data will be there."""
         return self.spec.calibration is not None or (self.opened is not None and self.opened.calibration is not None)
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the samples are arrays for the graph already, whose sizes no preprocessing decides."""
+        parts = [part for part in (self.spec.calibration, self.spec.evaluation) if part is not None]
+        return self.opened is not None or any(part.kind == "npz" for part in parts)
+
     def equip(self, model: Model) -> Model:
         """Return `model` with the preprocessing that the description gives, if any, and the tokenizer that it names.
 

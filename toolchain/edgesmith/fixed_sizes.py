@@ -21,6 +21,7 @@ def fix_sizes(model: Model, plan: Plan, choice: DataChoice, *, batch_size: int, 
 
     Done before the first step, so that every stage has the same inputs. What the recipe does not name gets the batch
     size of the run in front, the length that texts are cut to, and else the sizes of the first sample of the data.
+    Arrays for the graph have been cut already, so there the sample decides.
 
     Args:
         model: The source with its preprocessing.
@@ -49,7 +50,7 @@ def _further_sizes(
     dimensions = {name: place for name, place in open_dimensions(model.ir).items() if name not in given}
     chosen = {name: batch_size for name, (_, axis) in dimensions.items() if axis == 0}
     preprocessing = model.task.preprocessing
-    if isinstance(preprocessing, TextPreprocessing):
+    if isinstance(preprocessing, TextPreprocessing) and not choice.is_prepared:
         tokens = {name for name, (value, axis) in dimensions.items() if axis == 1 and value in preprocessing.inputs}
         chosen |= dict.fromkeys(tokens, preprocessing.max_length)
     missing = {name: place for name, place in dimensions.items() if name not in chosen}
