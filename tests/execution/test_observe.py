@@ -1,5 +1,7 @@
 """Statistics of inner values over calibration data."""
 
+from threading import Barrier, get_ident
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,34 @@ def test_any_observer_is_taken():
     seen = observe(model(), ["x"], ArraySource({"x": DATA}), MeanVarianceObserver)
     np.testing.assert_allclose(seen["x"].mean, DATA.mean(), rtol=1e-6)
     assert observe(model(), ["y"], ArraySource({"x": DATA}), HistogramObserver)["y"].count == DATA.size
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_so_many_observers_are_updated_at_a_time_and_see_the_same(threads):
+    together, meeting = [], Barrier(threads)
+
+    class Meeting(MeanVarianceObserver):
+        def update(self, array):
+            meeting.wait(timeout=30)  # ends only where so many are here at once
+            together.append(get_ident())
+            super().update(array)
+
+    names, data = ["x", "y"], ArraySource({"x": DATA})
+    seen = observe(model(), names, data, Meeting, threads=threads, batch_size=5)
+    assert len(set(together)) == threads
+    alone = observe(model(), names, data, MeanVarianceObserver, batch_size=5)
+    for name in names:
+        assert (seen[name].mean, seen[name].variance) == (alone[name].mean, alone[name].variance)
+
+
+def test_an_observer_that_fails_ends_the_pass_by_its_own_error():
+    class Failing(MinMaxObserver):
+        def update(self, array):
+            raise DataError(self.name, expected="", why="", fix="")
+
+    with pytest.raises(DataError) as caught:
+        observe(model(), ["y", "x"], ArraySource({"x": DATA}), Failing, threads=2)
+    assert caught.value.what == "y"
 
 
 def test_fixed_batch_is_kept():

@@ -327,3 +327,21 @@ def test_any_graph_computes_the_same_and_is_then_normal(model: ir.Model, rows: i
     assert all(node.outputs[0].is_graph_output() for node in result.model.graph if node.op_type == "Identity")
     assert "Constant" not in operators(result.model)
     assert to_bytes(normalize(result.model)) == to_bytes(result.model)
+
+
+def test_a_graph_that_is_clean_already_is_equal_by_its_hash_and_no_second_one_is_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran = []
+
+    class Counted(ReferenceSession):
+        def __init__(self, model: ir.Model, **options: bool) -> None:
+            ran.append(model)
+            super().__init__(model, **options)
+
+    dirty = graph(20, "(float[N,4] x) => (float[N,4] y) { a = Identity(x) y = Relu(a) }")
+    monkeypatch.setattr(module, "ReferenceSession", Counted)
+    clean = normalize(dirty)
+    assert len(ran) == 2
+    assert to_bytes(normalize(clean)) == to_bytes(clean)
+    assert len(ran) == 3

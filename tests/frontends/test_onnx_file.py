@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgesmith import serialization
 from edgesmith.errors import ModelError
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.frontends.onnx_file import OnnxFrontend
@@ -51,7 +52,21 @@ def test_the_fingerprint_covers_external_data(tiny_cnn: Model, tmp_path: Path) -
     path = tmp_path / "net.onnx"
     write_onnx(tiny_cnn.ir, path, external_data=True)
     before = FRONTEND.fingerprint(path)
+    assert FRONTEND.load(path).provenance.digest == before
     data = bytearray((tmp_path / "net.onnx.data").read_bytes())
     data[0] ^= 1
     (tmp_path / "net.onnx.data").write_bytes(data)
     assert FRONTEND.fingerprint(path) != before
+
+
+def test_a_file_is_parsed_once_whatever_its_weights_lie_in(
+    tiny_cnn: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+    original = serialization._parse
+    monkeypatch.setattr(serialization, "_parse", lambda path: parsed.append(path) or original(path))
+    for external_data in (False, True):
+        path = tmp_path / f"{external_data}.onnx"
+        write_onnx(tiny_cnn.ir, path, external_data=external_data)
+        FRONTEND.load(path)
+    assert parsed == [tmp_path / "False.onnx", tmp_path / "True.onnx"]

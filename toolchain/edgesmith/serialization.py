@@ -44,6 +44,15 @@ def read_onnx(path: str | Path) -> ir.Model:
     """Return the graph in an `.onnx` file, checked, with external weights mapped lazily.
 
     Raises:
+        ModelError, UnsupportedOperatorError: As `read_with_files` does.
+    """
+    return read_with_files(path)[0]
+
+
+def read_with_files(path: str | Path) -> tuple[ir.Model, tuple[Path, ...]]:
+    """Return the graph in an `.onnx` file as `read_onnx` does, and the files that hold its external data, sorted.
+
+    Raises:
         ModelError: The file is missing, damaged, not ONNX, older than opset 9, not a valid graph, refers to data
             outside its directory, or holds weights that are not numbers.
         UnsupportedOperatorError: It uses an operator that neither ONNX nor ONNX Runtime defines.
@@ -52,6 +61,7 @@ def read_onnx(path: str | Path) -> ir.Model:
     proto = _parse(path)
     _check_tensors(proto, path)
     _check_opset(proto, path)
+    files = _external_files(proto, path)
     try:
         model = ir.serde.deserialize_model(proto)
     except (ir.serde.SerdeError, NotImplementedError, ValueError, TypeError) as error:
@@ -61,7 +71,7 @@ def read_onnx(path: str | Path) -> ir.Model:
     _move_out(model)
     check_graph(model, str(path))
     check_weights(model, str(path))
-    return model
+    return model, files
 
 
 def external_files(path: str | Path) -> tuple[Path, ...]:
@@ -73,8 +83,12 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
     path = Path(path)
     if path.is_file() and not _holds(path, b"location"):
         return ()  # no tensor names a file, and the message need not be parsed to say so
+    return _external_files(_parse(path), path)
+
+
+def _external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     files: set[Path] = set()
-    for graph in _graphs(_parse(path).graph):
+    for graph in _graphs(proto.graph):
         attributes = (attribute for node in graph.node for attribute in node.attribute)
         constants = (t for a in attributes for t in (*a.tensors, *([a.t] if a.HasField("t") else [])))
         for tensor in (*graph.initializer, *constants):

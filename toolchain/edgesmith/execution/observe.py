@@ -1,6 +1,7 @@
 """Streams calibration data through a graph and keeps statistics of chosen values, never the values themselves."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -41,10 +42,11 @@ def observe(
         model: The graph that computes the values.
         values: Names of graph inputs or of values computed in the main graph.
         data: Calibration data; every sample is used once, in order.
-        make_observer: Returns a fresh observer for a value name.
+        make_observer: Returns a fresh observer for a value name, which shares nothing with others that an update
+            changes: several are updated at a time.
         batch_size: Samples per run. None runs the first sample alone, and then as many neighbours of equal shapes
             together as keep the observed values small. A graph with a fixed batch dimension keeps its own.
-        threads: Threads used inside one operator.
+        threads: Threads used inside one operator, and for the observers.
         progress: Told about every batch, or about every sample where `batch_size` is None.
 
     Raises:
@@ -52,11 +54,18 @@ def observe(
         ModelError: The graph does not load or run, or has no value of that name.
     """
     progress = progress or SilentProgress()
-    stream = _Stream(model, {name: make_observer(name) for name in values}, threads)
     size = fixed_batch(model) or batch_size
     total = run_count(model, len(data), batch_size)
     if total == 0:
         raise no_data()
+    with ThreadPoolExecutor(threads) as workers:
+        stream = _Stream(model, {name: make_observer(name) for name in values}, threads, workers)
+        _feed(stream, data, size, progress, total)
+    return stream.observers
+
+
+def _feed(stream: "_Stream[ObserverT]", data: "DataSource", size: int | None, progress: Progress, total: int) -> None:
+    """Run all samples: `size` at a time, or without one as many neighbours as keep the observed values small."""
     pending: list[Feeds] = []
     room = 1
     for batch in progress.track(data.batches(size or 1), "calibrating", total):
@@ -67,7 +76,6 @@ def observe(
             pending = []
         pending.append(feeds)
     stream.run(pending)
-    return stream.observers
 
 
 def run_count(model: ir.Model, samples: int, batch_size: int | None) -> int:
@@ -78,8 +86,11 @@ def run_count(model: ir.Model, samples: int, batch_size: int | None) -> int:
 class _Stream(Generic[ObserverT]):
     """A session that computes the values, and the observers that see them."""
 
-    def __init__(self, model: ir.Model, observers: dict[str, ObserverT], threads: int) -> None:
+    def __init__(
+        self, model: ir.Model, observers: dict[str, ObserverT], threads: int, workers: ThreadPoolExecutor
+    ) -> None:
         self.observers = observers
+        self._workers = workers
         self.inputs = {value.name for value in model.graph.inputs}
         taps = [name for name in observers if name not in self.inputs]
         # Values are the same at every level up to rounding, and calibration time is mostly the model's own.
@@ -90,13 +101,15 @@ class _Stream(Generic[ObserverT]):
         first = samples[0]
         feeds = first if len(samples) == 1 else {name: np.concatenate([s[name] for s in samples]) for name in first}
         results = self._session.run(feeds)
-        used = 0
-        for name, observer in self.observers.items():
+
+        def show(name: str) -> int:
             # Taken out of the results, so that each array is released as soon as it has been seen.
             array = results.pop(name) if name in results else feeds[name]
-            observer.update(array)
-            used += array.nbytes
-        return used
+            self.observers[name].update(array)
+            return array.nbytes
+
+        # Observers pass over large arrays outside the interpreter's lock, and each belongs to one value.
+        return sum(self._workers.map(show, self.observers))
 
 
 def _shapes(feeds: Feeds) -> dict[str, tuple[int, ...]]:

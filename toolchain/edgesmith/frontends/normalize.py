@@ -138,7 +138,8 @@ def normalize_with_remarks(model: ir.Model) -> Normalized:
             _tidy(result)
         else:
             result, remarks = _apply(model, None)
-            if proof.difference(result):
+            # The graph of one hash needs no run to be the same graph: a file that was cleaned before.
+            if digest_graph(result) != digest_graph(model) and proof.difference(result):
                 result, remarks = _apply(model, proof)
         check_graph(result, "the normalized graph")
     opset = result.opset_imports.get("", TARGET_OPSET)

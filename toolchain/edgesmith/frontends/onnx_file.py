@@ -9,7 +9,7 @@ from edgesmith.frontends.normalize import normalize_with_remarks
 from edgesmith.frontends.versions import library_versions
 from edgesmith.host.interfaces import Frontend
 from edgesmith.model import METADATA_FILE, Model, Provenance
-from edgesmith.serialization import external_files, read_onnx
+from edgesmith.serialization import external_files, read_with_files
 from edgesmith.task import Task
 
 
@@ -34,8 +34,9 @@ class OnnxFrontend(Frontend):
         if path.is_dir():
             model = Model.load(path)
         else:
-            graph, versions = read_onnx(path), library_versions("onnxscript", "onnx_ir", "onnx")
-            provenance = Provenance(str(path), "onnx", self.fingerprint(path), versions=versions)
+            graph, files = read_with_files(path)
+            versions = library_versions("onnxscript", "onnx_ir", "onnx")
+            provenance = Provenance(str(path), "onnx", _hash_files(path, *files), versions=versions)
             model = Model(graph, Task(), provenance)
         normalized = normalize_with_remarks(model.ir)
         provenance = replace(model.provenance, remarks=model.provenance.remarks + normalized.remarks)
@@ -46,5 +47,8 @@ class OnnxFrontend(Frontend):
         path = Path(str(source))
         if path.is_dir():
             return hash_directory(path)
-        hashes = [hash_file(file) for file in (path, *external_files(path))]
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return _hash_files(path, *external_files(path))
+
+
+def _hash_files(*files: Path) -> str:
+    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
