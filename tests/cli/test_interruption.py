@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,6 +17,15 @@ class Interrupted:
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Take Ctrl-C, which a shell has what it starts in its background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_an_interruption_inside_a_destructor_is_raised_again() -> None:
     reached = []
     with interruptions_arrive(), pytest.raises(KeyboardInterrupt):

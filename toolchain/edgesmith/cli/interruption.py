@@ -1,8 +1,10 @@
 """Ctrl-C that always arrives."""
 
+import _thread
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,11 +24,11 @@ def interruptions_arrive() -> Iterator[None]:
 
     def raise_again(dropped: Any) -> None:
         if dropped.exc_type is KeyboardInterrupt:
-            # A signal, and not `interrupt_main`, because it also ends a system call such as a sleep.
-            main_thread = threading.main_thread().ident or 0
-            timer = threading.Timer(_DELAY_SECONDS, signal.pthread_kill, (main_thread, signal.SIGINT))
-            timer.daemon = True
-            timer.start()
+            # A threading.Timer would have this function wait until it runs, and on a busy machine go off in that time:
+            # what is raised in here is dropped for good.
+            leaving = threading.Event()
+            _thread.start_new_thread(_interrupt, (leaving,))
+            leaving.set()
         else:
             previous(dropped)
 
@@ -35,3 +37,13 @@ def interruptions_arrive() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = previous
+
+
+def _interrupt(leaving: threading.Event) -> None:
+    """Interrupt the main thread soon after an event.
+
+    By a signal, and not by `interrupt_main`, because it also ends a system call such as a sleep.
+    """
+    leaving.wait()
+    time.sleep(_DELAY_SECONDS)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
