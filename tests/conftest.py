@@ -1,10 +1,12 @@
 """Fixtures for every test: small random models, each exported once and then read from disk."""
 
+import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,10 +14,12 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # There is a worker for each core, and threads that wait for a core spin. torch reads this when it is imported.
+    # There is a worker for each core, and threads that wait for a core spin. Libraries read this when imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import models
+from edgesmith.measure import local
+from edgesmith.measure.memory import ChildMemory, measure_in_child
 from edgesmith.model import Model
 
 # How long an example takes is a matter of the machine. Where CI is set, hypothesis takes its own profile "ci", which
@@ -31,6 +35,27 @@ def store_of_tests() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="edgesmith-tests-") as folder, pytest.MonkeyPatch.context() as patch:
         if "EDGESMITH_STORE" not in os.environ:
             patch.setenv("EDGESMITH_STORE", folder)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_measured_once() -> Iterator[None]:
+    """Measure the memory of a model file on the same inputs once, whichever test asks first.
+
+    Most compiles of tests are of the same few models. The tests of the measurement itself do without this.
+    """
+    found: dict[bytes, ChildMemory] = {}
+
+    def measured(entry: Path, inputs: Mapping[str, Any], *plan: Any, **settings: Any) -> ChildMemory:
+        files = [path.read_bytes() for path in sorted(entry.parent.iterdir()) if path.name.startswith(entry.name)]
+        arrays = [(name, array.dtype.str, array.shape, array.tobytes()) for name, array in inputs.items()]
+        key = hashlib.sha256(repr((files, arrays, plan, settings)).encode()).digest()
+        if key not in found:
+            found[key] = measure_in_child(entry, inputs, *plan, **settings)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "measure_in_child", measured)
         yield
 
 

@@ -6,6 +6,14 @@ import numpy as np
 import pytest
 from measure_models import ArrayData, dense_model
 
+from edgesmith.measure import local
+from edgesmith.measure.memory import measure_in_child
+
+
+@pytest.fixture(autouse=True)
+def memory_measured_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "measure_in_child", measure_in_child)
+
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
