@@ -28,7 +28,8 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n auto
+	# Each worker takes a run of neighbours, which share what they set up.
+	$(BIN)/pytest -n auto --dist worksteal
 
 bench: $(STAMP) build/demo/data.yaml build/bench/peers/.installed build/bench/austen
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt gguf accelerate
