@@ -14,6 +14,7 @@ from edgesmith_tokens.aggregation.places import find_places, grid_of
 from edgesmith_tokens.aggregation.pyramid import Pyramid
 from edgesmith_tokens.finding.vision import VisionStream, find_vision_streams
 from edgesmith_tokens.options.aggregation import AggregateTokensOptions
+from edgesmith_tokens.tokens.definition import by_definition
 from edgesmith_tokens.tokens.reduction import obstacle_to_fewer
 from edgesmith_tokens.tokens.writer import OPSET
 
@@ -26,10 +27,11 @@ class AggregateTokens(Method[AggregateTokensOptions]):
     def check(self, model: Model, context: AggregationContext) -> Verdict:
         """Return whether there are tokens that can become fewer, and what the form needs."""
         try:
-            streams = _streams(model, context.options)
+            graph = by_definition(model.ir)
+            streams = _streams(graph, context.options)
             if not streams:
-                return Verdict.skip(_why_none(model.ir, context.options))
-            problem = _problem(model.ir, streams, context)
+                return _without_places(graph, context.options)
+            problem = _problem(graph, streams, context)
         except EdgesmithError as error:
             return Verdict.refuse(f"{error.what}; {error.fix}")
         if problem:
@@ -43,9 +45,9 @@ class AggregateTokens(Method[AggregateTokensOptions]):
             DataError: The form needs calibration data and there is none, or it makes an activation infinite or NaN.
             StepError: The form does not fit the model.
         """
-        result = model.ir.clone()
+        result = by_definition(model.ir.clone())
         raise_opset(result, OPSET)
-        streams = _streams(model.with_ir(result), context.options)
+        streams = _streams(result, context.options)
         problem = _problem(result, streams, context)
         if problem:
             raise StepError(
@@ -59,13 +61,13 @@ class AggregateTokens(Method[AggregateTokensOptions]):
         return model.with_ir(result)
 
 
-def _streams(model: Model, options: AggregateTokensOptions) -> list[VisionStream]:
+def _streams(model: ir.Model, options: AggregateTokensOptions) -> list[VisionStream]:
     """Return the streams in which tokens are to become fewer.
 
     Raises:
         StepError: A block that is named does not exist.
     """
-    found = find_vision_streams(model.ir, find_structure(model.ir), protected=options.protected)
+    found = find_vision_streams(model, find_structure(model), protected=options.protected)
     known = {block.number for stream in found for block in stream.blocks}
     missing = sorted(set(options.at or ()) - known)
     if found and missing:
@@ -78,14 +80,15 @@ def _streams(model: Model, options: AggregateTokensOptions) -> list[VisionStream
     return [stream for stream in found if find_places(stream, options)]
 
 
-def _why_none(model: ir.Model, options: AggregateTokensOptions) -> str:
+def _without_places(model: ir.Model, options: AggregateTokensOptions) -> Verdict:
+    """Return why there is no place where tokens become fewer."""
     found = find_vision_streams(model, find_structure(model), protected=options.protected)
     if not found:
-        return "the graph has no vision transformer"
+        return Verdict.skip("the graph has no stream of tokens that come from patches of an image")
     reason = next((stream.obstacle for stream in found if stream.obstacle), "")
     if reason:
-        return f"{reason}; put this step before merge-tokens and static-attention, which change blocks"
-    return "no token is to go; set keep below 1, and name blocks that exist with at"
+        return Verdict.refuse(f"{reason}; put this step before merge-tokens and static-attention, which change blocks")
+    return Verdict.skip("no token is to go; set keep below 1, and name blocks that exist with at")
 
 
 def _problem(model: ir.Model, streams: list[VisionStream], context: AggregationContext) -> str:

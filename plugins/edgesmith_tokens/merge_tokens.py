@@ -17,6 +17,7 @@ from edgesmith_tokens.merging.formula import most_merged
 from edgesmith_tokens.merging.place import MergeForm, merge_stream
 from edgesmith_tokens.merging.schedule import constant, decreasing, fitted, listed, spread
 from edgesmith_tokens.options.merging import MergeTokensOptions
+from edgesmith_tokens.tokens.definition import by_definition
 from edgesmith_tokens.tokens.reduction import obstacle_to_fewer
 from edgesmith_tokens.tokens.writer import OPSET
 
@@ -33,10 +34,11 @@ class MergeTokens(Method[MergeTokensOptions]):
         """Return whether there is a vision transformer whose tokens may become fewer."""
         options = context.options
         try:
-            streams = _streams(model.ir, options)
+            graph = by_definition(model.ir)
+            streams = _streams(graph, options)
             if not streams:
                 return Verdict.skip("the graph has no stream of tokens that come from patches of an image")
-            reasons = [_obstacle(model.ir, stream) for stream in streams]
+            reasons = [_obstacle(graph, stream) for stream in streams]
         except EdgesmithError as error:
             return Verdict.refuse(f"{error.what}; {error.fix}")
         open_streams = [stream for stream, reason in zip(streams, reasons, strict=True) if not reason]
@@ -58,7 +60,7 @@ class MergeTokens(Method[MergeTokensOptions]):
             MeasurementError: Counts are to be chosen and nothing is timed in this run.
             StepError: A node cannot work on fewer tokens.
         """
-        options, merged = context.options, model.ir.clone()
+        options, merged = context.options, by_definition(model.ir.clone())
         form = MergeForm(options.form, options.metric, options.score, options.proportional, context.seed)
         raise_opset(merged, OPSET)
         whole = model.with_ir(merged.clone())

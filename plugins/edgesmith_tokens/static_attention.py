@@ -27,6 +27,7 @@ from edgesmith_tokens.static.measure import (
 )
 from edgesmith_tokens.static.rewrite import replace_attention
 from edgesmith_tokens.static.sites import Site, find_sites
+from edgesmith_tokens.tokens.definition import by_definition
 
 StaticContext = Context[StaticAttentionOptions]
 
@@ -42,14 +43,15 @@ class StaticAttention(Method[StaticAttentionOptions]):
         if data is None or len(data) == 0:
             return Verdict.refuse("static maps are means over calibration data; pass it with --data")
         try:
-            sites = find_sites(model.ir, find_structure(model.ir))
+            graph = by_definition(model.ir)
+            sites = find_sites(graph, find_structure(graph))
             if not sites:
                 return Verdict.skip("the graph has no blocks with attention")
             usable = _usable(sites, options)
             if usable and options.choose == "greedy" and options.blocks is None:
-                _require_comparable(model.ir)
+                _require_comparable(graph)
             if usable and options.epochs > 0:
-                problem = _training_problem(model, data, options)
+                problem = _training_problem(graph, data, options)
                 if problem:
                     return Verdict.refuse(problem)
         except EdgesmithError as error:
@@ -66,25 +68,27 @@ class StaticAttention(Method[StaticAttentionOptions]):
             StepError: A block that is named has no attention that can be static, or greedy has no outputs to compare.
             UnsupportedOperatorError: The maps are to be trained, and the graph has an operator that torch cannot run.
         """
-        options, written = context.options, model.ir.clone()
+        options, unchanged = context.options, model.ir.clone()
         if options.blocks == () or options.count == 0:
-            return model.with_ir(written)
+            return model.with_ir(unchanged)
+        given = by_definition(model.ir)
         data = required_data(context.calibration, "static maps", why="they are means over what attention does on it")
-        structure = find_structure(model.ir)
-        found = find_sites(model.ir, structure)
+        structure = find_structure(given)
+        found = find_sites(given, structure)
         sites = _usable(found, options)
         for site in found:
             if site.obstacle and (options.blocks is None or site.block in options.blocks):
                 context.notes.skip(site.attention.context_node, site.obstacle)
         data = data.take(options.samples)
-        maps = _chosen_maps(model.ir, sites, data, context) if sites else ()
+        maps = _chosen_maps(given, sites, data, context) if sites else ()
         if not maps:
             context.notes.remark("No block got a static map.")
-            return model.with_ir(written)
+            return model.with_ir(unchanged)
+        written = given.clone()
         names = _write(written, maps)
-        context.notes.remark(_account(model.ir, written, maps, len(data)))
+        context.notes.remark(_account(given, written, maps, len(data)))
         if options.epochs > 0:
-            _train(model.ir, written, structure, dict(zip(names, maps, strict=True)), context)
+            _train(given, written, structure, dict(zip(names, maps, strict=True)), context)
         return model.with_ir(written)
 
 
@@ -210,7 +214,7 @@ def _numbers(model: ir.Model) -> int:
     return sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value is not None)
 
 
-def _training_problem(model: Model, data: DataSource, options: StaticAttentionOptions) -> str:
+def _training_problem(model: ir.Model, data: DataSource, options: StaticAttentionOptions) -> str:
     """Return why maps cannot be trained, or an empty string.
 
     Raises:
@@ -218,10 +222,10 @@ def _training_problem(model: Model, data: DataSource, options: StaticAttentionOp
     """
     from edgesmith.execution.torch_graph import TorchGraph
 
-    needed = 2 * (fixed_batch(model.ir) or 1)
+    needed = 2 * (fixed_batch(model) or 1)
     if min(len(data), options.samples) < needed:
         return f"training takes {needed} samples or more, to learn from and to decide by; pass more with --data"
-    TorchGraph(model.ir)
+    TorchGraph(model)
     return ""
 
 

@@ -333,7 +333,7 @@ def test_static_attention_comes_after_and_what_merges_or_is_static_before_is_lef
     merged = MergeTokens().apply(model, context(MergeTokensOptions(r=2)))
     for before in (merged, StaticAttention().apply(model, maps)):
         left = verdict(before)
-        assert left.status == "skip" and "put this step before merge-tokens and static-attention" in left.reason
+        assert left.status == "refuse" and "put this step before merge-tokens and static-attention" in left.reason
 
 
 def test_merge_tokens_comes_after_and_works_in_front_of_the_first_place():
