@@ -11,6 +11,7 @@ import argparse
 import fnmatch
 import json
 import platform
+import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from benchmarks.measuring import ChildError, call_child
 from benchmarks.profiles_page import write_page
 
 OUT = Path("build/bench/profiles.json")
-LIMIT_S = 1200
+LIMIT_S = 3600
 TOKENS = 32
 """Length that passages of the language model are cut to."""
 
@@ -68,20 +69,23 @@ def compile_pair(profile: str, network: str, case: models.Case) -> dict[str, Any
     samples = {"calibration": calibration, "evaluation": evaluation}
     row: dict[str, Any] = {"profile": profile, "network": network, "recipe": chosen, "samples": samples}
     row["when"] = datetime.now(UTC).isoformat(timespec="seconds")
-    try:
-        seconds, answer = call_child(
-            "benchmarks.profiles_child",
-            "compile",
-            limit_s=LIMIT_S,
-            model=str(case.model),
-            data={"calibration": str(case.calibration), "evaluation": str(case.evaluation)},
-            samples=samples,
-            tokens=TOKENS,
-            target=profile,
-            recipe=RECIPES[chosen],
-        )
-    except ChildError as error:
-        return row | {"status": "failed", "error": str(error)}
+    # Artifact and store go with this folder, also where the child was stopped.
+    with tempfile.TemporaryDirectory(prefix="edgesmith-profiles-") as folder:
+        try:
+            seconds, answer = call_child(
+                "benchmarks.profiles_child",
+                "compile",
+                limit_s=LIMIT_S,
+                folder=folder,
+                model=str(case.model),
+                data={"calibration": str(case.calibration), "evaluation": str(case.evaluation)},
+                samples=samples,
+                tokens=TOKENS,
+                target=profile,
+                recipe=RECIPES[chosen],
+            )
+        except ChildError as error:
+            return row | {"status": "failed", "error": str(error)}
     return row | {"seconds": seconds, **answer}
 
 

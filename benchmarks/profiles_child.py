@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ COMPILERS = ("tensorrt", "Qualcomm's simulator", "No NVIDIA compiler", "No simul
 
 
 def child_compile(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Compile and return what the artifact holds, or the refusal. The artifact and the store are removed."""
-    with tempfile.TemporaryDirectory(prefix="edgesmith-profiles-", dir="build/bench") as folder:
-        # Engines of TensorRT are cached in the store as well.
-        os.environ["EDGESMITH_STORE"] = str(Path(folder) / "store")
-        return compile_in(Path(folder), request) | {"peak_bytes": peak_bytes()}
+    """Compile into the folder that the request names, and return what the artifact holds, or the refusal."""
+    folder = Path(request["folder"])
+    # Engines of TensorRT are cached in the store as well, and what is written on the way goes there too.
+    os.environ["EDGESMITH_STORE"], os.environ["TMPDIR"] = str(folder / "store"), str(folder)
+    return compile_in(folder, request) | {"peak_bytes": peak_bytes()}
 
 
 def compile_in(folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
