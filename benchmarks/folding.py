@@ -40,8 +40,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "LaCo as released": {"compensation": "none", "merge": "laco-release"},
 }
 USUAL_FORMS = ("none", "folded", "product")
-MERGED = ("angular", "block influence")
-"""Scores whose rows are also merged by LaCo, unless forms are named."""
+MERGED = ("angular",)
+"""Scores whose rows are also merged by LaCo, unless forms are named: its two forms differ on runs of blocks alone."""
 COUNTS, SEEDS, RANDOM_SEEDS, SAMPLES, TURNS = (3, 6), 1, 5, 8, 15
 _PAIRS = [[number, number + 1] for number in range(10, 20, 2)]
 SHARING: dict[str, dict[str, Any]] = {
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--cure-steps", type=int, default=0, help="steps of `recover` behind each row; 0: none")
     parser.add_argument("--cure-batch", type=int, default=1, help="passages per step")
     parser.add_argument("--cure-tokens", type=int, default=256, help="tokens of each of them")
-    parser.add_argument("--cure-parameters", choices=("all", "low-rank", "biases-and-norms"), default="all")
+    parser.add_argument("--cure-parameters", choices=("all", "low-rank", "biases-and-norms"), default="low-rank")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration samples")
     parser.add_argument("--tokens", type=int, default=512, help="tokens of each of them, at most 512")
     parser.add_argument("--evaluation", type=int, default=None, help="evaluation samples; default: all")
