@@ -12,7 +12,7 @@ from edgesmith.execution.reference import ReferenceSession
 from edgesmith.host.context import Context
 from edgesmith.model import Model, Provenance
 from edgesmith.progress import SilentProgress
-from edgesmith.protection import PROTECTION_ASSET, Protection
+from edgesmith.protection import PROTECTION_ASSET, ProtectedAxis, Protection
 from edgesmith.task import Task
 from edgesmith.testing import isolated_registry, run_recipe
 from edgesmith.testing.builder import GraphBuilder
@@ -243,6 +243,38 @@ def test_what_is_protected_survives_the_steps_behind(tmp_path, tiny_bert):
             if before.ndim == 1:  # the other axis of a matrix lost channels as well
                 np.testing.assert_array_equal(after[places], before[list(held.kept)])
     assert cut > 0
+
+
+def test_the_map_keeps_the_attribute_where_none_and_random_maps_lose_it(tmp_path):
+    """Same model, method and ratio without a map, with random maps of its size, and with it; on other samples."""
+    model, data, other = two_tasks(), task_data(), task_data(seed=9)
+    # Wanda sees task A in few samples only, so its channels are worth least to it.
+    mostly_utility = data.select(np.flatnonzero((np.arange(len(data)) % 20 == 0) | (np.arange(len(data)) % 2 == 1)))
+    analysed, _ = analyse(
+        model, context_of(data, tmp_path, attribute_labels=[0], protected_mixed_share=0.0, **PLANTED_SHARES)
+    )
+
+    def lost(name: str, protection: Protection | None) -> float:
+        options = {"score": "wanda", "refit": "none", "ratio": 0.4, "alignment": 1}
+        if protection is not None:
+            protection.save(tmp_path / name)
+            options["protect"] = str(tmp_path / name)
+        context = Context(PruneStructureOptions(**options), SIGNED, tmp_path, mostly_utility)
+        pruned = PruneStructure().apply(model, context)
+        attribute = other.select(np.flatnonzero(np.arange(len(other)) % 2 == 0))
+        return divergence(model.ir, pruned.ir, attribute, batch_size=1, threads=1)
+
+    whole = Protection.model_validate_json(analysed.assets[PROTECTION_ASSET])
+    generator = np.random.default_rng(0)
+    drawn = [sorted(generator.choice(10, 4, replace=False).tolist()) for _ in range(5)]
+    maps = [
+        Protection(weights={"down": {0: ProtectedAxis(length=10, kept=tuple(kept))}})
+        for kept in drawn
+        if kept != [0, 1, 2, 3]
+    ]
+    with_map = lost("map.json", whole)
+    assert with_map < 1e-3
+    assert with_map < min(lost("none.json", None), *(lost(f"{number}.json", each) for number, each in enumerate(maps)))
 
 
 def test_protection_needs_an_analysis_before(tmp_path, tiny_bert):

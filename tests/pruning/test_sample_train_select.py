@@ -19,6 +19,8 @@ from small_graphs import context, graph, node, run, sqnr
 
 pytest.importorskip("torch")
 
+import torch
+
 from edgesmith_pruning.sparsity.trained import SampleTrainSelect, Schedule
 
 
@@ -134,6 +136,17 @@ def test_nothing_is_trained_on_what_decides():
     trained = np.concatenate([batch.inputs["x"] for batch in training._batches])
     assert len(held_out) + len(trained) == 200
     assert not (held_out[:, None] == trained[None]).all(axis=2).any()
+
+
+def test_the_exported_graph_is_the_trained_network_and_its_zeros_are_exact():
+    training = _training(sparsity=0.6)
+    result, masks = training.run()
+    with torch.no_grad():
+        expected = training._student({"x": torch.from_numpy(DATA["x"])})["y"].numpy()
+    np.testing.assert_allclose(run(mlp().with_ir(result), DATA)["y"], expected, atol=1e-5)
+    for layer in training._layers:
+        weight = result.graph.initializers[layer.name].const_value.numpy()
+        assert not weight.view(np.int32)[layer.stored(masks[layer.name])].any()
 
 
 def test_training_is_a_need_only_where_it_is_asked_for():
