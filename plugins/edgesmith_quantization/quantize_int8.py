@@ -23,7 +23,7 @@ from edgesmith_quantization.finding.protected_layers import find_protected, mark
 from edgesmith_quantization.forms.dynamic_form import write_dynamic
 from edgesmith_quantization.forms.outlier_form import add_outlier_products, clip_outliers
 from edgesmith_quantization.forms.protected_form import divide_protected
-from edgesmith_quantization.forms.static_form import place, write_static
+from edgesmith_quantization.forms.static_form import ActivationCode, Placement, place, write_static
 from edgesmith_quantization.forms.weights import WeightStore
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.repair.bias_correction import correct_biases
@@ -34,6 +34,7 @@ from edgesmith_quantization.repair.smoothing import Float64
 from edgesmith_quantization.statistics.activation_grams import activation_grams
 from edgesmith_quantization.statistics.activation_ranges import activation_codes
 from edgesmith_quantization.statistics.output_error import close_enough
+from edgesmith_quantization.statistics.range_shrinking import shrink_ranges
 from edgesmith_quantization.step_errors import nothing_to_do
 
 
@@ -107,6 +108,7 @@ def _write_static(
     codes = activation_codes(model.ir, place(model.graph, candidates, dialect, attention), outliers, context)
     candidates = _require(close_enough(model.ir, candidates, codes, outliers, context), model.graph, context.notes)
     placement = place(model.graph, candidates, dialect, attention)
+    codes = _shrunk(model, candidates, placement, codes, outliers, context)
     grams = activation_grams(model.ir, candidates, context)
     editor = GraphEditor(model.graph)
     add_outlier_products(editor, candidates, outliers, {value: codes[value].limits for value in outliers})
@@ -119,6 +121,22 @@ def _write_static(
     if attention:
         context.notes.remark(f"Quantized both inputs of {len(attention)} products of attention.")
     return tuple(candidates)
+
+
+def _shrunk(
+    model: Model,
+    candidates: Sequence[Candidate],
+    placement: Placement,
+    codes: Mapping[ir.Value, ActivationCode],
+    outliers: Mapping[ir.Value, Outliers],
+    context: Context[QuantizeInt8Options],
+) -> Mapping[ir.Value, ActivationCode]:
+    """Return the codes of what is placed, with finer steps where that brings outputs closer. Outliers have theirs."""
+    if not context.options.range_shrinking:
+        return codes
+    readers = {candidate.node for candidate in candidates} | {*placement.carried, *placement.attention}
+    searched = {value: codes[value] for value in placement.values if value not in outliers}
+    return {**codes, **shrink_ranges(model, placement, searched, readers, context)}
 
 
 def _write_dynamic(

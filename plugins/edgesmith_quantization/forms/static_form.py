@@ -148,8 +148,11 @@ def write_static(
 
 def quantize_activation(
     editor: GraphEditor, value: ir.Value, code: ActivationCode, readers: Collection[ir.Node] | None
-) -> None:
-    """Insert a Q/DQ pair on `value` for `readers`, or for everybody when None. The scale has the type of the value."""
+) -> ir.Node:
+    """Insert a Q/DQ pair on `value` for `readers`, or for everybody when None; return its QuantizeLinear.
+
+    The scale has the type of the value.
+    """
     kind = value.type or ir.TensorType(ir.DataType.FLOAT)
     scale = editor.add_initializer(f"{value.name}_scale", np.asarray(code.scale, kind.dtype.numpy()))
     zero_point = editor.add_initializer(f"{value.name}_zero_point", code.zero_point)
@@ -163,10 +166,11 @@ def quantize_activation(
     result.shape, result.type = value.shape, kind
     if readers is None:
         editor.replace_uses(value, result, keep=(quantize,))
-        return
+        return quantize
     for node, index in tuple(value.uses()):
         if node in readers:
             node.replace_input_with(index, result)
+    return quantize
 
 
 def _typed(value: ir.Value, shape: ir.Shape | None) -> ir.Value:

@@ -30,6 +30,12 @@ class QuantizeInt8Options(ProtectedSelection):
         description="Share of the observed values, in percent, that the percentile estimator keeps in range.",
         json_schema_extra={"searchable": [99.9, 99.99, 99.999]},
     )
+    range_shrinking: bool = Field(
+        default=True,
+        description="Shrink ranges that few values stretch, where that brings the outputs on calibration data closer "
+        "to those in float. Static mode.",
+        json_schema_extra={"searchable": [True, False]},
+    )
     per_channel: bool = Field(
         default=True, description="One weight scale per output channel; off: one scale per weight."
     )
