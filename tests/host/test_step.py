@@ -1,5 +1,6 @@
 """What the host proves about a step that does not crash: guarantee, data, seeds, provenance, events."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -240,6 +241,15 @@ def test_the_model_of_the_caller_survives_an_edit_in_place(tmp_path):
     with pytest.raises(StepError, match="ValueError: half way"):
         lower(model, edit, tmp_path)
     assert model.digest() == digest
+
+
+def test_a_full_disk_is_nobodys_crash(tmp_path):
+    def fill(given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StepError, match=r"board 2\.0: OSError: .* No space left on device") as caught:
+        lower(tiny_mlp(), fill, tmp_path)
+    assert "TMPDIR" in caught.value.fix and "author" not in caught.value.fix
 
 
 def test_an_output_that_is_no_tensor_is_remarked_and_not_compared(registry):

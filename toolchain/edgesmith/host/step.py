@@ -4,6 +4,7 @@ The method is handed a copy of the graph, so the caller's graph is intact whatev
 as BaseException (a plugin may call `sys.exit`); only Ctrl-C passes through.
 """
 
+import errno
 import random
 import sys
 import time
@@ -296,6 +297,13 @@ def _crash(author: str, error: BaseException, owner: type, hook: str) -> StepErr
     where = f"{author}{_at_node(error)}"
     if isinstance(error, EdgesmithError):
         return StepError(f"{where}: {error.what}", expected=error.expected, why=error.why, fix=error.fix)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StepError(
+            f"{where}: {first_words(error)}",
+            expected="room for the files that a step writes on its way",
+            why="The step has no result. The model before it is intact, and a new run resumes there.",
+            fix="Free some space, or let TMPDIR name a directory on a larger disk.",
+        )
     return StepError(
         f"{where}: crashed with {first_words(error)}{_place(error, owner, hook)}",
         expected="a method that checks its input in `check` and applies without an exception",
