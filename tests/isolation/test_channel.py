@@ -137,6 +137,7 @@ def test_a_request_is_read_back_as_it_was_written(tmp_path: Path, target: str) -
         seed=2**32 - 1,
         threads=2,
         calibration=facts,
+        source_calibration=facts,
         measures_latency=True,
         metric=None,
         checkpoint="c",
