@@ -87,7 +87,7 @@ def pool(case: Case) -> Path:
 def show(console: Console, rows: list[dict[str, Any]], metric: str) -> None:
     """Print the rows of one case."""
     key = {"accuracy": "accuracy_percent", "perplexity": "perplexity"}[metric]
-    columns = (metric, "of seeds", "MACs", "parameters", "faster", "s", "peak MiB")
+    columns = (metric, "of seeds", "MACs", "parameters", "faster", "s", "CPU s", "peak MiB")
     table = Table("removed", "method", *columns, title=rows[0]["case"])
     for row in rows:
         values = [found[key] for found in row["quality"]]
@@ -96,7 +96,7 @@ def show(console: Console, rows: list[dict[str, Any]], metric: str) -> None:
             run = row["runs"][-1]
             times = spread(row["speedup"]) if "speedup" in row else ""
             cells += [f"{run['macs']:.1%}", f"{run['parameters']:.1%}", times]
-            cells += [f"{mean(r['seconds'] for r in row['runs']):.0f}"]
+            cells += [f"{mean(r[kind] for r in row['runs']):.0f}" for kind in ("seconds", "cpu_seconds")]
             cells += [f"{max(r['peak_bytes'] for r in row['runs']) / 2**20:.0f}"]
         table.add_row(row["setting"], row["method"], *cells)
     console.print(table)

@@ -88,7 +88,12 @@ def _refits(outcomes: Sequence[Outcome]) -> str:
     taken = sum(each.repair != "none" for each in outcomes)
     before = 100 * sum(each.dropped for each in outcomes) / len(outcomes)
     after = 100 * sum(each.repaired for each in outcomes) / len(outcomes)
+    if not taken:
+        return (
+            f"No layer was refitted; the mean error of {len(outcomes)} on calibration data is {before:.2g} % of what "
+            "they should give."
+        )
     return (
-        f"Refitted {taken} of {len(outcomes)} layers; their mean error on calibration data fell from {before:.2g} % to "
+        f"Refitted {taken} of {len(outcomes)} layers; their mean error on calibration data went from {before:.2g} % to "
         f"{after:.2g} % of what they should give."
     )

@@ -1,5 +1,6 @@
 """prune-structure end to end on whole models: what goes, what stays, and what a refit brings."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from edgesmith.errors import RecipeError, StepError
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.graph.cost import count_cost
+from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Context
+from edgesmith.host.records import Tier
+from edgesmith.ledger import Measurement
 from edgesmith.model import Model, Provenance
 from edgesmith.protection import ProtectedAxis, Protection
 from edgesmith.task import Task
@@ -23,8 +27,10 @@ from edgesmith_calibration.sources import ArraySource
 from edgesmith_pruning.finding.units import find_units
 from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.prune_structure import PruneStructure
+from edgesmith_pruning.roles.statistics import atom_costs
 from small_graphs import SIGNED, quantize
 
+KINDS = ("heads", "channels")
 FAMILIES = ("tiny_bert", "tiny_gpt2", "tiny_llama", "tiny_dinov2")
 
 
@@ -130,6 +136,22 @@ def test_widths_are_multiples_of_what_the_target_likes(tmp_path, tiny_bert):
     assert widths(prune(tiny_bert, tmp_path, ratio=0.95, alignment=16, **quick)) == [16, 16, 16]
 
 
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_llama"])
+def test_the_plan_is_what_goes_and_any_length_still_runs(name, request, tmp_path):
+    model = request.getfixturevalue(name)
+    result = prune(model, tmp_path, ratio=0.5, score="magnitude", refit="none")
+    # Half of the heads and half of the channels: half of everything that the blocks multiply, but norms and embeddings.
+    expected = sum(atom_costs(model.graph, unit).sum() / 2 for unit in find_units(model.ir) if unit.kind in KINDS)
+    assert count_cost(model.ir).parameters - count_cost(result.ir).parameters == expected
+    streams = [[stream.width for stream in find_structure(each.ir).streams] for each in (model, result)]
+    assert streams[0] == streams[1]
+    for batch, sequence in ((1, 3), (3, 11)):
+        sizes = {"batch": batch, "sequence": sequence}
+        inputs = sample_inputs(result.ir, dimensions=sizes)
+        before, after = (ReferenceSession(each.ir).run(inputs) for each in (model, result))
+        assert {key: array.shape for key, array in before.items()} == {key: array.shape for key, array in after.items()}
+
+
 def test_names_and_blocks_choose_what_is_touched(tmp_path, tiny_bert):
     quick = {"score": "magnitude", "refit": "none", "kinds": ["channels"], "ratio": 0.5}
     names = [unit.name for unit in find_units(tiny_bert.ir) if unit.kind == "channels"]
@@ -157,6 +179,42 @@ def test_a_budget_out_of_reach_is_missed_with_a_word(tmp_path, tiny_bert):
     result = PruneStructure().apply(tiny_bert, context)
     assert widths(result)[0] == 13, "the largest share of a unit, 80 %, is gone"
     assert "No plan within largest_share saves 90 %" in " ".join(context.notes.remarks)
+
+
+class MacsTrial:
+    """A device as fast as the MACs say, at the first look; whoever looks again finds it slower."""
+
+    measures_latency = True
+
+    def __init__(self) -> None:
+        self.tried: list[int] = []
+
+    def lower(self, model):
+        return model
+
+    def speedups(self, models, baseline, *, max_seconds):
+        (tried,) = (count_cost(each.ir).macs for each in models)
+        self.tried.append(tried)
+        again = 1.5 ** (self.tried.count(tried) - 1)
+        return (Measurement(value=count_cost(baseline.ir).macs / tried / again, unit="x", tier=Tier.REFERENCE),)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_a_budget_of_latency_is_measured_once_for_each_plan(allocation, tmp_path, tiny_bert):
+    trial = MacsTrial()
+    context = context_of(tiny_bert, tmp_path, ratio=0.15, budget="latency", allocation=allocation, kinds=["channels"])
+    result = PruneStructure().apply(tiny_bert, replace(context, trial=trial))
+    saved = 1 - count_cost(result.ir).macs / count_cost(tiny_bert.ir).macs
+    # Six plans are tried, so the steps between two of them are at most a part in 2 ** 6 of what may go.
+    assert 0.15 <= saved < 0.2
+    assert len(set(trial.tried)) == len(trial.tried)
+    assert f"The plan saved {100 * saved:.3g} % of latency when it was tried." in context.notes.remarks
+
+
+def test_what_was_not_refitted_is_not_called_so(tmp_path, tiny_bert):
+    context = context_of(tiny_bert, tmp_path, score="wanda", refit="none")
+    PruneStructure().apply(tiny_bert, context)
+    assert any(remark.startswith("No layer was refitted") for remark in context.notes.remarks)
 
 
 def test_global_shares_are_kept_within_each_kind(tmp_path, tiny_bert):

@@ -8,7 +8,15 @@ from typing import Literal
 from edgesmith.errors import MeasurementError
 from edgesmith.host.context import Context
 from edgesmith.model import Model
-from edgesmith_pruning.allocation.budget import Counts, Family, cut, largest_level, macs_of_atoms, saved_cost
+from edgesmith_pruning.allocation.budget import (
+    Counts,
+    Family,
+    cut,
+    lowest_level,
+    macs_of_atoms,
+    remembered,
+    saved_cost,
+)
 from edgesmith_pruning.allocation.global_ranking import Curve, ranked
 from edgesmith_pruning.allocation.uniform import kept_width, uniform_counts
 from edgesmith_pruning.choice import Ranking
@@ -52,7 +60,7 @@ class Allocation:
         counts: dict[str, int] = {}
         for kind in dict.fromkeys(unit.kind for unit in self.units):
             part = {unit.key: curves[unit.key] for unit in self.units if unit.kind == kind}
-            counts |= largest_level(ranked(part), partial(_removed, self.units), options.share(kind), steps=20)
+            counts |= lowest_level(ranked(part), partial(_removed, self.units), options.share(kind), steps=20)
         return counts
 
     def _uniform(self, level: float) -> Counts:
@@ -86,13 +94,16 @@ class Allocation:
         else:
             what: Literal["macs", "parameters"] = "macs" if options.budget == "macs" else "parameters"
             saved, steps = saved_cost(self.source.ir, partial(cut, self.model.ir, self.units), what), _COUNTED_PLANS
-        counts = largest_level(family, saved, options.ratio, steps)
+        saved = remembered(saved)
+        counts = lowest_level(family, saved, options.ratio, steps)
         reached = saved(counts)
         if reached < options.ratio:
             self.context.notes.remark(
                 f"No plan within largest_share saves {100 * options.ratio:.3g} % of {options.budget}; this one saves "
                 f"{100 * reached:.3g} %."
             )
+        elif options.budget == "latency":
+            self.context.notes.remark(f"The plan saved {100 * reached:.3g} % of latency when it was tried.")
         return counts
 
     def _saved_latency(self) -> Callable[[Counts], float]:

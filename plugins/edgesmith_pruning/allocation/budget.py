@@ -17,7 +17,7 @@ Family = Callable[[float], Counts]
 """Counts for a level between 0 (nothing goes) and 1 (as much as may go); never less for a higher level."""
 
 
-def largest_level(family: Family, saved: Callable[[Counts], float], wanted: float, steps: int) -> Counts:
+def lowest_level(family: Family, saved: Callable[[Counts], float], wanted: float, steps: int) -> Counts:
     """Return the counts of the lowest level that saves what is wanted, or of level 1 where none does.
 
     Args:
@@ -28,18 +28,27 @@ def largest_level(family: Family, saved: Callable[[Counts], float], wanted: floa
     """
     low, high = 0.0, 1.0
     best = family(1.0)
-    seen: dict[tuple[tuple[str, int], ...], float] = {}
     for _ in range(steps):
         middle = (low + high) / 2
         counts = family(middle)
-        key = tuple(sorted(counts.items()))
-        if key not in seen:
-            seen[key] = saved(counts)
-        if seen[key] >= wanted:
+        if saved(counts) >= wanted:
             best, high = counts, middle
         else:
             low = middle
     return best
+
+
+def remembered(saved: Callable[[Counts], float]) -> Callable[[Counts], float]:
+    """Return the function with one answer for each plan: times measured again would differ, and take as long."""
+    seen: dict[tuple[tuple[str, int], ...], float] = {}
+
+    def known(counts: Counts) -> float:
+        key = tuple(sorted(counts.items()))
+        if key not in seen:
+            seen[key] = saved(counts)
+        return seen[key]
+
+    return known
 
 
 def cut(model: ir.Model, units: Sequence[Unit], counts: Counts) -> ir.Model:
