@@ -5,14 +5,17 @@ import pytest
 import torch
 from tests.folding.folding_models import deep, inputs_of, remove
 from tests.folding.test_shared_weights import layer_bytes, shared, stored_bytes
+from tests.recovery.recovery_models import context_for, recover
 from tests.small_graphs import context, lower, quantize, run
 
 from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.graph.structure import find_structure
 from edgesmith.model import Model
 from edgesmith.serialization import write_onnx
+from edgesmith_calibration.sources import ArraySource
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.quantize_weights import QuantizeWeights
+from edgesmith_recovery.reconstruction.distance import output_error
 
 GROUP = (1, 2, 3)
 
@@ -74,3 +77,20 @@ def test_shared_weights_are_written_once_however_they_are_quantized(form, tmp_pa
     bits = 4 if form == "4 bits" else 8
     for before, after in zip(*saved, strict=True):
         assert before - after >= (len(GROUP) - 1) * one_block * bits // 8
+
+
+@pytest.mark.parametrize("parameters", ["all", "low-rank"])
+def test_shared_blocks_stay_shared_while_they_are_cured(parameters):
+    model = deep("llama")
+    data = inputs_of(model, 32)
+    small = shared(model, data, groups=(GROUP,), correction_rank=2)
+    training = {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "labels_weight": 0.0}
+    cured = recover(small, context_for(model, data, parameters=parameters, **training))
+    before, after = (
+        output_error(each.ir, model.ir, ArraySource(inputs_of(model, 16, seed=2)), None, batch_size=8, threads=1)
+        for each in (small, cured)
+    )
+    assert after < 0.9 * before
+    assert stored_bytes(cured) == stored_bytes(small)
+    for name, value in small.graph.initializers.items():
+        assert len(cured.graph.initializers[name].uses()) == len(value.uses())
