@@ -15,7 +15,7 @@ QUICK_OPTIONS = {
     "quantize-auto": {"time_budget_s": 0.5},
     "recover": {"steps": 2},
     "analyse-units": {"attribute_labels": [0]},
-    "remove-blocks": {"keep_first": 0},
+    "remove-blocks": {"keep_first": 0, "gate_steps": 1},
     "share-blocks": {"keep_first": 0, "keep_last": 0},
     "static-attention": {"choose": "first"},
 }
