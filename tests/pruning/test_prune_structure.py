@@ -236,6 +236,14 @@ def test_every_score_prunes_to_the_same_widths(score, tmp_path, tiny_llama):
     assert f"Removed {removed}, 64 of 128 channels." in context.notes.remarks
 
 
+@pytest.mark.parametrize(("score", "name"), [("similarity", "tiny_cnn"), ("beta-rank", "tiny_bert")])
+def test_a_score_that_has_nothing_to_look_at_says_what_took_its_place(score, name, request, tmp_path):
+    model = request.getfixturevalue(name)
+    context = context_of(model, tmp_path, ratio=0.5, score=score, refit="none")
+    PruneStructure().apply(model, context)
+    assert sum("so all was scored by second-moment" in remark for remark in context.notes.remarks) == 1
+
+
 def test_the_same_run_gives_the_same_bits(tmp_path, tiny_gpt2):
     first, second = (prune(tiny_gpt2, tmp_path, ratio=0.3) for _ in range(2))
     assert first.digest() == second.digest() != tiny_gpt2.digest()

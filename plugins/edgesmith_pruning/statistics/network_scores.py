@@ -51,11 +51,15 @@ def network_scores(
     if context.options.score == "taylor":
         return _taylor(model, units, layers, data(), context)
     scores = _second_moments(model, units, layers, data(), context)
+    own: dict[str, Float64] | None = None
     if context.options.score == "similarity":
-        scores |= _similarity(model, units, scores, data(), context)
+        own = _similarity(model, units, scores, data(), context)
     if context.options.score == "beta-rank":
-        scores |= beta_ranks(model, units, data(), context)
-    return scores
+        own = beta_ranks(model, units, data(), context)
+    if own is not None and not own:
+        what = "heads whose attention could be compared" if context.options.score == "similarity" else "filters"
+        context.notes.remark(f"Nothing here has {what}, so all was scored by second-moment.")
+    return scores | (own or {})
 
 
 def _taylor(
