@@ -130,10 +130,10 @@ def _shrunk(
     codes: Mapping[ir.Value, ActivationCode],
     outliers: Mapping[ir.Value, Outliers],
     context: Context[QuantizeInt8Options],
-) -> Mapping[ir.Value, ActivationCode]:
+) -> dict[ir.Value, ActivationCode]:
     """Return the codes of what is placed, with finer steps where that brings outputs closer. Outliers have theirs."""
     if not context.options.range_shrinking:
-        return codes
+        return dict(codes)
     readers = {candidate.node for candidate in candidates} | {*placement.carried, *placement.attention}
     searched = {value: codes[value] for value in placement.values if value not in outliers}
     return {**codes, **shrink_ranges(model, placement, searched, readers, context)}
