@@ -105,7 +105,8 @@ def _write_static(
     """Write Q/DQ pairs, and return the candidates that are quantized."""
     dialect = context.dialect
     attention = tuple(find_attention_products(model.ir, context.options)) if context.options.attention else ()
-    codes = activation_codes(model.ir, place(model.graph, candidates, dialect, attention), outliers, context)
+    placement = place(model.graph, candidates, dialect, attention)
+    codes: Mapping[ir.Value, ActivationCode] = activation_codes(model.ir, placement, outliers, context)
     candidates = _require(close_enough(model.ir, candidates, codes, outliers, context), model.graph, context.notes)
     placement = place(model.graph, candidates, dialect, attention)
     codes = _shrunk(model, candidates, placement, codes, outliers, context)
