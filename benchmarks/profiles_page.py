@@ -18,6 +18,7 @@ than ONNX Runtime looked at the graph:
 
 - *reference*: nobody. ONNX Runtime computed the outputs here, and the artifact's `validate.py` found them again.
 - *simulated*: Qualcomm's simulator ran samples, on the architecture that is named.
+- *compiled*: Qualcomm's compiler wrote context binaries, and its simulator gave no answer in the time that it has.
 - *built*: TensorRT for RTX built the engine that this card runs. No card ran it.
 - *proxy*: TensorRT for RTX parsed and built the graph for the compute capability that is named, which is not that of
   the device. That shows that the graph parses, and nothing more.
@@ -79,7 +80,7 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     if row["status"] != "artifact":
         return f"{row['recipe']}: {row['status']}"
     passed = "" if row["validator"]["passed"] else ", validator failed"
-    return f"{row['recipe']}, {row['bytes'] / 1e6:.1f} MB, {_distance(row)}, {_looked(row['gate'])}{passed}"
+    return f"{row['recipe']}, {row['bytes'] / 1e6:.1f} MB, {_distance(row)}, {_looked(row)}{passed}"
 
 
 def _distance(row: Mapping[str, Any]) -> str:
@@ -87,14 +88,16 @@ def _distance(row: Mapping[str, Any]) -> str:
     return "equal" if sqnr is None or sqnr > 150 else f"{sqnr:.0f} dB"
 
 
-def _looked(said: str) -> str:
-    """Return who looked at the graph, from the remark in the ledger."""
+def _looked(row: Mapping[str, Any]) -> str:
+    """Return who looked at the graph, from the remark in the ledger and what was built."""
+    said, contexts = row["gate"], row["build"].get("contexts")
     if simulator := re.search(r"\((?:.*), (v\d+), tier simulated\): (\d+ parts?)", said):
         return f"simulated {simulator[1]} in {simulator[2]}"
     if compiler := re.search(r"compute capability ([\d.]+), (as a proxy|which is).*built (\d+) layers", said):
         kind = "proxy" if compiler[2] == "as a proxy" else "built"
         return f"{kind} {compiler[1]}, {compiler[3]} layers"
-    return "reference"
+    built = [name for name, one in contexts.items() if one["status"] == "built"] if isinstance(contexts, dict) else []
+    return f"compiled for {built[0]} to {built[-1]}" if built else "reference"
 
 
 def _versions(rows: Sequence[Mapping[str, Any]]) -> str:

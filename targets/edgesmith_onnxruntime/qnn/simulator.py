@@ -54,7 +54,7 @@ class Answer:
     def remark(self) -> str:
         """Return one sentence for the report."""
         if self.status != "simulated":
-            return f"No simulator was asked ({self.message}); only documented rules were checked."
+            return f"No simulator answered ({self.message}); only documented rules were checked."
         outside = ", ".join(f"{count} {operator}" for operator, count in sorted(self.outside.items()))
         where = f"{self.parts} part{'s' if self.parts != 1 else ''} on the tensor processor"
         where += f", on the processor {outside}" if outside else ", nothing on the processor"
