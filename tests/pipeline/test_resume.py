@@ -30,7 +30,8 @@ def run_until(job: Job, entries: int, number: signal.Signals) -> int:
             pytest.fail("the compile neither ended nor stored a result")
         time.sleep(0.005)
     process.send_signal(number)
-    process.communicate()
+    # Shown where the test fails: why the compile ended before it was stopped.
+    sys.stderr.write(process.communicate()[1].decode())
     return process.returncode
 
 
