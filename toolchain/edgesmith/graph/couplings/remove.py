@@ -189,7 +189,7 @@ def _shrink(model: ir.Model, keep: dict[Axis, Mask], sizes: Sizes, ragged: dict[
         if value is not None and value.shape is not None:
             dims: list[int | ir.SymbolicDim | None] = list(value.shape.dims)
             # A dynamic length such as 4 * batch was that of the whole: equal names would promise equal lengths.
-            dims[axis] = static.get((name, axis))
+            dims[axis] = static.get((name, axis)) or ir.SymbolicDim(None)
             value.shape = ir.Shape(dims)
 
 
