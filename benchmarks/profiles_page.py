@@ -66,8 +66,9 @@ def write_page(
 
 
 def _network(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    counts = max(rows, key=lambda row: row["when"])["samples"] if rows else {}
-    samples = ", ".join(str(count) for count in counts.values())
+    counts = {row["profile"]: "{calibration}, {evaluation}".format(**row["samples"]) for row in rows}
+    samples = max(counts.values(), key=list(counts.values()).count, default="")
+    samples += "".join(f"; `{profile}`: {count}" for profile, count in counts.items() if count != samples)
     recipes = sorted({row["recipe"] for row in rows})
     processor = {row["recipe"] for row in rows if row["profile"] == "onnx-cpu"}
     others = [recipe for recipe in recipes if recipe not in processor]
