@@ -26,6 +26,10 @@ class ActivationCode:
     scale: np.float32
     zero_point: NDArray[Any]
     """Rank 0, in the stored dtype."""
+    count: int = 0
+    """How many values of the activation were seen with calibration data."""
+    mean_square: float = 0.0
+    """Of these; 0 where none was seen."""
 
     @property
     def limits(self) -> tuple[np.float32, np.float32]:

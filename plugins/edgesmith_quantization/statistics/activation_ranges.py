@@ -1,6 +1,7 @@
 """Scale and zero point of activations from what calibration data puts into them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ from edgesmith.data import required_data
 from edgesmith.execution.observe import observe, run_count
 from edgesmith.host.context import Context
 from edgesmith_calibration.observers import HistogramObserver, MinMaxObserver, Observer
+from edgesmith_calibration.power import PowerObserver
 from edgesmith_calibration.ranges import estimate_range, quantization_parameters
 from edgesmith_calibration.tails import TailObserver
 from edgesmith_quantization.forms.static_form import ActivationCode, Placement
@@ -21,6 +23,18 @@ if TYPE_CHECKING:
 
 _TAILS_FROM_PERCENTILE = 99.9
 """From here on it takes less to keep the outermost values than to count all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedRange:
+    """What calibration data puts into one activation."""
+
+    low: float
+    high: float
+    """Ends by the chosen estimator."""
+    count: int = 0
+    """Values seen."""
+    mean_square: float = 0.0
 
 
 def activation_codes(
@@ -38,21 +52,21 @@ def activation_codes(
         DataError: There is no data, or it makes a value NaN or infinite.
     """
     sources = {value: placement.range_source(value) for value in placement.values if value not in outliers}
-    ranges = observe_ranges(model, list(dict.fromkeys(sources.values())), context) if sources else {}
+    seen = observe_ranges(model, list(dict.fromkeys(sources.values())), context) if sources else {}
+    found = {value: _code(seen[source], context) for value, source in sources.items()}
     # Without its outliers an activation has no rare values left that an estimator should cut off.
-    ranges |= {value: (each.low, each.high) for value, each in outliers.items()}
-    sources |= {value: value for value in outliers}
-    activation = context.dialect.activation
-    codes = {}
-    for value, source in sources.items():
-        scale, zero_point = quantization_parameters(*ranges[source], activation.dtype, activation.symmetric)
-        codes[value] = ActivationCode(np.float32(scale), np.asarray(zero_point, activation.dtype))
-    return codes
+    return found | {value: _code(ObservedRange(each.low, each.high), context) for value, each in outliers.items()}
+
+
+def _code(seen: ObservedRange, context: Context[QuantizeInt8Options]) -> ActivationCode:
+    form = context.dialect.activation
+    scale, zero_point = quantization_parameters(seen.low, seen.high, form.dtype, form.symmetric)
+    return ActivationCode(np.float32(scale), np.asarray(zero_point, form.dtype), seen.count, seen.mean_square)
 
 
 def observe_ranges(
     model: ir.Model, values: Sequence[ir.Value], context: Context[QuantizeInt8Options]
-) -> dict[ir.Value, tuple[float, float]]:
+) -> dict[ir.Value, ObservedRange]:
     """Return the range of each value by the chosen estimator. Arguments and errors as in `activation_codes`."""
     options, data = context.options, calibration(context)
     updates = run_count(model, len(data), options.batch_size)
@@ -60,12 +74,16 @@ def observe_ranges(
         model,
         sorted(str(value.name) for value in values),
         data,
-        lambda name: _estimator(name, options, updates),
+        lambda name: PowerObserver(_estimator(name, options, updates)),
         batch_size=options.batch_size,
         threads=context.threads,
         progress=context.progress,
     )
-    return {value: _range(observers[str(value.name)], context) for value in values}
+    found = {value: observers[str(value.name)] for value in values}
+    return {
+        value: ObservedRange(*_range(each.beside, context), each.count, each.mean_square)
+        for value, each in found.items()
+    }
 
 
 def calibration(context: Context[QuantizeInt8Options]) -> "DataSource":

@@ -15,12 +15,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.data import fixed_batch_size
-from edgesmith.execution.observe import observe
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.host.context import Context
 from edgesmith.model import Model
-from edgesmith_calibration.observers import MeanVarianceObserver
 from edgesmith_quantization.forms.static_form import ActivationCode, Placement, quantize_activation
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.statistics.activation_ranges import calibration
@@ -56,43 +54,29 @@ def shrink_ranges(
         readers: Nodes that will read quantized values.
         context: Options and data.
     """
-    stretched = _stretched(model.ir, codes, context)
-    if not stretched:
+    chosen = {value: code for value, code in codes.items() if stretched(code)}
+    if not chosen:
         return dict(codes)
-    errors = _output_errors(model, {value: codes[value] for value in stretched}, placement, readers, context)
+    errors = _output_errors(model, chosen, placement, readers, context)
     best = int(np.argmin(errors))
     if errors[0] <= 0 or errors[best] > errors[0] * 10 ** (-LEAST_GAIN_DB / 10):
         return dict(codes)
     gain_db = 10 * np.log10(errors[0] / max(errors[best], np.finfo(np.float64).tiny))
     context.notes.remark(
-        f"Shrunk the ranges of {len(stretched)} activations that few values stretch to {FACTORS[best]:g} of them: what "
+        f"Shrunk the ranges of {len(chosen)} activations that few values stretch to {FACTORS[best]:g} of them: what "
         f"their rounding does to the outputs fell by {gain_db:.1f} dB."
     )
     scale = np.float32(FACTORS[best])
     return {
-        value: replace(code, scale=np.float32(code.scale * scale)) if value in stretched else code
+        value: replace(code, scale=np.float32(code.scale * scale)) if value in chosen else code
         for value, code in codes.items()
     }
 
 
-def _stretched(model: ir.Model, codes: Codes, context: Context[QuantizeInt8Options]) -> frozenset[ir.Value]:
-    """Return the values of which rounding to their codes keeps too little."""
-    observers = observe(
-        model,
-        sorted(str(value.name) for value in codes),
-        calibration(context).take(_SAMPLES),
-        MeanVarianceObserver,
-        batch_size=context.options.batch_size,
-        threads=context.threads,
-        progress=context.progress,
-    )
-    found = set()
-    for value, code in codes.items():
-        seen = observers[str(value.name)]
-        power = float(seen.mean) ** 2 + float(seen.variance)
-        if seen.count >= _LEAST_VALUES and 0 < power < 10 ** (ENOUGH_DB / 10) * float(code.scale) ** 2 / 12:
-            found.add(value)
-    return frozenset(found)
+def stretched(code: ActivationCode) -> bool:
+    """Return whether rounding to a code keeps too little of what calibration data put into the activation."""
+    noise = float(code.scale) ** 2 / 12
+    return code.count >= _LEAST_VALUES and 0 < code.mean_square < 10 ** (ENOUGH_DB / 10) * noise
 
 
 def _output_errors(
