@@ -68,8 +68,9 @@ def smollm2_study(samples: int) -> Study:
     small = {"batch_size": 1, "accumulate": 2}
     rows: dict[str, tuple[Options, ...]] = {
         "closed form": ({**CLOSED, "samples": 64, "batch_size": 1},),
-        "distill all weights": ({**small, "learning_rate": 3e-5},),
-        "distill low-rank updates": ({**small, "parameters": "low-rank"},),
+        "distill all weights": ({**small, "labels_weight": 0.0, "learning_rate": 3e-5},),
+        "distill low-rank updates": ({**small, "labels_weight": 0.0, "parameters": "low-rank"},),
+        "distill low-rank updates, with labels": ({**small, "parameters": "low-rank"},),
         "LoRA on labels": ({**small, **LORA},),
     }
     training = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
