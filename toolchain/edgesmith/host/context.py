@@ -58,9 +58,9 @@ class Context(Generic[OptionsT]):
     """The metric that the run is judged by; None where there is none."""
     source: "Model | None" = None
     """The model that the run started from, for methods that learn from it; None where it is not known. Read only."""
-    source_calibration: "DataSource | None" = None
-    """The samples of `calibration` with all inputs of `source`, where a step before took inputs from the graph, such as
-    caches of blocks that it removed; None where `calibration` has them."""
     checkpoint: Path | None = None
     """A directory for the state of long work. It outlives a run that is killed or stopped with Ctrl-C: the same step
     of the next run finds there what this one wrote. It is deleted when the step ends. None: there is no such place."""
+    source_calibration: "DataSource | None" = None
+    """The samples of `calibration` with all inputs of `source`, where a step before took inputs from the graph, such as
+    caches of blocks that it removed; None where `calibration` has them."""
