@@ -1,8 +1,11 @@
 """A plugin that takes the run with it is named by the next command."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,7 +92,75 @@ def test_a_place_that_cannot_be_written_stops_nothing(stranger, tmp_path, monkey
 def test_a_torn_or_overlong_note_stops_nothing(stranger, store):
     (store / "under-way").mkdir(parents=True)
     (store / "under-way" / "a").write_bytes(b"\xff" * 5000)
-    (store / "under-way" / "b.new").write_bytes(b"half a no")
+    torn = store / "under-way" / "b.new"
+    torn.write_bytes(b"half a no")
+    os.utime(torn, (time.time() - 3600,) * 2)
     (words,) = sudden_ends()
     assert len(words) == 1000
     assert list((store / "under-way").iterdir()) == []
+
+
+def test_a_note_that_is_just_being_written_is_left_alone(stranger, store, monkeypatch):
+    """Another command that looks between the creation of a note and its lock finds nothing and takes nothing."""
+    real, looked = fcntl.flock, []
+
+    def look_first(file, operation):
+        if not looked:
+            looked.append(None)
+            looked[0] = sudden_ends()
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", look_first)
+    with noted(stranger, "step 1"):
+        assert looked == [()]
+        (note,) = (store / "under-way").iterdir()
+        assert note.read_text() == "step 1"
+
+
+def test_where_nothing_can_be_locked_nothing_is_left(stranger, store, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    done = []
+    with noted(stranger, "step 1"):
+        done.append("the work")
+    assert done and list((store / "under-way").iterdir()) == []
+
+
+def test_locks_that_need_a_writable_descriptor_are_had(stranger, monkeypatch):
+    """As on NFS, where Linux makes an exclusive flock from a record lock for writing."""
+    real = fcntl.flock
+
+    def as_on_nfs(file, operation):
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", as_on_nfs)
+    process = os.fork()
+    if process == 0:
+        with noted(stranger, "step 1"):
+            os._exit(0)
+    os.waitpid(process, 0)
+    assert sudden_ends() == ("step 1",)
+
+
+def test_a_forked_worker_that_leaves_the_block_leaves_the_note_of_its_parent(stranger, store):
+    with noted(stranger, "step 1"):
+        process = os.fork()
+        if process == 0:
+            pass  # Leaving the block is all that the worker does.
+        else:
+            os.waitpid(process, 0)
+            (note,) = (store / "under-way").iterdir()
+            assert note.read_text() == "step 1" and sudden_ends() == ()
+    if process == 0:
+        os._exit(0)
+    assert list((store / "under-way").iterdir()) == []
+
+
+def test_a_name_that_is_not_utf8_can_be_noted(stranger, store):
+    with noted(stranger, "method odd from file:odd\udcff"):
+        (note,) = (store / "under-way").iterdir()
+        assert note.read_text() == "method odd from file:odd\\udcff"
