@@ -17,6 +17,7 @@ from edgesmith.model import Model
 from edgesmith.protection import Protection
 from edgesmith_recovery.finding.codes import Thawed, refreeze, thaw
 from edgesmith_recovery.finding.layers import find_layers
+from edgesmith_recovery.finding.outputs import compared_outputs, logits_of
 from edgesmith_recovery.finding.pairs import Pair, block_pairs
 from edgesmith_recovery.finding.weights import TrainedWeight, find_weights
 from edgesmith_recovery.options.recover import RecoverOptions
@@ -148,24 +149,31 @@ def _form_problem(
     teacher = find_structure(context.source.ir)
     pairs = block_pairs(structure, teacher, graph, context.source.graph)
     if context.options.how == "distill":
-        return _goal_problem(structure, pairs, context)
+        return _goal_problem(graph, structure, pairs, context)
+    if not compared_outputs(graph):
+        return "no output is a float, so nothing tells whether the result is better; set how to distill"
     if context.options.how == "closed-form":
         found = find_layers(graph, structure, teacher, weights, Notes())
         return "" if found else "no linear layer of the source can be solved for; set how to distill or blocks"
     return "" if pairs else "no blocks answer blocks of the source; set how to distill"
 
 
-def _goal_problem(structure: Structure, pairs: tuple[Pair, ...], context: Context[RecoverOptions]) -> str:
+def _goal_problem(
+    graph: ir.Graph, structure: Structure, pairs: tuple[Pair, ...], context: Context[RecoverOptions]
+) -> str:
     """Return why the loss would have no part in it, or an empty string."""
     options, data = context.options, context.calibration
-    by_outputs = options.outputs != "none" and options.outputs_weight > 0
+    floats = compared_outputs(graph, caches=options.caches)
+    wants_outputs = options.outputs != "none" and options.outputs_weight > 0
     by_blocks = options.blocks != "none" and options.blocks_weight > 0
-    has_logits = any(head.kind != "dense" and head.classes > 1 for head in structure.heads)
+    has_logits = any(name in floats for name in logits_of(structure))
     by_labels = options.labels_weight > 0 and data is not None and data.has_labels and has_logits
-    if by_outputs or by_labels or (by_blocks and pairs):
+    if (wants_outputs and floats) or by_labels or (by_blocks and pairs):
         return ""
+    outputs = "no output is a float" if wants_outputs else "outputs are left out"
     blocks = "no blocks answer blocks of the source" if by_blocks else "blocks are left out"
-    return f"there is nothing to learn by: outputs are left out, {blocks}, and labels do not count; set outputs to auto"
+    fix = "set outputs to auto" if floats else "set blocks to tail, or keep a float output, such as logits"
+    return f"there is nothing to learn by: {outputs}, {blocks}, and labels do not count; {fix}"
 
 
 def _data_problem(model: Model, context: Context[RecoverOptions]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from tests.folding.cached_models import BLOCKS, cached_decoder, data_for, decode, logits_of
 from tests.folding.folding_models import remove_with_notes
 from tests.pipeline.test_robustness import settings
-from tests.recovery.recovery_models import context_for
+from tests.recovery.recovery_models import context_for, with_weights
 
 import edgesmith
 from edgesmith.data import RunData, fitted
@@ -114,3 +114,39 @@ def test_a_recipe_folds_cures_and_quantizes_a_decoder_with_a_cache(tmp_path: Pat
     assert len(find_caches(small.ir)) == 2 * (BLOCKS - 1)
     few = tokens[1]["input_ids"][:2]
     np.testing.assert_allclose(decode(small, few, (3, 1, 8)), logits_of(small, few), atol=ROUNDING)
+
+
+def choosing(model: Model) -> Model:
+    """Return a decoder that hands out the likeliest token instead of logits: all its float outputs are caches."""
+    copy = model.clone()
+    place = next(i for i, value in enumerate(copy.graph.outputs) if value.name == "logits")
+    token = ir.Value(name="token", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["batch", "sequence"]))
+    attributes = {"axis": ir.AttrInt64("axis", -1), "keepdims": ir.AttrInt64("keepdims", 0)}
+    copy.graph.append(ir.Node("", "ArgMax", [copy.graph.outputs[place]], attributes, outputs=[token]))
+    copy.graph.outputs[place] = token
+    return copy
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"blocks": "none"}, {"how": "blocks"}, {"how": "closed-form"}, {"select": "paser", "select_share": 0.5}],
+    ids=str,
+)
+def test_caches_count_where_a_decoder_hands_out_nothing_else_to_compare(options):
+    source = choosing(cached_decoder())
+    student, _ = remove_with_notes(source, blocks=(1,), compensation="none")
+    samples = given_caches(source, 32, 5)
+    before = output_error(student.ir, source.ir, ArraySource(samples), None, batch_size=8, threads=1)
+    _, after = recover(source, student, samples, **options)
+    assert 0 < after < before
+
+
+@pytest.mark.parametrize("options", [{"blocks": "none"}, {"how": "blocks"}, {"how": "closed-form"}], ids=str)
+def test_a_graph_without_any_float_output_is_refused_where_outputs_decide(options):
+    source = choosing(cached_decoder())
+    for value in [value for value in source.graph.outputs if value.name != "token"]:
+        source.graph.outputs.remove(value)
+    student = with_weights(source, lambda _, array: array * 1.1)
+    context = context_for(source, data_for(source), **TRAINING | options)
+    verdict = Recover().check(student, context)
+    assert verdict.status == "refuse" and "no output is a float" in verdict.reason

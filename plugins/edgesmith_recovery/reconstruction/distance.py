@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.unpadded import Padding
-from edgesmith.graph.cache import find_caches
 from edgesmith.host.context import Context
 from edgesmith_calibration.sources import DataSource
+from edgesmith_recovery.finding.outputs import compared_outputs
 from edgesmith_recovery.options.recover import RecoverOptions
 
 Array = NDArray[Any]
@@ -43,7 +43,7 @@ def output_error(
 ) -> float:
     """Return the energy of what the outputs differ by over the energy of the source's, of several outputs the mean.
 
-    Keys and values for a cache do not count.
+    Keys and values for a cache count only where no other output is a float.
 
     Args:
         model: The graph in question.
@@ -54,16 +54,16 @@ def output_error(
         threads: Threads of the runtime.
     """
     ours, theirs = (ReferenceSession(each, optimization="all", threads=threads) for each in (model, source))
-    caches = {cache.output.name for cache in find_caches(source)}
+    names = compared_outputs(model.graph)
     noise: dict[str, float] = {}
     signal: dict[str, float] = {}
     for batch in data.batches(batch_size):
         mask = None if padding is None else batch.inputs[padding.mask]
         found, wanted = (session.run(taken_by(session, batch.inputs)) for session in (ours, theirs))
-        for name, array in wanted.items():
-            if array.dtype.kind != "f" or not array.ndim or name in caches:
+        for name in names:
+            if not wanted[name].ndim:
                 continue
-            expected = shown_rows(array, mask).astype(np.float64)
+            expected = shown_rows(wanted[name], mask).astype(np.float64)
             difference = shown_rows(found[name], mask).astype(np.float64) - expected
             noise[name] = noise.get(name, 0.0) + float(np.vdot(difference, difference))
             signal[name] = signal.get(name, 0.0) + float(np.vdot(expected, expected))

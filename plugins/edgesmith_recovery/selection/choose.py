@@ -15,6 +15,7 @@ from edgesmith.host.context import Context
 from edgesmith_calibration.metrics import IGNORED_LABEL
 from edgesmith_calibration.sources import Batch, DataSource
 from edgesmith_recovery.arithmetic.paser import choose_samples, jensen_shannon, k_means, spectral_embedding
+from edgesmith_recovery.finding.outputs import compared_outputs, logits_of
 from edgesmith_recovery.options.recover import RecoverOptions
 from edgesmith_recovery.reconstruction.distance import shown_rows, taken_by
 
@@ -44,8 +45,8 @@ def compared(
     model: ir.Model, source: ir.Model, student: Structure, teacher: Structure, padding: Padding | None
 ) -> Compared:
     """Return by what two graphs are compared: their logits, and the last block of the source."""
-    logits = [head.output for head in student.heads if head.kind != "dense" and head.classes > 1]
-    output = next(iter(logits), model.graph.outputs[0].name or "")
+    logits = logits_of(student)
+    output = next(iter((*logits, *compared_outputs(model.graph))), model.graph.outputs[0].name or "")
     feature = teacher.blocks[-1].output if teacher.blocks else output
     return Compared(model, source, output, bool(logits), feature, padding)
 

@@ -14,11 +14,10 @@ from edgesmith.errors import DataError
 from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.execution.training import relative_error
 from edgesmith.execution.unpadded import Padding
-from edgesmith.graph.cache import caches_of
-from edgesmith.graph.outputs import float_outputs
 from edgesmith.graph.structure import Structure
 from edgesmith_calibration.sources import Batch
 from edgesmith_recovery.arithmetic.losses import IGNORED_LABEL, divergence, label_error
+from edgesmith_recovery.finding.outputs import compared_outputs, logits_of
 from edgesmith_recovery.finding.pairs import Pair
 from edgesmith_recovery.options.recover import RecoverOptions
 from edgesmith_recovery.training.weights import TrainedWeights
@@ -52,9 +51,7 @@ def make_goal(
         options: Weights and choices.
         has_labels: Whether the data has labels.
     """
-    logits = {head.output for head in structure.heads if head.kind != "dense" and head.classes > 1}
-    caches = set() if options.caches else {cache.output.name for cache in caches_of(graph)}
-    floats = [name for name in float_outputs(graph) if name not in caches]
+    logits, floats = logits_of(structure), compared_outputs(graph, caches=options.caches)
     outputs: dict[str, Literal["kl", "mse"]] = {}
     for name in floats if options.outputs != "none" and options.outputs_weight > 0 else ():
         if options.outputs == "auto":
