@@ -9,6 +9,8 @@ from typing import TypeVar
 import psutil
 import pytest
 
+from edgesmith.isolation.watchdog import Watchdog
+
 T = TypeVar("T")
 HEAD = """
 import sys
@@ -44,6 +46,25 @@ def awaited(look: Callable[[], T]) -> T:
                 return found
         time.sleep(0.02)
     pytest.fail("there was nothing to be seen")
+
+
+def let_time_run_out_at(sign: Path, monkeypatch: pytest.MonkeyPatch, *, seconds_left: float = 0.0) -> None:
+    """Have a watchdog see `seconds_left` once a plugin has made the file `sign`, and remove it.
+
+    How fast the machine is does not matter then. The limit itself stays, for a plugin that never makes the file. The
+    file must be there at two looks: before the first one, processes may have been listed that it says nothing about.
+    """
+    seconds_by_clock, looks = Watchdog.seconds_left, 0
+
+    def shown(watchdog: Watchdog) -> float:
+        nonlocal looks
+        looks = looks + 1 if sign.exists() else 0
+        if looks < 2:
+            return seconds_by_clock(watchdog)
+        sign.unlink()
+        return seconds_left
+
+    monkeypatch.setattr(Watchdog, "seconds_left", shown)
 
 
 def ends(process: psutil.Process) -> bool:

@@ -21,7 +21,7 @@ from edgesmith.isolation.limits import Isolation
 from edgesmith.testing import fake_dialect, isolated_registry, run_method, tiny_mlp
 from edgesmith_calibration.metrics import Accuracy
 from edgesmith_calibration.sources import ArraySource, Batch
-from tests.isolation.processes import ends, named_in, plugin
+from tests.isolation.processes import ends, let_time_run_out_at, named_in, plugin
 from tests.pipeline.conftest import Job
 
 LIMITS = Isolation(120)
@@ -67,26 +67,35 @@ def test_children_of_a_step_count_and_end_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "limit", "said"),
-    [("os._exit(7)", 60, "ended its process with code 7"), ("time.sleep(60)", 3, "did not end within 3 s")],
+    ("ending", "seconds_left", "said"),
+    [("os._exit(7)", 60, "ended its process with code 7"), ("time.sleep(60)", 0, "did not end within 120 s")],
 )
-def test_workers_that_hold_the_line_keep_no_run_waiting(tmp_path: Path, ending: str, limit: int, said: str) -> None:
+def test_workers_that_hold_the_line_keep_no_run_waiting(
+    tmp_path: Path, monkeypatch, ending: str, seconds_left: float, said: str
+) -> None:
     """One worker is in the process group of the step, and one in a session of its own."""
+    let_time_run_out_at(tmp_path / "standing", monkeypatch, seconds_left=seconds_left)
     body = (
-        "import os, time\n"
-        f"numbers = open({str(tmp_path / 'numbers')!r}, 'w')\n"
+        "import os, pathlib, time\n"
+        f"numbers = pathlib.Path({str(tmp_path / 'numbers')!r})\n"
+        f"standing = pathlib.Path({str(tmp_path / 'standing')!r})\n"
+        "numbers.touch()\n"
         "for leave in (lambda: None, os.setsid):\n"
         "    if (worker := os.fork()) == 0:\n"
         "        leave()\n"
+        "        numbers.open('a').write(f'{os.getpid()}\\n')\n"
         "        time.sleep(90)\n"
         f"        open({str(tmp_path / 'undisturbed')!r}, 'w')\n"
         "        os._exit(0)\n"
-        "    print(worker, file=numbers, flush=True)\n"
-        "time.sleep(2)\n" + ending
+        "while len(numbers.read_text().splitlines()) < 2:\n"
+        "    time.sleep(0.01)\n"
+        "standing.touch()\n"
+        "while standing.exists():\n"
+        "    time.sleep(0.01)\n" + ending
     )
     registry = isolated_registry(plugin(tmp_path, body))
     with pytest.raises(StepError) as caught:
-        run_method(registry, "odd", tiny_mlp(), isolation=Isolation(limit))
+        run_method(registry, "odd", tiny_mlp(), isolation=LIMITS)
     assert said in caught.value.what
     assert all(ends(process) for process in named_in(tmp_path / "numbers"))
     assert not (tmp_path / "undisturbed").exists()

@@ -74,7 +74,9 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._done.wait(_LOOK_SECONDS) and self._process.poll() is None:
-            self._family = _family_of(self._process.pid) or self._family
+            # Children of a process that has just ended are no longer its own: who was seen stays known while it runs.
+            seen = self._family | _family_of(self._process.pid)
+            self._family = {member for member in seen if member.is_running()}
             if self.seconds_left() == 0:
                 self._end(f"did not end within {self._seconds:g} s")
             elif (used_mib := _used_bytes(self._family, self.memory_mib * _MIB) / _MIB) > self.memory_mib:
