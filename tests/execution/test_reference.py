@@ -7,6 +7,9 @@ import pytest
 
 from edgesmith.errors import DataError, ModelError
 from edgesmith.execution.reference import ReferenceSession
+from edgesmith.model import Model, Provenance
+from edgesmith.task import Task
+from small_graphs import convolution_in_float16
 
 
 def model_of(text: str, opset: int = 21) -> ir.Model:
@@ -53,9 +56,8 @@ def test_quantized_forms_are_right_at_every_level(kind, floats, optimization):
     np.testing.assert_allclose(y, expected, rtol=2e-3, atol=2e-3 if floats is np.float32 else 2e-2)
 
 
-@pytest.mark.parametrize("optimization", ["disabled", "basic", "extended", "all"])
-def test_a_bias_beside_scales_in_float16_is_kept(optimization, tmp_path):
-    """ONNX Runtime would write it as codes with the scale of input times weight, which float16 cannot hold."""
+def with_float16_scales_in_initializers() -> Model:
+    """The network of `convolution_in_float16`, in which types and values are stated."""
     body = """code = QuantizeLinear(x, scale, zero)
               activation = DequantizeLinear(code, scale)
               weight = DequantizeLinear(w, small)
@@ -68,13 +70,20 @@ def test_a_bias_beside_scales_in_float16_is_kept(optimization, tmp_path):
     add_initializer(model, "zero", np.int8(0))
     add_initializer(model, "small", np.float16(2**-24))
     add_initializer(model, "w", np.ones((4, 3, 1, 1), np.int8))
-    bias = np.float16([1, -2, 3, 0.5])
-    add_initializer(model, "bias", bias)
+    add_initializer(model, "bias", np.float16([1, 2, 3, 4]))
+    return Model(model, Task(), Provenance("made here", "test", ""))
+
+
+@pytest.mark.parametrize("optimization", ["disabled", "basic", "extended", "all"])
+@pytest.mark.parametrize("make", [with_float16_scales_in_initializers, convolution_in_float16])
+def test_a_bias_beside_scales_in_float16_is_kept(make, optimization, tmp_path):
+    """ONNX Runtime would write it as codes with the scale of input times weight, which float16 cannot hold."""
+    model = make().ir
     ir.save(model, tmp_path / "model.onnx")
     inputs = {"x": np.zeros((1, 3, 2, 2), np.float16)}
     for source in (model, tmp_path / "model.onnx"):
         found = ReferenceSession(source, optimization=optimization).run(inputs)["y"]
-        assert np.array_equal(found, np.broadcast_to(bias[:, None, None], found.shape))
+        assert np.array_equal(found, np.broadcast_to(np.float16([1, 2, 3, 4])[:, None, None], found.shape))
 
 
 def test_taps_of_any_type_come_back_and_the_model_is_left_alone():

@@ -22,6 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from edgesmith.errors import DataError, ModelError
 from edgesmith.execution.handover import write_linked
+from edgesmith.graph.edit import constant_tensor
 from edgesmith.serialization import INLINE_BYTES
 
 Optimization = Literal["disabled", "basic", "extended", "all", "default"]
@@ -252,9 +253,16 @@ def _uses_float8(model: ir.Model) -> bool:
 
 
 def _has_float16_scales(model: ir.Model) -> bool:
-    """Return whether codes have scales in float16."""
+    """Return whether codes may have scales in float16."""
     pairs = (node for node in model.graph.all_nodes() if node.op_type == "DequantizeLinear" and len(node.inputs) > 1)
-    return any(node.inputs[1] is not None and node.inputs[1].dtype == ir.DataType.FLOAT16 for node in pairs)
+    return any(_may_be_float16(node.inputs[1]) for node in pairs)
+
+
+def _may_be_float16(value: ir.Value | None) -> bool:
+    """Return whether a value is in float16, or of a type that the graph does not state, as it need not."""
+    constant = constant_tensor(value)
+    dtype = constant.dtype if constant is not None else value.dtype if value is not None else None
+    return dtype in (None, ir.DataType.FLOAT16)
 
 
 def with_taps(model: ir.Model, taps: Sequence[str], *, only: bool = False) -> ir.Model:
