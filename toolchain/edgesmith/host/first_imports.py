@@ -111,7 +111,8 @@ class FirstImports:
             *self._installed,
             *_stamps(sorted({*_home(origin.package, origin.file), *_home(module, "")})),
         ]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        # Names of files need not be UTF-8.
+        return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
 
     @cached_property
     def _installed(self) -> list[str]:

@@ -226,13 +226,15 @@ def file_candidate(path: Path) -> Candidate:
             fix="Give the path of the module that holds the hooks.",
         )
     module = _file_module(path)
-    origin = PluginOrigin(f"file:{path.stem}", f"0+{hash_file(path)[:12]}", path.stem, "", str(path.resolve()))
+    # The name of a file need not be UTF-8; this one is written into artifacts and printed.
+    name = os.fsencode(path.stem).decode(errors="backslashreplace")
+    origin = PluginOrigin(f"file:{name}", f"0+{hash_file(path)[:12]}", name, "", str(path.resolve()))
     return Candidate(origin.distribution, origin.version, origin.entry_point, module, origin=origin)
 
 
 def _file_module(path: Path) -> Callable[[], ModuleType]:
     # Two files of one name, and installed modules of that name, must not meet in sys.modules.
-    stem, digest = re.sub(r"\W", "_", path.stem), sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    stem, digest = re.sub(r"\W", "_", path.stem), sha256(os.fsencode(path.resolve())).hexdigest()[:12]
     name = f"edgesmith_file_{stem}_{digest}"
 
     def load() -> ModuleType:
