@@ -165,6 +165,75 @@ def test_a_weight_that_two_products_share_is_divided_once(tmp_path):
     assert sum(name.startswith("w_protected_outputs") for name in result.graph.initializers) == 1
 
 
+SHARED = {
+    "one-reader-selected": ([node("MatMul", ["h", "w"], "y")], {"only": ("node_a", "node_z")}),
+    "both-orientations": ([node("Gemm", ["h", "w"], "y", transB=1)], {}),
+    "read-by-a-sum": ([node("ReduceSum", ["w"], "s", keepdims=0), node("Add", ["h", "s"], "y")], {}),
+    "table-skipped": ([node("Gather", ["w", "i"], "y")], {"skip": ("node_y",)}),
+}
+
+
+def shared_weight(case):
+    """Return a model that reads w in a way that forbids to divide it, with a layer more, and what to select."""
+    further, selection = SHARED[case]
+    product = [node("MatMul", ["x", "w"], "a")]
+    if case == "table-skipped":  # a head that shares the table of an embedding
+        product = [node("Transpose", ["w"], "t", perm=[1, 0]), node("MatMul", ["x", "t"], "a")]
+    inputs = {"x": ["n", WIDTH], **({"i": ["n"]} if case == "table-skipped" else {})}
+    model = graph(
+        [*product, node("Relu", ["a"], "h"), *further, node("MatMul", ["h", "v"], "z")],
+        {"w": normal(WIDTH, WIDTH) / 8, "v": normal(WIDTH, WIDTH, seed=1) / 8},
+        inputs,
+        ("a", "y", "z"),
+        types={"i": TensorProto.INT64},
+    )
+    return protected(model, w={int(case != "table-skipped"): (WIDTH, KEPT[:3])}), selection
+
+
+def shared_inputs(case, rows, seed):
+    return {"x": normal(rows, WIDTH, seed=seed), **({"i": np.arange(rows)} if case == "table-skipped" else {})}
+
+
+@pytest.mark.parametrize("form", ["int8", "int8-dynamic", "fp8", "int4", "split"])
+@pytest.mark.parametrize("case", SHARED)
+def test_a_protected_weight_that_cannot_be_divided_stays_in_float_for_all_who_read_it(case, form, tmp_path):
+    model, selection = shared_weight(case)
+    method, chosen = FORMS[form]
+    chosen = chosen.model_copy(update={"protect": "units", **selection})
+    used = replace(context(chosen, shared_inputs(case, 80, 3)), scratch=tmp_path)
+    assert "node_a" not in method().check(model, used).nodes
+    result = method().apply(model, used)
+    x = shared_inputs(case, 8, 4)
+    before, after = run(model, x), run(result, x)
+    # Sums of 64 products below 2, in another order.
+    np.testing.assert_allclose(after["a"], before["a"], atol=64 * 2 * 2.0**-24, rtol=0)
+    np.testing.assert_allclose(after["y"], before["y"], atol=64 * 16 * 2.0**-24, rtol=0)
+    assert np.abs(after["z"] - before["z"]).max() > 1e-4
+    assert "part of its weight is protected and cannot be divided: " in used.notes.skipped["node_a"]
+    assert any("stay in float altogether" in remark for remark in used.notes.remarks)
+    readers = {name for name in ("node_a", "node_y") if any(node_name(each) == name for each in model.graph)}
+    weighted = {node_name(each) for each in model.graph if each.op_type in ("MatMul", "Gemm", "Gather")}
+    assert {node_name(each) for each in result.graph if kept(each)} == readers & weighted
+
+
+def test_a_protected_weight_that_no_option_selects_is_not_touched(tmp_path):
+    model, _ = shared_weight("both-orientations")
+    result, used = quantized(model, "int8", tmp_path, only=("node_z",))
+    assert not any(kept(each) for each in result.graph)
+    assert "stay in float" not in " ".join(used.notes.remarks)
+
+
+def test_mixed_precision_keeps_a_protected_weight_that_cannot_be_divided(tmp_path):
+    model, _ = shared_weight("both-orientations")
+    options = QuantizeAutoOptions(formats=("int8",), min_sqnr_db=0, protect="units")
+    used = replace(context(options, {"x": normal(80, WIDTH, seed=3)}), scratch=tmp_path)
+    result = QuantizeAuto().apply(model, used)
+    x = {"x": normal(8, WIDTH, seed=4)}
+    before, after = run(model, x), run(result, x)
+    np.testing.assert_allclose(after["a"], before["a"], atol=64 * 2 * 2.0**-24, rtol=0)
+    assert np.abs(after["z"] - before["z"]).max() > 1e-4
+
+
 def test_half_floats_stay_half_floats(tmp_path):
     arrays = {"w": normal(WIDTH, 48).astype(np.float16)}
     types = {"x": TensorProto.FLOAT16, "y": TensorProto.FLOAT16}

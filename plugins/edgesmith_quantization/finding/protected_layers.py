@@ -9,9 +9,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.graph.edit import constant_tensor
-from edgesmith.graph.kept import keep
+from edgesmith.graph.kept import keep, kept
 from edgesmith.graph.node_names import node_name
-from edgesmith.graph.weight_sites import WeightSite, find_weight_sites
+from edgesmith.graph.weight_sites import WEIGHT_INPUT, WeightSite, find_weight_sites
 from edgesmith.host.context import Notes
 from edgesmith.model import Model
 from edgesmith.protection import Protection
@@ -64,7 +64,9 @@ def find_protected(model: Model, options: ProtectedSelection) -> ProtectedLayers
     protection.require_known(model.graph.initializers)
     split: dict[str, Places] = {}
     whole: dict[str, str] = {}
-    for site in find_weight_sites(model.graph, options.obstacle, Notes().skip) if protection.weights else ():
+    notes = Notes()
+    sites = find_weight_sites(model.graph, options.obstacle, notes.skip) if protection.weights else ()
+    for site in sites:
         places = _places(site, protection)
         if places is None:
             continue
@@ -73,6 +75,14 @@ def find_protected(model: Model, options: ProtectedSelection) -> ProtectedLayers
             whole |= dict.fromkeys(map(node_name, site.nodes), reason)
         else:
             split[node_name(site.readers[0])] = places
+    divisible = {site.weight for site in sites}
+    for weight, nodes in _readers(model.graph).items():
+        names = {node_name(node) for node in nodes if not kept(node)}
+        if weight in divisible or all(map(options.obstacle, names)) or not _is_protected(weight, protection):
+            continue
+        for name in names:
+            why = notes.skipped.get(name, "it is read in another form")
+            whole[name] = f"part of its weight is protected and cannot be divided: {why}"
     return ProtectedLayers(split, whole)
 
 
@@ -87,6 +97,32 @@ def marked(model: Model, options: ProtectedSelection) -> Model:
     result = model.clone()
     find_protected(model, options).mark(result.graph)
     return result
+
+
+def _readers(graph: ir.Graph) -> Mapping[ir.Value, list[ir.Node]]:
+    """Return the nodes that read each constant weight, whatever its form and whoever reads it besides."""
+    found: dict[ir.Value, list[ir.Node]] = {}
+    for node in graph:
+        index = WEIGHT_INPUT.get(node.op_type)
+        value = node.inputs[index] if index is not None and len(node.inputs) > index and node.domain == "" else None
+        if value is not None and constant_tensor(_stored(value)) is not None:
+            found.setdefault(_stored(value), []).append(node)
+    return found
+
+
+def _stored(value: ir.Value) -> ir.Value:
+    """Return the value behind all nodes that pass a weight on as it is, or in another order."""
+    node = value.producer()
+    while node is not None and node.op_type in ("Identity", "Transpose") and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+def _is_protected(weight: ir.Value, protection: Protection) -> bool:
+    tensor = constant_tensor(weight)
+    shape = () if tensor is None else tuple(tensor.shape.numpy())
+    return any(protection.places(weight.name or "", axis, size) for axis, size in enumerate(shape))
 
 
 def _places(site: WeightSite, protection: Protection) -> Places | None:
