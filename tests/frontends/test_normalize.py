@@ -345,3 +345,18 @@ def test_a_graph_that_is_clean_already_is_equal_by_its_hash_and_no_second_one_is
     assert len(ran) == 2
     assert to_bytes(normalize(clean)) == to_bytes(clean)
     assert len(ran) == 3
+
+
+def test_a_rewrite_that_changes_an_array_of_the_source_in_place_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def clear(model: ir.Model) -> None:
+        model.graph.initializers["w"].const_value.numpy().fill(0)
+
+    model = graph(20, "(float[N,4] x, float[4] w) => (float[N,4] y) { y = Mul(x, w) }")
+    weight = model.graph.inputs.pop()
+    weight.const_value = ir.tensor(np.arange(1, 5, dtype=np.float32), name="w")
+    model.graph.register_initializer(weight)
+    clean = normalize(model)
+    clean.graph.initializers["w"].const_value = ir.tensor(np.arange(1, 5, dtype=np.float32), name="w")
+    monkeypatch.setattr(module, "_ONCE", (module._Rewrite("the faulty rewrite", clear), *module._ONCE))
+    remarks = normalize_with_remarks(clean).remarks
+    assert any("the faulty rewrite" in remark for remark in remarks)
