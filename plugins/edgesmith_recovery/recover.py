@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgesmith.data import fixed_batch_size
+from edgesmith.data import first_batch, fixed_batch_size
 from edgesmith.errors import EdgesmithError, StepError
 from edgesmith.graph.cache import caches_of
 from edgesmith.graph.structure import Structure, find_structure
@@ -203,7 +203,27 @@ def _source_problem(model: Model, context: Context[RecoverOptions]) -> str:
     ours, theirs = _signature(model.graph), _signature(source.graph)
     if ours != {name: kind for name, kind in theirs.items() if name not in _removed_slots(ours, source.graph)}:
         return "inputs or outputs are not those of the source model, so answers cannot be compared"
-    return ""
+    return _missing_inputs(source, context)
+
+
+def _missing_inputs(source: Model, context: Context[RecoverOptions]) -> str:
+    """Return which inputs of the source the samples lack, or an empty string. One sample tells.
+
+    Raises:
+        DataError: The samples cannot be read.
+    """
+    data = samples_of(context)
+    if data is None:
+        return ""
+    given = first_batch(data.take(1), 1).inputs
+    wanted = [str(value.name) for value in source.graph.inputs if not value.is_initializer()]
+    missing = [name for name in wanted if name not in given]
+    if not missing:
+        return ""
+    return (
+        f"the samples lack {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''} of the source's inputs, so it "
+        "cannot be run on them; pass data with all inputs of the source, also with those that a step before took away"
+    )
 
 
 def _signature(graph: ir.Graph) -> Mapping[str, ir.DataType | None]:

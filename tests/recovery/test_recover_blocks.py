@@ -31,6 +31,7 @@ from edgesmith_recovery.finding.pairs import Pair, block_pairs
 from edgesmith_recovery.finding.segments import cut
 from edgesmith_recovery.finding.weights import find_weights
 from edgesmith_recovery.options.recover import RecoverOptions
+from edgesmith_recovery.reconstruction.distance import better_of
 from edgesmith_recovery.recover import Recover
 from edgesmith_recovery.training.data import split_samples
 from edgesmith_tokens.merge_tokens import MergeTokens
@@ -206,6 +207,17 @@ def drop_block(model: Model, index: int) -> Model:
     ir.convenience.replace_all_uses_with(values[block.output], values[block.input])
     ir.passes.common.RemoveUnusedNodesPass()(copy.ir)
     return copy
+
+
+def test_a_repair_that_helps_nothing_is_undone_and_says_so() -> None:
+    before, after = perceptron(0), perceptron(1)
+    errors = {id(before.ir): 0.25, id(after.ir): 0.5}
+    context = context_for(before, samples())
+    kept = better_of(before.ir, after.ir, lambda one: errors[id(one)], "Solved 2 of 3 linear layers", context)
+    for name, value in before.graph.initializers.items():
+        np.testing.assert_array_equal(kept.graph.initializers[name].const_value.numpy(), value.const_value.numpy())
+    (remark,) = context.notes.remarks
+    assert "from 0.25 to 0.5, so this is undone and all layers stay as they were" in remark
 
 
 @pytest.mark.parametrize(("removed", "compared"), [(0, "tail"), (1, "none")])

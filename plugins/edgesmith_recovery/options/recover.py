@@ -52,8 +52,8 @@ class RecoverOptions(Selection):
     outputs_weight: float = Field(default=1.0, ge=0, description="Weight of the outputs in the loss.")
     caches: bool = Field(
         default=False,
-        description="Compare keys and values that a decoder hands out for its cache, too; only those of its blocks "
-        "that are left.",
+        description="For how: distill, compare keys and values that a decoder hands out for its cache, too; only those "
+        "of its blocks that are left.",
     )
     blocks: Literal["all", "tail", "none"] = Field(
         default="tail",

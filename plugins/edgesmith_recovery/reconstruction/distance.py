@@ -82,6 +82,7 @@ def better_of(
         )
         return after
     context.notes.remark(
-        f"{what}; on held-out samples the error of the outputs went from {was:.4g} to {is_now:.4g}, so all stay."
+        f"{what}; on held-out samples the error of the outputs went from {was:.4g} to {is_now:.4g}, so this is undone "
+        "and all layers stay as they were."
     )
     return before.clone()
