@@ -22,7 +22,7 @@ from edgesmith_folding.finding.places import find_places
 from edgesmith_folding.options.sharing import ShareBlocksOptions
 from edgesmith_folding.running.chain import BlockChain
 from edgesmith_folding.running.judge import Judge
-from edgesmith_folding.sharing.formulas import mean_layer, weighted_layer
+from edgesmith_folding.sharing.formulas import mean_layer, metric, weighted_layer
 from edgesmith_folding.sharing.groups import Sharer, choose_groups, find_sharers, rows_of
 from edgesmith_folding.sharing.partition import best_partition
 from edgesmith_folding.sharing.swaps import Pair, swap_costs
@@ -75,15 +75,14 @@ class ShareBlocks(Method[ShareBlocksOptions]):
         for group, members, grams in zip(groups, layers, statistics, strict=True):
             for index, linears in enumerate(zip(*members, strict=True)):
                 matrices = [layer_matrix(shared.graph, linear) for linear in linears]
-                matrix = None
+                matrix, own = None, None
                 if options.weights == "mean":
                     matrix = mean_layer(matrices)
                 elif options.weights == "weighted":
-                    matrix = _weighted(
-                        matrices, [grams[linear.input] for linear in linears], linears[0].bias is not None
-                    )
+                    own = [grams[linear.input] for linear in linears]
+                    matrix = _weighted(matrices, own, linears[0].bias is not None, private=options.correction_rank > 0)
                 name = f"shared.blocks_{group[0]}_to_{group[-1]}.layer_{index}"
-                share(editor, linears, matrix, name=name, correction_rank=options.correction_rank)
+                share(editor, linears, matrix, name=name, correction_rank=options.correction_rank, grams=own)
         context.notes.remark(
             f"{len(groups)} groups share: {'; '.join(', '.join(map(str, group)) for group in groups)}. Stored weights: "
             f"{before / 2**20:.1f} to {_weight_bytes(shared.graph) / 2**20:.1f} MiB."
@@ -155,10 +154,11 @@ def _statistics(
         yield {name: observer.moments.gram for name, observer in observers.items()}
 
 
-def _weighted(matrices: Sequence[Float64], grams: Sequence[Float64], has_bias: bool) -> Float64:
-    if has_bias:
+def _weighted(matrices: Sequence[Float64], grams: Sequence[Float64], has_bias: bool, *, private: bool) -> Float64:
+    """Return what layers share; where biases stay private, weights of the least error behind the best of them."""
+    if has_bias and not private:
         return weighted_layer(matrices, grams)
-    weights = weighted_layer([matrix[:-1] for matrix in matrices], [gram[:-1, :-1] for gram in grams])
+    weights = weighted_layer([matrix[:-1] for matrix in matrices], [metric(gram, has_bias=has_bias) for gram in grams])
     return np.vstack([weights, np.zeros((1, weights.shape[1]))])
 
 

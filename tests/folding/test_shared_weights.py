@@ -15,7 +15,7 @@ from edgesmith.graph.structure import find_structure
 from edgesmith.model import Model
 from edgesmith_folding.options.sharing import ShareBlocksOptions
 from edgesmith_folding.share_blocks import ShareBlocks
-from edgesmith_folding.sharing.formulas import correction, mean_layer, weighted_layer
+from edgesmith_folding.sharing.formulas import correction, fitting_bias, mean_layer, metric, weighted_layer
 
 WEIGHTS = ("weighted", "mean", "first")
 
@@ -181,6 +181,59 @@ def test_a_correction_is_the_nearest_matrix_of_its_rank():
     values = np.linalg.svd(difference, compute_uv=False)
     assert np.linalg.norm(difference - left @ right) == pytest.approx(values[1])
     assert correction(np.zeros((3, 3)), 2)[0].shape == (3, 0)
+
+
+def test_no_matrix_of_its_rank_errs_less_on_what_is_read_than_a_correction():
+    generator = np.random.default_rng(2)
+    inputs = generator.normal(size=(60, 6)) * np.logspace(0, -2, 6)
+    # Large where little is read, as the difference from a weighted mean is.
+    difference = generator.normal(size=(6, 5)) * np.logspace(-2, 0, 6)[:, None]
+
+    def error(product):
+        return float(np.square(inputs @ (difference - product)).sum())
+
+    left, right = correction(difference, 2, inputs.T @ inputs)
+    best = error(left @ right)
+    # Eckart and Young: what is left are the smaller singular values of the outputs.
+    assert best == pytest.approx(np.square(np.linalg.svd(inputs @ difference, compute_uv=False)[2:]).sum(), rel=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(left, axis=0), np.linalg.norm(right, axis=1))
+    for scale in (1e-3, 1e-2, 0.1, 1.0):
+        for _ in range(100):
+            one = left + scale * np.abs(left).max() * generator.normal(size=left.shape)
+            # The best right factor for this left one, so that all of the rivals are strong.
+            other = np.linalg.lstsq(inputs @ one, inputs @ difference, rcond=None)[0]
+            assert error(one @ other) >= best * (1 - 1e-3)
+    plain = np.matmul(*correction(difference, 2))
+    assert best < 0.5 * error(plain)
+    np.testing.assert_allclose(np.matmul(*correction(difference, 2, np.zeros((6, 6)))), plain, atol=1e-12)
+
+
+def test_a_bias_makes_up_for_the_mean_of_what_a_correction_leaves():
+    generator = np.random.default_rng(3)
+    inputs = np.hstack([generator.normal(3, 1, (50, 4)), np.ones((50, 1))])
+    own, shared_weights = generator.normal(size=(5, 3)), generator.normal(size=(4, 3))
+    gram = inputs.T @ inputs
+    left, right = correction(own[:-1] - shared_weights, 1, metric(gram, has_bias=True))
+    bias = fitting_bias(own, shared_weights + left @ right, gram)
+    left_over = inputs @ own - inputs[:, :-1] @ (shared_weights + left @ right) - bias
+    np.testing.assert_allclose(left_over.mean(0), 0, atol=1e-12)
+    # With the best bias, what is left of inputs without their mean is all of the error.
+    centred = (inputs - inputs.mean(0))[:, :-1] @ (own[:-1] - shared_weights)
+    expected = np.square(np.linalg.svd(centred, compute_uv=False)[1:]).sum()
+    assert np.square(left_over).sum() == pytest.approx(expected, rel=1e-4)
+    assert np.array_equal(fitting_bias(own, shared_weights), own[-1])
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_the_error_of_weighted_weights_falls_with_the_rank_on_fresh_samples(name):
+    model = deep(name)
+    data, fresh = inputs_of(model, 128), inputs_of(model, 32, seed=5)
+    (expected,) = run(model, fresh).values()
+    errors = []
+    for rank in (0, 1, 2, 8):  # a plain SVD gives errors that rise
+        (found,) = run(shared(model, data, groups=((1, 2),), correction_rank=rank), fresh).values()
+        errors.append(float(np.square(found - expected).sum()))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.5 * errors[0]
 
 
 def test_corrections_of_full_rank_give_each_block_its_weights_back():

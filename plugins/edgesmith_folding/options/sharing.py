@@ -38,8 +38,9 @@ class ShareBlocksOptions(BaseModel):
     correction_rank: int = Field(
         default=0,
         ge=0,
-        description="Rank of a private correction beside each shared matrix, from the singular values of what sharing "
-        "took away. 0: none. It costs two thin products for each; biases stay private then.",
+        description="Rank of a private correction beside each shared matrix, of what sharing took away: for weighted "
+        "weights that of the least squared error on calibration data, else that of the largest singular values. "
+        "0: none. It costs two thin products for each; biases stay private then.",
     )
     samples: int = Field(default=128, ge=1, description="Largest number of calibration samples to use.")
     score_samples: int = Field(

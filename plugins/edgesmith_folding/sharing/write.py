@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.graph.linear import Linear
-from edgesmith_folding.sharing.formulas import correction
+from edgesmith_folding.sharing.formulas import correction, fitting_bias, metric
 
 Float64 = NDArray[np.float64]
 
@@ -22,7 +22,13 @@ def layer_matrix(graph: ir.Graph, linear: Linear) -> Float64:
 
 
 def share(
-    editor: GraphEditor, linears: Sequence[Linear], matrix: Float64 | None, *, name: str, correction_rank: int = 0
+    editor: GraphEditor,
+    linears: Sequence[Linear],
+    matrix: Float64 | None,
+    *,
+    name: str,
+    correction_rank: int = 0,
+    grams: Sequence[Float64] | None = None,
 ) -> None:
     """Let layers read one weight and one bias.
 
@@ -33,9 +39,10 @@ def share(
         name: Stem of the names of new weights.
         correction_rank: Rank of what each keeps of its own difference. With any, biases stay private unless they are
             equal: they are small.
+        grams: Sum of x x^T over what each reads, [inputs + 1, inputs + 1], for corrections; None without data.
     """
     graph, first = editor.graph, linears[0]
-    before = [layer_matrix(graph, linear)[:-1] for linear in linears] if correction_rank else []
+    before = [layer_matrix(graph, linear) for linear in linears] if correction_rank else []
     weight, bias = graph.initializers[first.weight], None if first.bias is None else graph.initializers[first.bias]
     if matrix is not None:
         weight = _like(editor, f"{name}.weight", matrix[:-1].T if first.weight_axis == 0 else matrix[:-1], weight)
@@ -43,15 +50,29 @@ def share(
             bias = _like(editor, f"{name}.bias", matrix[-1], bias)
     for linear in linears:
         _redirect(editor, linear, linear.weight, weight)
-        if linear.bias is not None and bias is not None and (not correction_rank or _equal(linear.bias, bias, graph)):
+        if linear.bias is not None and bias is not None and not correction_rank:
             _redirect(editor, linear, linear.bias, bias)
     shared = _numbers(weight).T if first.weight_axis == 0 else _numbers(weight)
-    for linear, own in zip(linears, before, strict=False):
-        _correct(editor, linear, *correction(own - shared, correction_rank))
+    for index, (linear, own) in enumerate(zip(linears, before, strict=False)):
+        gram = None if grams is None else grams[index]
+        measure = None if gram is None else metric(gram, has_bias=bias is not None)
+        left, right = correction(own[:-1] - shared, correction_rank, measure)
+        _correct(editor, linear, left, right)
+        if linear.bias is not None and bias is not None:
+            _set_bias(editor, linear, fitting_bias(own, shared + left @ right, gram), bias)
 
 
-def _equal(name: str, shared: ir.Value, graph: ir.Graph) -> bool:
-    return np.array_equal(_stored(graph.initializers[name]), _stored(shared))
+def _set_bias(editor: GraphEditor, linear: Linear, numbers: Float64, shared: ir.Value) -> None:
+    """Give a layer its own bias, or the shared one where that is the same."""
+    if linear.bias is None:
+        return
+    own = editor.graph.initializers[linear.bias]
+    for known in (shared, own):
+        stored = _stored(known)
+        if np.array_equal(stored.reshape(-1), numbers.astype(stored.dtype)):
+            _redirect(editor, linear, linear.bias, known)
+            return
+    _redirect(editor, linear, linear.bias, _like(editor, f"{linear.node}_private.bias", numbers, own))
 
 
 def _redirect(editor: GraphEditor, linear: Linear, name: str, shared: ir.Value) -> None:
