@@ -73,7 +73,7 @@ class MergeTokens(Method[MergeTokensOptions]):
             if options.speedup is None:
                 counts = _counts(options, stream)
             else:
-                counts = choose_counts(whole, stream, form, context)
+                counts = choose_counts(whole, stream, form, context, given=model)
             if not any(counts):
                 continue
             left = merge_stream(merged, stream, counts, form)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.small_graphs import context
+from tests.small_graphs import context, operators
 from tests.tokens.aggregate_networks import images as patch_images
 from tests.tokens.aggregate_networks import vision
+from tests.tokens.attention_networks import fused
 from tests.tokens.merge_models import images
 
 from edgesmith.errors import DataError, MeasurementError
@@ -43,12 +44,33 @@ class CountingTrial:
         )
 
 
+class WatchingTrial(CountingTrial):
+    """Notes which attention the baseline has, and that of the models that are compared with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def speedups(self, models, baseline, *, max_seconds=30.0):
+        self.seen += [tuple(operators(each)["Attention"] for each in (baseline, model)) for model in models]
+        return super().speedups(models, baseline, max_seconds=max_seconds)
+
+
 def chosen(speedup, trial=None, samples=2):
     model, trial = tiny_vit(blocks=2), trial or CountingTrial()
     options = MergeTokensOptions(speedup=speedup, samples=samples)
     settings_ = replace(context(options, images(2)), trial=trial)
     assert MergeTokens().check(model, settings_).status == "ok"
     return model, MergeTokens().apply(model, settings_), settings_.notes.remarks
+
+
+def test_times_are_compared_with_the_model_that_was_given_and_not_with_its_single_operators():
+    model, trial = fused(vision(blocks=2)), WatchingTrial()
+    data = patch_images(model, 2)
+    settings_ = replace(context(MergeTokensOptions(speedup=1.05, samples=2), data), trial=trial)
+    assert MergeTokens().check(model, settings_).status == "ok"
+    MergeTokens().apply(model, settings_)
+    assert set(trial.seen) == {(2, 0)}
 
 
 def test_what_cannot_be_reached_is_said_and_the_fastest_is_taken():

@@ -96,14 +96,17 @@ def _error(curves: Sequence[Curve], counts: Counts) -> float:
     return sum(curve.error(count) for curve, count in zip(curves, counts, strict=True))
 
 
-def choose_counts(model: Model, stream: VisionStream, form: MergeForm, context: Context[MergeTokensOptions]) -> Counts:
+def choose_counts(
+    model: Model, stream: VisionStream, form: MergeForm, context: Context[MergeTokensOptions], *, given: Model
+) -> Counts:
     """Return how many tokens each block merges so that the model runs as many times as fast as the options ask for.
 
     Args:
-        model: The model; it is not changed.
+        model: The model, with attention in single operators; it is not changed.
         stream: Its vision transformer.
         form: How tokens are merged.
         context: Options, calibration data, and the trial that times.
+        given: The model as it came to the step, maybe with fused attention: the speed-up is measured against it.
 
     Raises:
         DataError: There is no calibration data.
@@ -126,7 +129,7 @@ def choose_counts(model: Model, stream: VisionStream, form: MergeForm, context: 
     sequence = plans(curves, stream.tokens, stream.protected, step)
     if not sequence:
         return (0,) * len(stream.blocks)
-    search = _Search(model, stream, form, trial)
+    search = _Search(model, stream, form, trial, given)
     counts, reached = search.first_of(sequence, options.speedup)
     enough = "" if reached >= options.speedup else f", short of {options.speedup:.3g}: no plan is faster"
     context.notes.remark(
@@ -183,9 +186,9 @@ def _distance(actual: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> flo
 class _Search:
     """Times plans of a sequence."""
 
-    def __init__(self, model: Model, stream: VisionStream, form: MergeForm, trial: Trial) -> None:
+    def __init__(self, model: Model, stream: VisionStream, form: MergeForm, trial: Trial, given: Model) -> None:
         self._model, self._stream, self._form, self._trial = model, stream, form, trial
-        self._baseline = trial.lower(model)
+        self._baseline = trial.lower(given)
 
     def first_of(self, sequence: Sequence[Counts], wanted: float) -> tuple[Counts, float]:
         """Return the first plan that is fast enough with its speed-up, or the fastest where none is."""
