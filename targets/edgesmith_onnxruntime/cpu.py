@@ -15,6 +15,7 @@ from edgesmith.model import Model
 from edgesmith.serialization import write_onnx
 from edgesmith_onnxruntime.float8_casts import write_float8_casts
 from edgesmith_onnxruntime.lowering import lower
+from edgesmith_onnxruntime.separate_biases import separate_biases
 
 FILE_NAME = "model.onnx"
 
@@ -84,6 +85,7 @@ class OnnxCpu(Target):
         """Write `model.onnx`, and its weights beside it where they are too large for one file.
 
         Q/DQ pairs of eight-bit floats are written as casts, bit for bit equal, because ONNX Runtime does not load them.
+        Biases beside scales in float16 are added by nodes of their own, because ONNX Runtime loses them otherwise.
 
         Raises:
             TargetError: ONNX Runtime does not load the graph at the level that users run; at the level basic if the
@@ -92,7 +94,9 @@ class OnnxCpu(Target):
         # Exporters write stack traces and module paths, which are bytes to ship and tell of the exporting machine.
         plain = model.ir.clone()
         common_passes.ClearMetadataAndDocStringPass()(plain)
-        casts = write_float8_casts(plain.graph)
+        casts, biases = write_float8_casts(plain.graph), separate_biases(plain.graph)
+        if biases:
+            common_passes.RemoveUnusedNodesPass()(plain)
         # At the level of users the runtime computes all it can from constants, and holds float16 weights as float32.
         level: Optimization = "basic" if obstacle_to_running(plain) else "default"
         try:
@@ -113,4 +117,5 @@ class OnnxCpu(Target):
             "optimization": "all",
             "loaded_at": level,
         }
-        return Build(FILE_NAME, recipe | ({"float8_pairs_as_casts": casts} if casts else {}))
+        rewritten = {"float8_pairs_as_casts": casts, "separate_biases": biases}
+        return Build(FILE_NAME, recipe | {name: count for name, count in rewritten.items() if count})
