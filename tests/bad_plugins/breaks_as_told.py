@@ -1,10 +1,11 @@
 """A target, a rule, a metric, a runner and a frontend, sound but for one call, which breaks as the environment says.
 
-`BREAK_HERE=target.lower:crash` is a place and a way.
+`BREAK_HERE=target.lower:crash` is a place and a way. Where it never ends, it makes the file `NEVER_ENDING` first.
 """
 
 import os
 import time
+from pathlib import Path
 
 from edgesmith import (
     Build,
@@ -38,6 +39,7 @@ def told(place, model=None):
     if way == "leave":
         os._exit(5)
     if way == "never":
+        Path(os.environ["NEVER_ENDING"]).touch()
         while True:
             time.sleep(0.01)
     held = []

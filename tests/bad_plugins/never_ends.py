@@ -1,4 +1,7 @@
-"""Never ends in apply."""
+"""Never ends in apply; makes the file that the environment names as NEVER_ENDING when it is there."""
+
+import os
+from pathlib import Path
 
 from edgesmith import Guarantee, Kind, Method, MethodRecord, Verdict, hookimpl
 
@@ -23,5 +26,6 @@ class Broken(Method):
         return Verdict.ok()
 
     def apply(self, model, context):
+        Path(os.environ.get("NEVER_ENDING", os.devnull)).touch()
         while True:
             pass

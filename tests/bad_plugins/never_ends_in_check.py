@@ -1,6 +1,8 @@
-"""Never ends in check."""
+"""Never ends in check; makes the file that the environment names as NEVER_ENDING when it is there."""
 
+import os
 import time
+from pathlib import Path
 
 from edgesmith import Guarantee, Kind, Method, MethodRecord, hookimpl
 
@@ -22,6 +24,7 @@ def register_methods():
 
 class Broken(Method):
     def check(self, model, context):
+        Path(os.environ.get("NEVER_ENDING", os.devnull)).touch()
         time.sleep(1e6)
 
     def apply(self, model, context):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.isolation.processes import let_time_run_out_at
 
 from edgesmith import Isolation
 from edgesmith.errors import PluginError, StepError
@@ -67,8 +68,8 @@ BROKEN_IN_OPTIONS = {
 }
 
 BROKEN_WITH_ITS_PROCESS = {
-    "never_ends": "did not end within 4 s, in apply at never_ends.py:",
-    "never_ends_in_check": "did not end within 4 s, in check at never_ends_in_check.py:",
+    "never_ends": "did not end within 120 s, in apply at never_ends.py:",
+    "never_ends_in_check": "did not end within 120 s, in check at never_ends_in_check.py:",
     "eats_memory": "MiB of memory, and may take 700, in apply at eats_memory.py:",
     "leaves_the_process": "ended its process with code 7 before the step was done",
     "kills_its_process": "its process was ended by SIGKILL",
@@ -207,11 +208,13 @@ def test_options_that_cannot_say_what_they_need_are_attributed():
 
 
 @pytest.mark.parametrize("name", BROKEN_WITH_ITS_PROCESS)
-def test_a_step_that_breaks_its_process_is_one_error_and_leaves_this_one_alone(name):
+def test_a_step_that_breaks_its_process_is_one_error_and_leaves_this_one_alone(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEVER_ENDING", str(tmp_path / "never_ending"))
+    let_time_run_out_at(tmp_path / "never_ending", monkeypatch)
     registry, model = registry_with(name), tiny_mlp()
     digest, method = model.digest(), name.replace("_", "-")
     with pytest.raises(StepError) as caught:
-        run_method(registry, method, model, isolation=Isolation(4 if "never" in name else 120, 700))
+        run_method(registry, method, model, isolation=Isolation(120, 700))
     label = registry.distribution_of(registry.method(method))
     assert caught.value.what.startswith(f"method {method} 1.0 from {label} (no options): ")
     assert BROKEN_WITH_ITS_PROCESS[name] in caught.value.what

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from tests.isolation.processes import let_time_run_out_at
 
 import edgesmith
 from edgesmith import Isolation
@@ -32,13 +33,16 @@ from edgesmith.testing import isolated_registry, tiny_mlp
 from edgesmith_calibration.sources import Batch
 
 PLUGIN = Path(__file__).parents[1] / "bad_plugins" / "breaks_as_told.py"
-MEMORY_MIB = 700
+LIMITS = Isolation(120, 700)
+"""Loading what is needed counts as well."""
 BATCH = {"x": np.ones((2, 8), np.float32)}
 
 
-def limits(way: str) -> Isolation:
-    """Return limits that are soon reached, where one is to be reached. Loading what is needed counts as well."""
-    return Isolation(8 if way == "never" else 120, MEMORY_MIB)
+@pytest.fixture(autouse=True)
+def time_that_runs_out(tmp_path, monkeypatch) -> None:
+    """Let time run out for what never ends, once it is there."""
+    monkeypatch.setenv("NEVER_ENDING", str(tmp_path / "never_ending"))
+    let_time_run_out_at(tmp_path / "never_ending", monkeypatch)
 
 
 class Bench:
@@ -148,11 +152,11 @@ NOT_ISOLATED = [
 
 LEFT = "ended its process with code 5 before"
 ENDED = [
-    ("target.lower", "never", StepError, "target told 1.0: did not end within 8 s, in told at breaks_as_told.py:"),
+    ("target.lower", "never", StepError, "target told 1.0: did not end within 120 s, in told at breaks_as_told.py:"),
     ("target.build", "eat", TargetError, "MiB of memory, and may take 700, in told at breaks_as_told.py:"),
     ("target.finish", "leave", TargetError, LEFT),
     ("metric.start", "leave", MeasurementError, f"Metric told 1.0: {LEFT}"),
-    ("metric.update", "never", MeasurementError, "Metric told 1.0: did not end within 8 s, in told at breaks_as_told"),
+    ("metric.update", "never", MeasurementError, "Metric told 1.0: did not end within 120 s, in told at breaks_as_to"),
     ("metric.result", "eat", MeasurementError, "MiB of memory, and may take 700, in told at breaks_as_told.py:"),
 ]
 
@@ -219,7 +223,7 @@ def test_with_isolation_it_is_the_same_error(monkeypatch, tmp_path, caplog, plac
 
 @pytest.mark.parametrize(("place", "way", "kind", "words"), ENDED)
 def test_what_breaks_its_process_is_contained_with_isolation(monkeypatch, tmp_path, place, way, kind, words):
-    breaks(monkeypatch, tmp_path, limits(way), place, way, kind, words)
+    breaks(monkeypatch, tmp_path, LIMITS, place, way, kind, words)
 
 
 @pytest.mark.parametrize("place", ["target.lower", "lint.rule", "metric.result"])
@@ -233,8 +237,8 @@ def test_with_isolation_what_is_sound_works(tmp_path, place):
         ("crash", None, "crashed: ZeroDivisionError: told so."),
         ("garbage", None, "returned int, not a Finding of texts."),
         ("edit", None, "edited the graph that it was given."),
-        ("leave", limits("leave"), f"{LEFT} the step was done."),
-        ("never", limits("never"), "did not end within 8 s, in told at breaks_as_told.py:"),
+        ("leave", LIMITS, f"{LEFT} the step was done."),
+        ("never", LIMITS, "did not end within 120 s, in told at breaks_as_told.py:"),
     ],
 )
 def test_a_rule_that_fails_is_a_finding_and_stops_nothing(monkeypatch, tmp_path, way, isolation, words):
