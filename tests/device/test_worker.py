@@ -115,10 +115,16 @@ def test_it_times_and_runs_every_batch(tmp_path):
             np.testing.assert_allclose(found, session.run(None, {"x": x[index]})[0], rtol=1e-5, atol=1e-6)
 
 
+def let_the_deadline_come_while_it_times(folder: Path) -> None:
+    """Put a fake tegrastats into `folder`, which starts with the timing, and sends what the deadline would send."""
+    script = folder / "tegrastats"
+    script.write_text(f"#!/bin/sh\necho $$ > {folder}/number\nkill -ALRM $(cat {folder}/worker.pid)\nexec sleep 300\n")
+    script.chmod(0o755)
+
+
 def test_what_it_started_ends_with_it(tmp_path):
-    (tmp_path / "tegrastats").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/number\nexec sleep 300\n")
-    (tmp_path / "tegrastats").chmod(0o755)
-    prepare(tmp_path, seconds=100.0, most_runs=10**9, deadline_seconds=2)
+    let_the_deadline_come_while_it_times(tmp_path)
+    prepare(tmp_path, seconds=100.0, most_runs=10**9, deadline_seconds=100)
     assert (
         run_alone(tmp_path, "run", str(tmp_path / "request.json"), PATH=f"{tmp_path}:/usr/bin:/bin").returncode == -14
     )
@@ -291,10 +297,12 @@ def test_clocks_are_locked_while_it_is_timed_and_put_back(tmp_path):
 
 def test_clocks_that_a_killed_run_left_locked_are_put_back_by_a_word(tmp_path):
     fake_clocks(tmp_path)
-    prepare(tmp_path, lock_clocks=True, seconds=100.0, most_runs=10**9, deadline_seconds=2)
+    let_the_deadline_come_while_it_times(tmp_path)
+    prepare(tmp_path, lock_clocks=True, seconds=100.0, most_runs=10**9, deadline_seconds=100)
     path = f"{tmp_path}:/usr/bin:/bin"
     assert run_alone(tmp_path, "run", str(tmp_path / "request.json"), PATH=path).returncode == -14
     assert (tmp_path / "clocks.store").exists()
+    assert (tmp_path / "asked").read_text().splitlines() == [f"--store {tmp_path / 'clocks.store'}", ""]
     assert run_alone(tmp_path, "restore", str(tmp_path), PATH=path).returncode == 0
     assert (tmp_path / "asked").read_text().splitlines()[-1] == f"--restore {tmp_path / 'clocks.store'}"
     assert run_alone(tmp_path, "restore", str(tmp_path), PATH=path).returncode == 0  # there is nothing left to do
