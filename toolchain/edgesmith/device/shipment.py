@@ -24,6 +24,8 @@ class Shipment:
     """Name of the target that it was compiled for."""
     files: tuple[Path, ...]
     """The model with its weights, and how to build an engine from it."""
+    as_written: bool
+    """Whether the graph is for another runtime, and ONNX Runtime runs it in its place, as it is written."""
 
     @property
     def size_bytes(self) -> int:
@@ -54,7 +56,8 @@ def read_shipment(directory: Path) -> Shipment:
         files.append(file)
     if entry not in files:
         raise _changed(directory, entry.name)
-    return Shipment(entry, str(manifest.get("target", "")), tuple(files))
+    as_written = built.get("runtime") != "onnxruntime"  # as the artifact's own validator reads it
+    return Shipment(entry, str(manifest.get("target", "")), tuple(files), as_written)
 
 
 def load_model(entry: Path) -> Model:

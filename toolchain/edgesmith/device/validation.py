@@ -25,7 +25,6 @@ from edgesmith.device.remote import (
 from edgesmith.device.runtimes import (
     ONNX_RUNTIME,
     best_runtime,
-    own_runtime,
     require_architecture,
     require_loadgen,
     require_runtime,
@@ -250,7 +249,7 @@ def _request(visit: _Visit, probe: Probe, runtime: str) -> dict[str, object]:
         "inputs": list(batches[0].inputs),
         "batches": len(batches),
         "threads": plan.threads or probe.usable_cores,
-        "as_written": own_runtime(visit.target.profile) != ONNX_RUNTIME,
+        "as_written": visit.shipment.as_written,
         "warmup_runs": plan.warmup_runs,
         "seconds": plan.seconds,
         "fewest_runs": plan.fewest_runs,

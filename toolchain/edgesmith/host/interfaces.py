@@ -36,7 +36,11 @@ class Build:
     entry: str
     """File name that a runner opens, relative to the directory."""
     recipe: Mapping[str, object] = field(default_factory=dict)
-    """How the runtime's own files were or are to be built (flags, versions)."""
+    """How the runtime's own files were or are to be built (flags, versions).
+
+    `runtime: onnxruntime` says that users load the entry in ONNX Runtime as it comes. Any other graph is for another
+    runtime: where ONNX Runtime stands in for it, it runs the graph as it is written.
+    """
 
 
 class Target(ABC):
