@@ -301,6 +301,22 @@ def test_a_factor_in_codes_counts_as_constant():
     assert write_factors_second(model.ir.graph) == 1
 
 
+def test_a_factor_that_is_cast_counts_as_constant():
+    nodes = [node("Cast", ["stored"], "gain", to=1), node("Mul", ["gain", "x"], "y")]
+    model = graph(nodes, {"stored": np.ones(4, np.float16)}, {"x": [4]})
+    assert write_factors_second(model.ir.graph) == 1
+
+
+def test_a_factor_with_a_computed_scale_is_no_constant():
+    nodes = [
+        node("ReduceMax", ["x"], "scale", keepdims=0),
+        node("DequantizeLinear", ["codes", "scale"], "gain"),
+        node("Mul", ["gain", "x"], "y"),
+    ]
+    model = graph(nodes, {"codes": np.ones(4, np.int8)}, {"x": [4]})
+    assert write_factors_second(model.ir.graph) == 0
+
+
 @needs_simulator
 def test_a_norm_as_language_models_have_it_is_built(tmp_path):
     """With the weight as the first factor, Qualcomm's compiler ends with QNN_COMMON_ERROR_MEM_ALLOC."""

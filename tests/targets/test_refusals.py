@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from edgesmith.frontends.fixed_dimensions import fix_dimensions
 from edgesmith.host.loader import load_registry
 from edgesmith.host.targets import find_target
 from edgesmith_onnxruntime.qnn.target import _remedy
@@ -21,7 +22,16 @@ def test_an_opset_that_is_too_new_is_refused_with_the_one_to_export(name):
 
 
 def test_what_qualcomms_compiler_rejects_in_codes_is_not_told_to_be_quantized():
+    assert "--recipe int8" in _remedy(graph([node("Relu", ["x"], "y")], {}, {"x": [4]}))
+    for size in (4, "n"):
+        assert "--recipe int8" not in _remedy(quantized(size))
+
+
+def test_smaller_inputs_are_asked_for_where_they_can_be_had():
+    assert "--shape" in _remedy(fix_dimensions(quantized("n"), {"n": 4}))
+    assert _remedy(quantized(4)) == "Export it with smaller inputs"
+
+
+def quantized(size):
     pair = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "y")]
-    codes = graph(pair, {"s": np.float32(1), "z": np.uint8(0)}, {"x": [4]})
-    assert "--shape" in _remedy(codes.ir) and "--recipe int8" not in _remedy(codes.ir)
-    assert "--recipe int8" in _remedy(graph([node("Relu", ["x"], "y")], {}, {"x": [4]}).ir)
+    return graph(pair, {"s": np.float32(1), "z": np.uint8(0)}, {"x": [size]})

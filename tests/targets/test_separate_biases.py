@@ -71,6 +71,13 @@ def test_biases_that_onnx_runtime_loses_are_kept(form, tmp_path):
     np.testing.assert_array_equal(as_users_run_it(tmp_path / build.entry, inputs), expected)
 
 
+def test_qualcomms_phones_get_biases_apart_too(tmp_path):
+    _, target = find_target(load_registry(), "android-qnn")
+    build = target.build(quantized(*PRODUCTS["Conv"]), tmp_path)
+    found = as_users_run_it(tmp_path / build.entry, {"x": np.ones((1, 3, 2, 2), np.float16)})
+    np.testing.assert_array_equal(found[0, :, 0, 0], BIASES)
+
+
 @pytest.mark.parametrize("form", PRODUCTS)
 def test_biases_beside_other_scales_stay_where_they_are(form):
     assert separate_biases(quantized(*PRODUCTS[form], scale_type="float").ir.graph) == 0

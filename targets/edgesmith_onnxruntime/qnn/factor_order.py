@@ -12,7 +12,7 @@ from edgesmith.graph.edit import constant_tensor
 def write_factors_second(graph: ir.Graph) -> int:
     """Exchange the inputs of each Mul whose first is constant alone; return how many. Edits `graph`.
 
-    A product is the same in either order, bit for bit.
+    A product is the same in either order, bit for bit, except for the payload of a NaN made of two.
     """
     changed = 0
     for node in graph:
@@ -27,8 +27,8 @@ def write_factors_second(graph: ir.Graph) -> int:
 
 
 def _is_constant(value: ir.Value | None) -> bool:
-    """Return whether a value is stored, in float or in codes."""
+    """Return whether a value is stored: in float, in codes with a stored scale, or in another type that is cast."""
     producer = value.producer() if value is not None else None
-    if producer is not None and producer.op_type == "DequantizeLinear":
-        return constant_tensor(producer.inputs[0]) is not None
+    if producer is not None and producer.domain == "" and producer.op_type in ("Cast", "DequantizeLinear"):
+        return all(_is_constant(each) for each in producer.inputs if each is not None)
     return constant_tensor(value) is not None

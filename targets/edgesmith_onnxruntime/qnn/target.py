@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgesmith.errors import TargetError
-from edgesmith.frontends.fixed_dimensions import open_dimensions
+from edgesmith.frontends.fixed_dimensions import open_dimensions, were_fixed
 from edgesmith.host.context import Context
 from edgesmith.host.interfaces import Build, Target
 from edgesmith.host.verdict import Verdict
@@ -21,6 +21,7 @@ from edgesmith_onnxruntime.qnn import simulator
 from edgesmith_onnxruntime.qnn.dialect import dialect_of
 from edgesmith_onnxruntime.qnn.factor_order import write_factors_second
 from edgesmith_onnxruntime.qnn.operators import DYNAMIC, INTEGER
+from edgesmith_onnxruntime.separate_biases import separate_biases
 
 FILE_NAME, RECIPE_FILE, SCRIPT_FILE = "model.onnx", "build.json", "build_context.py"
 PROFILE = "edgesmith_onnxruntime:profiles/android-qnn.toml"
@@ -83,7 +84,7 @@ class AndroidQnn(Target):
                 f"QNN rejects the graph for {answer.architecture}: {answer.message}",
                 expected="a graph that Qualcomm's compiler builds",
                 why="The phone could not load it either.",
-                fix=f"{_remedy(lowered.ir)}, mend what `edgesmith lint` finds, or compile for android-cpu.",
+                fix=f"{_remedy(lowered)}, mend what `edgesmith lint` finds, or compile for android-cpu.",
             )
         context.notes.remark(answer.remark())
         return lowered
@@ -92,6 +93,8 @@ class AndroidQnn(Target):
         """Write `model.onnx` and how to compile it for each architecture."""
         plain = model.ir.clone()
         common_passes.ClearMetadataAndDocStringPass()(plain)
+        if separate_biases(plain.graph):
+            common_passes.RemoveUnusedNodesPass()(plain)
         write_onnx(plain, directory / FILE_NAME)
         pairs = any(node.op_type == "QuantizeLinear" for node in plain.graph)
         fitting = [each for each in self.hexagon.architectures if pairs or each.float16]
@@ -116,11 +119,11 @@ class AndroidQnn(Target):
         return {"contexts": simulator.build_contexts(directory)}
 
 
-def _remedy(graph: ir.Model) -> str:
+def _remedy(model: Model) -> str:
     """Return what to try first where Qualcomm's compiler fails."""
-    if any(node.op_type == "QuantizeLinear" for node in graph.graph):
-        return "Make its inputs smaller (--shape NAME=SIZE)"
-    return "Quantize it (--recipe int8 with --data)"
+    if not any(node.op_type == "QuantizeLinear" for node in model.graph):
+        return "Quantize it (--recipe int8 with --data)"
+    return "Make its inputs smaller (--shape NAME=SIZE)" if were_fixed(model) else "Export it with smaller inputs"
 
 
 def _obstacle(node: ir.Node) -> str:
