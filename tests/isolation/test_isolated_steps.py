@@ -4,6 +4,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from edgesmith.execution.sample import sample_inputs
 from edgesmith.host.context import Context
 from edgesmith.host.step import run_step
 from edgesmith.host.trial import Scoring
+from edgesmith.isolation import overheard
 from edgesmith.isolation.endings import manner
 from edgesmith.isolation.faults import RunError
+from edgesmith.isolation.folder import LOG_FILE
 from edgesmith.isolation.limits import Isolation
 from edgesmith.testing import fake_dialect, isolated_registry, run_method, tiny_mlp
 from edgesmith_calibration.metrics import Accuracy
@@ -214,6 +217,68 @@ def test_a_signal_leaves_the_stack_of_the_process(tmp_path: Path, caplog) -> Non
     with pytest.raises(StepError, match="SIGSEGV"):
         run_method(isolated_registry(path), "odd", tiny_mlp(), isolation=LIMITS)
     assert "Fatal Python error: Segmentation fault" in caplog.text and path.name in caplog.text
+
+
+WARN = "import logging, os\nlog = logging.getLogger('edgesmith.odd')\nlog.warning('first %d', 1)\nlog.warning('last')\n"
+
+
+@pytest.mark.parametrize(
+    "ending", ["os._exit(3)", "os.kill(os.getpid(), 9)", "raise ValueError", "return model.clone()"]
+)
+def test_what_was_logged_is_logged_again_however_the_process_ends(tmp_path: Path, caplog, ending: str) -> None:
+    registry = isolated_registry(plugin(tmp_path, WARN + ending))
+    with suppress(StepError):
+        run_method(registry, "odd", tiny_mlp(), isolation=LIMITS)
+    assert [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING] == ["first 1", "last"]
+
+
+def test_a_call_of_the_logger_that_is_wrong_ends_no_step(tmp_path: Path) -> None:
+    path = plugin(tmp_path, "import logging\nlogging.getLogger('edgesmith').warning('%d', 'x')\nreturn model.clone()")
+    assert run_method(isolated_registry(path), "odd", tiny_mlp(), isolation=LIMITS).verdict.status == "ok"
+
+
+def test_an_exception_of_any_length_is_the_plugins_own(tmp_path: Path, caplog) -> None:
+    """What crosses between the processes has a limit, and neither the text nor its traceback may break it."""
+    caplog.set_level(logging.DEBUG, "edgesmith")
+    path = plugin(tmp_path, "raise ValueError('\\u00fc' * (40 << 20) + 'the end')")
+    with pytest.raises(StepError, match="ValueError: \u00fc\u00fc") as caught:
+        run_method(isolated_registry(path), "odd", tiny_mlp(), isolation=LIMITS)
+    assert caught.value.condition is Condition.NO_CRASH and len(caught.value.what) < 1 << 21
+    (logged,) = [text for one in caplog.records if "the end" in (text := one.getMessage())]
+    assert len(logged) == 1 << 16
+
+
+def test_a_flood_of_log_lines_is_kept_up_to_a_limit(tmp_path: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(overheard, "_MOST_BYTES", 1000)
+    toolchain = logging.getLogger("edgesmith")
+    level = toolchain.level
+    handler = overheard.Overheard(tmp_path)
+    try:
+        for number in range(100):
+            toolchain.warning("line %d", number)
+    finally:
+        toolchain.setLevel(level)
+        toolchain.removeHandler(handler)
+        handler.close()
+    caplog.clear()
+    transcript = overheard.Transcript(tmp_path)
+    transcript.log_again()
+    *kept, last = [one.getMessage() for one in caplog.records]
+    assert kept == [f"line {number}" for number in range(len(kept))] and 10 < len(kept) < 100
+    assert "is not kept" in last
+
+
+def test_lines_are_logged_once_and_torn_or_foreign_ones_never(tmp_path: Path, caplog) -> None:
+    file = tmp_path / LOG_FILE
+    transcript = overheard.Transcript(tmp_path)
+    transcript.log_again()
+    file.write_bytes(b'[30, "one"]\n\xff\n{}\n7\n["loud", "no"]\n[30, "tw')
+    transcript.log_again()
+    with file.open("ab") as more:
+        more.write(b'o"]\n')
+    transcript.log_again()
+    transcript.log_again()
+    assert [one.getMessage() for one in caplog.records] == ["one", "two"]
 
 
 def test_a_metric_of_no_plugin_cannot_be_made_again() -> None:

@@ -41,13 +41,13 @@ def _serve(descriptor: int, folder: Path) -> None:
     from edgesmith.isolation.remote import Run
 
     channel = Channel(socket.socket(fileno=descriptor), takes_arrays=True)
-    overheard = Overheard()
+    Overheard(folder)
     channel.send(Message({"call": "begin"}))
     try:
         content = _perform(request, Run(channel, folder), folder)
     except Exception as error:  # noqa: BLE001  raised again in the run, where it would have been without isolation
         content = {"error": faults.to_json(error)}
-    channel.send(Message({"call": "done", "logged": overheard.take(), **content}))
+    channel.send(Message({"call": "done", **content}))
 
 
 def _perform(request: StepRequest, run: "Run", folder: Path) -> dict[str, Any]:

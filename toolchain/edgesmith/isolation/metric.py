@@ -22,7 +22,7 @@ from edgesmith.isolation.endings import manner
 from edgesmith.isolation.folder import REQUEST_FILE, STACK_FILE
 from edgesmith.isolation.limits import Isolation
 from edgesmith.isolation.metric_child import LABELS, OUTPUT, REFERENCE
-from edgesmith.isolation.overheard import log_again
+from edgesmith.isolation.overheard import Transcript
 from edgesmith.isolation.stack import place_in
 from edgesmith.isolation.starting import start_child
 from edgesmith.isolation.watchdog import Watchdog
@@ -83,8 +83,9 @@ class IsolatedMetrics:
         self._watchdog.rest()
         if answer is None:
             self._ended = self._end()
+            self._transcript.log_again()
             raise self._ended
-        log_again(answer.content["logged"])
+        self._transcript.log_again()
         if "error" in answer.content:
             raise faults.from_json(answer.content["error"])
         return answer.content
@@ -95,6 +96,7 @@ class IsolatedMetrics:
 
     def _start(self) -> None:
         self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="edgesmith-metric-")))
+        self._transcript = Transcript(self._folder)
         request = {
             "import_path": sys.path,
             "plugin": asdict(PluginOrigin.of(self._plugin)),

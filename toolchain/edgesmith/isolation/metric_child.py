@@ -41,7 +41,7 @@ def _serve(channel: Channel, folder: Path) -> None:
     sys.path[:] = request["import_path"]
     metrics: dict[int, Metric] = {}
     make: MetricMaker | None = None
-    overheard = Overheard()
+    Overheard(folder)
     while (message := channel.receive()) is not None:
         try:
             if make is None:
@@ -50,7 +50,7 @@ def _serve(channel: Channel, folder: Path) -> None:
             answer = _answer(make, metrics, message)
         except Exception as error:  # noqa: BLE001  raised again in the run, where it would have been without isolation
             answer = {"error": faults.to_json(error)}
-        channel.send(Message({"logged": overheard.take(), **answer}))
+        channel.send(Message(answer))
 
 
 def _answer(make: "Callable[[], Metric]", metrics: "dict[int, Metric]", message: Message) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from edgesmith.isolation.channel import Channel
 from edgesmith.isolation.endings import manner
 from edgesmith.isolation.folder import AFTER_DIRECTORY, BEFORE_DIRECTORY, SOURCE_DIRECTORY, STACK_FILE
 from edgesmith.isolation.limits import Isolation
-from edgesmith.isolation.overheard import log_again
+from edgesmith.isolation.overheard import Transcript
 from edgesmith.isolation.request import StepRequest, Work, pack_dialect
 from edgesmith.isolation.services import Services
 from edgesmith.isolation.stack import place_in
@@ -129,9 +129,9 @@ def run_isolated(job: Job, model: Model | None, context: Context[Any]) -> tuple[
         finally:
             services.close()
             channel.close()
+            Transcript(folder).log_again()
         if done is None:
             raise _ended(job, process, watchdog, folder)
-        log_again(done["logged"])
         if "error" in done:
             raise faults.from_json(done["error"])
         # Weights are mapped by now, and stay so when the folder is gone.
