@@ -33,7 +33,7 @@ from edgesmith_quantization.repair.product_repair import repair
 from edgesmith_quantization.repair.smoothing import Float64
 from edgesmith_quantization.statistics.activation_grams import activation_grams
 from edgesmith_quantization.statistics.activation_ranges import activation_codes
-from edgesmith_quantization.statistics.output_error import close_enough
+from edgesmith_quantization.statistics.output_error import close_enough, measured
 from edgesmith_quantization.statistics.range_shrinking import shrink_ranges
 from edgesmith_quantization.step_errors import nothing_to_do
 
@@ -132,11 +132,16 @@ def _shrunk(
     outliers: Mapping[ir.Value, Outliers],
     context: Context[QuantizeInt8Options],
 ) -> dict[ir.Value, ActivationCode]:
-    """Return the codes of what is placed, with finer steps where that brings outputs closer. Outliers have theirs."""
+    """Return the codes of what is placed, with finer steps where that brings outputs closer.
+
+    Outliers have theirs. What products read whose own output was found close enough stays as they were measured.
+    """
     if not context.options.range_shrinking:
         return dict(codes)
     readers = {candidate.node for candidate in candidates} | {*placement.carried, *placement.attention}
-    searched = {value: codes[value] for value in placement.values if value not in outliers}
+    kept = {placement.range_source(each.activation) for each in measured(candidates, context.options)}
+    free = [value for value in placement.values if placement.range_source(value) not in kept]
+    searched = {value: codes[value] for value in free if value not in outliers}
     return {**codes, **shrink_ranges(model, placement, searched, readers, context)}
 
 

@@ -56,7 +56,7 @@ def close_enough(
         context: Options and data.
     """
     least = context.options.minimum_sqnr_db
-    matrices = [candidate for candidate in candidates if candidate.node.op_type != "Conv"]
+    matrices = measured(candidates, context.options)
     if least is None or not matrices or not context.calibration:
         return tuple(candidates)
     observers = observe(
@@ -82,6 +82,13 @@ def close_enough(
             far.add(candidate)
             context.notes.skip(candidate.name, f"its output would keep {found:.1f} dB, less than {least:g}")
     return tuple(candidate for candidate in candidates if candidate not in far)
+
+
+def measured(candidates: Sequence[Candidate], options: QuantizeInt8Options) -> tuple[Candidate, ...]:
+    """Return the products whose own output has to keep `minimum_sqnr_db`: none where no such ratio is asked for."""
+    if options.minimum_sqnr_db is None:
+        return ()
+    return tuple(candidate for candidate in candidates if candidate.node.op_type != "Conv")
 
 
 def _rounded(rows: Float, code: ActivationCode, outliers: Outliers | None) -> Float:

@@ -6,29 +6,34 @@ linear bottlenecks of MobileNetV2 a Clip cuts most of what was large anyway. So 
 at the outputs of the graph.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgesmith.data import fixed_batch_size
+from edgesmith.execution.observe import fixed_batch
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.graph.edit import GraphEditor
+from edgesmith.graph.outputs import float_outputs
 from edgesmith.host.context import Context
 from edgesmith.model import Model
 from edgesmith_quantization.forms.static_form import ActivationCode, Placement, quantize_activation
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.statistics.activation_ranges import calibration
 
+if TYPE_CHECKING:
+    from edgesmith_calibration.sources import Batch
+
 FACTORS = (1.0, 0.7, 0.5, 0.35, 0.25)
 """What ranges are multiplied by, all stretched ones by the same, so that few samples can tell."""
 ENOUGH_DB = 32.0
 """Activations whose own rounding keeps as much are not stretched: 8 bits keep 38 dB of evenly spread values or more."""
-LEAST_GAIN_DB = 0.5
-"""A range is cut only where the error falls by more than chance may make it."""
+CHANCE_DB = 0.5
+"""Errors that differ by less count as equal: of 300 places of an output or more, the standard error of such a
+difference is below 10 / ln 10 * 2 / sqrt(300) dB. A factor changes the noise of an activation by 3 dB at least."""
 _SAMPLES = 8
 _LEAST_VALUES = 10_000
 """Activations of which calibration shows fewer numbers keep their range: rare ones may not be among them."""
@@ -45,7 +50,8 @@ def shrink_ranges(
 ) -> dict[ir.Value, ActivationCode]:
     """Return the codes with finer steps for activations that a few large values stretch, where outputs gain by it.
 
-    One pass over a few calibration samples for each factor; nothing is run where no activation is stretched.
+    One pass over a few calibration samples for each factor; nothing is run where no activation is stretched, or where
+    calibration has no whole batch of the graph.
 
     Args:
         model: The float model that holds the placed values. It is not changed.
@@ -58,13 +64,14 @@ def shrink_ranges(
     if not chosen:
         return dict(codes)
     errors = _output_errors(model, chosen, placement, readers, context)
-    best = int(np.argmin(errors))
-    if errors[0] <= 0 or errors[best] > errors[0] * 10 ** (-LEAST_GAIN_DB / 10):
+    best, changes = best_factor(errors)
+    if best == 0:
         return dict(codes)
-    gain_db = 10 * np.log10(errors[0] / max(errors[best], np.finfo(np.float64).tiny))
+    gaining = changes[changes <= _fall(CHANCE_DB)]
     context.notes.remark(
         f"Shrunk the ranges of {len(chosen)} activations that few values stretch to {FACTORS[best]:g} of them: what "
-        f"their rounding does to the outputs fell by {gain_db:.1f} dB."
+        f"their rounding does to {len(gaining)} of {len(changes)} outputs fell by {_decibels(gaining.max()):.1f} dB"
+        f"{' or more' if len(gaining) > 1 else ''}."
     )
     scale = np.float32(FACTORS[best])
     return {
@@ -79,6 +86,39 @@ def stretched(code: ActivationCode) -> bool:
     return code.count >= _LEAST_VALUES and 0 < code.mean_square < 10 ** (ENOUGH_DB / 10) * noise
 
 
+def best_factor(errors: NDArray[np.float64]) -> tuple[int, NDArray[np.float64]]:
+    """Return the factor that brings outputs closer and none farther away, and by what it multiplies their errors.
+
+    The output that gains least decides among those that can gain, so that many outputs, or one with large errors, do
+    not outvote another. 0 where no factor is better than the first.
+
+    Args:
+        errors: Squared errors, [outputs, factors], the first column without a change. May be infinite.
+    """
+    unchanged = errors[:, :1]
+    if not np.isfinite(unchanged).all():
+        return 0, np.ones(len(errors))
+    # What was exact must stay so.
+    changes = np.divide(errors, unchanged, out=np.where(errors > 0, np.inf, 1.0), where=unchanged > 0)
+    allowed = np.flatnonzero((changes <= 1 / _fall(CHANCE_DB)).all(axis=0))
+    tried = changes[:, allowed]
+    gaining = tried[(tried <= _fall(CHANCE_DB)).any(axis=1)]
+    if len(gaining) == 0:
+        return 0, np.ones(len(errors))
+    worst = gaining.max(axis=0)
+    best = int(np.argmin(worst))
+    index = int(allowed[best]) if worst[best] <= _fall(CHANCE_DB) else 0
+    return index, changes[:, index]
+
+
+def _fall(decibels: float) -> float:
+    return float(10 ** (-decibels / 10))
+
+
+def _decibels(change: float) -> float:
+    return -10 * float(np.log10(change)) if change > 0 else float("inf")
+
+
 def _output_errors(
     model: Model,
     codes: Codes,
@@ -86,25 +126,39 @@ def _output_errors(
     readers: Collection[ir.Node],
     context: Context[QuantizeInt8Options],
 ) -> NDArray[np.float64]:
-    """Return what rounding some values does to the outputs, relative to these, for each factor."""
+    """Return the squared error that rounding some values makes, [float outputs, factors]."""
+    outputs = float_outputs(model.graph)
+    errors = np.zeros((len(outputs), len(FACTORS)))
     exact = ReferenceSession(model.ir, threads=context.threads)
     rounded, scales = _with_scale_inputs(model.ir, codes, placement, readers)
     session = ReferenceSession(rounded, threads=context.threads)
-    noise: dict[str, NDArray[np.float64]] = {}
-    power: dict[str, float] = {}
     names = {str(value.name) for value in model.graph.inputs}
-    for batch in calibration(context).take(_SAMPLES).batches(fixed_batch_size(model) or 1):
+    for batch in _few_batches(model, context):
         feeds = {name: array for name, array in batch.inputs.items() if name in names}
-        expected = {name: array for name, array in exact.run(feeds).items() if array.dtype.kind == "f"}
-        for name, array in expected.items():
-            power[name] = power.get(name, 0.0) + _energy(array)
+        expected = exact.run(feeds)
         for index, factor in enumerate(FACTORS):
             actual = session.run(
                 {**feeds, **{name: np.asarray(scale * factor, np.float32) for name, scale in scales.items()}}
             )
-            for name, array in expected.items():
-                noise.setdefault(name, np.zeros(len(FACTORS)))[index] += _energy(actual[name] - array)
-    return sum((noise[name] / power[name] for name in noise if power[name] > 0), np.zeros(len(FACTORS)))
+            errors[:, index] += [squared_error(actual[name], expected[name]) for name in outputs]
+    return errors
+
+
+def _few_batches(model: Model, context: Context[QuantizeInt8Options]) -> "Iterator[Batch]":
+    """Yield batches of the size that the graph wants, of some samples in all, or of one batch where it is larger."""
+    size = fixed_batch(model.ir) or 1
+    data = calibration(context).take(max(1, _SAMPLES // size) * size)
+    return (batch for batch in data.batches(size) if batch.size == size)
+
+
+def squared_error(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return the sum of squared differences where `expected` is finite; infinite where `actual` is not, or NaN."""
+    # The difference of 16-bit values would be rounded itself.
+    wanted = expected.astype(np.float64)
+    places = np.isfinite(wanted)
+    with np.errstate(over="ignore"):
+        error = float(np.square(actual.astype(np.float64)[places] - wanted[places]).sum())
+    return error if np.isfinite(error) else float("inf")
 
 
 def _with_scale_inputs(
@@ -126,7 +180,3 @@ def _with_scale_inputs(
         copy.graph.inputs.append(scale)
         scales[str(scale.name)] = code.scale
     return copy, scales
-
-
-def _energy(array: NDArray[Any]) -> float:
-    return float(np.square(array, dtype=np.float64).sum())
