@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,28 @@ from edgesmith.cli import main
 from edgesmith.files import PARTIAL_SUFFIX
 from tests.pipeline.conftest import Job
 
-COMMAND = [sys.executable, "-m", "edgesmith"]
+STOPPING = """
+import itertools, os, sys
+from pathlib import Path
+from edgesmith.cli import main
+from edgesmith.files import PARTIAL_SUFFIX
+
+number, entries, store = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+finished = itertools.count()
+
+def stopping(move):
+    def moved(path, target):
+        # Deeper down are files of a result that is still being written.
+        if path.name.endswith(PARTIAL_SUFFIX) and path.parents[2] == store and next(finished) == entries:
+            os.kill(os.getpid(), number)
+        return move(path, target)
+
+    return moved
+
+Path.rename, Path.replace = stopping(Path.rename), stopping(Path.replace)
+sys.exit(main(sys.argv[4:]))
+"""
+"""A command that sends itself a signal when its store holds so many results, and the next one is written beside."""
 
 
 def finished_entries(store: Path) -> int:
@@ -21,18 +41,14 @@ def finished_entries(store: Path) -> int:
 
 
 def run_until(job: Job, entries: int, number: signal.Signals) -> int:
-    """Start a compile, send it a signal once its store holds `entries` results, and return the exit code."""
-    process = subprocess.Popen([*COMMAND, *job.arguments()], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and finished_entries(job.folder / "store") < entries:
-        if time.monotonic() > deadline:
-            process.kill()
-            pytest.fail("the compile neither ended nor stored a result")
-        time.sleep(0.005)
-    process.send_signal(number)
+    """Let a compile send itself a signal once its store holds `entries` results, and return the exit code."""
+    store = job.folder.resolve() / "store"
+    command = [sys.executable, "-c", STOPPING, str(int(number)), str(entries), str(store), *job.arguments()]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
     # Shown where the test fails: why the compile ended before it was stopped.
-    sys.stderr.write(process.communicate()[1].decode())
-    return process.returncode
+    sys.stderr.write(done.stderr.decode())
+    assert finished_entries(store) == entries
+    return done.returncode
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +70,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(job: Job, expected: bytes, entri
     code = run_until(job, entries, signal.SIGKILL)
     artifact = job.folder / "artifact"
     assert code == -signal.SIGKILL and not artifact.exists()
+    assert len(list((job.folder / "store").rglob(f"*{PARTIAL_SUFFIX}"))) == 1
     assert main(job.arguments()) == 0
     assert (artifact / "model.onnx").read_bytes() == expected
     leftovers = [path for path in job.folder.rglob(f"*{PARTIAL_SUFFIX}*") if path.is_file()]
