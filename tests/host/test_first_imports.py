@@ -344,7 +344,7 @@ def tried(folder: Path, *texts: str) -> list[str]:
 def test_nobody_is_accused_of_what_an_import_before_it_does(tmp_path):
     """Both times, the third import is tried with the two before it, breaks the process, and is tried again alone."""
     log = tmp_path / "log"
-    begins = f"import os, sys, threading, time\nopen({str(log)!r}, 'a').write(__name__[-1])\n"
+    begins = f"import os, sys, threading, time\nopen({str(log)!r}, 'a').write(__file__[-4])\n"
     # A thread of the first ends the process once the third is being imported.
     late = "sys.begun = threading.Event()\nthreading.Thread(target=lambda: sys.begun.wait() and os._exit(5)).start()\n"
     victim = "if begun := getattr(sys, 'begun', None):\n    begun.set()\n    time.sleep(60)\n"
