@@ -75,13 +75,15 @@ class QuantizeFp8(Method[QuantizeFp8Options]):
             raise _nothing_to_do(notes)
         for obstacle in filter(None, map(weight_obstacle, products.weights)):
             raise _not_finite(obstacle)
-        result = divide_protected(result, protected, [*map(node_name, products.nodes)], notes)
+        taken = [*map(node_name, products.nodes)]
+        division = divide_protected(result, protected, taken)
         scales = _activation_scales(result, products, form, context) if options.mode == "static" else {}
         editor = GraphEditor(result.graph)
         write_activations(editor, scales, products.nodes, form)
         shares = {
             site.name: write_weight(editor, site, form, per_channel=options.per_channel) for site in products.weights
         }
+        result = division.finish(taken, notes)
         common_passes.RemoveUnusedNodesPass()(result.ir)
         _remark_flushed(shares, "weights", notes)
         notes.remark(_summary(products, options))

@@ -81,15 +81,21 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
             raise _nothing_to_do(result.graph, context.notes)
         repaired = repair(result.ir, candidates, context)
         convolutions = repair_convolutions(result.ir, candidates, context)
-        result = divide_protected(result, protected, [each.name for each in candidates], context.notes)
-        if repaired.changed or convolutions.changed or protected.split:
+        if repaired.changed or convolutions.changed:
             candidates = find_candidates(result.graph, dialect, options, context.notes)
+        # Before layers are divided: what is added to them in float says nothing about who could read their codes.
         candidates = without_isolated_convolutions(result.graph, candidates, dialect, context.notes)
+        division = divide_protected(result, protected, [each.name for each in candidates])
+        if protected.split:
+            chosen = {each.node for each in candidates}
+            found = find_candidates(result.graph, dialect, options, Notes())
+            candidates = tuple(each for each in found if each.node in chosen)
         outliers = repaired.outliers_of(candidates)
         if options.mode == "dynamic":
             candidates = _write_dynamic(result, candidates, outliers, context)
         else:
             candidates = _write_static(result, candidates, outliers, {**repaired.means, **convolutions.means}, context)
+        result = division.finish([each.name for each in candidates], context.notes)
         common_passes.RemoveUnusedNodesPass()(result.ir)
         context.notes.remark(_summary(candidates, options.mode))
         return result

@@ -99,11 +99,12 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
         protected = find_protected(result, options)
         protected.mark(result.graph)
         sites = find_split_sites(result.graph, options, notes)
-        result = divide_protected(result, protected, [node_name(node) for site in sites for node in site.nodes], notes)
+        division = divide_protected(result, protected, [node_name(node) for site in sites for node in site.nodes])
         editor = GraphEditor(result.graph)
         before = weight_bytes(result.ir)
         layers: list[_Layer] = []
         freed = 0
+        written: list[str] = []
         for site in context.progress.track(sites, "splitting", len(sites)):
             tensor = constant_tensor(site.weight)
             size = tensor.nbytes if tensor is not None else 0
@@ -111,9 +112,11 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
             if layer is not None:
                 layers.append(layer)
                 freed += size
+                written += map(node_name, site.nodes)
         activations = split_activations(editor, notes) if options.split_activations else 0
         if options.split_activations:
             notes.remark(f"Split {activations} activation functions along the last axis.")
+        result = division.finish(written, notes)
         common_passes.RemoveUnusedNodesPass()(result.ir)
         _report(layers, weight_bytes(result.ir) - before + freed, options, notes)
         # Without a split the raised opset would be the only change.

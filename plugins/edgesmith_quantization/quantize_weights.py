@@ -92,7 +92,7 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
         if not sites:
             raise _nothing_to_do(context.notes)
         taken = [node_name(node) for site in sites for node in site.nodes]
-        result = divide_protected(result, protected, taken, context.notes)
+        division = divide_protected(result, protected, taken)
         # The system keeps the files of weights for as long as the result uses them.
         with TemporaryDirectory(dir=context.scratch) as folder:
             editor = GraphEditor(result.graph, weights=WeightFile(Path(folder)))
@@ -100,6 +100,7 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
         if not written:
             raise _nothing_to_do(context.notes)
         _allow_rounded_inputs(written, options)
+        result = division.finish([node_name(node) for site in written for node in site.nodes], context.notes)
         common_passes.RemoveUnusedNodesPass()(result.ir)
         context.notes.remark(_summary(written, options))
         return result

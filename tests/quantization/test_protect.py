@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from pydantic import ValidationError
 
 import edgesmith_pruning
@@ -134,12 +136,88 @@ def test_dividing_changes_no_output(operator, transposed, outputs, inputs, seed)
     axes = {int(not transposed): (6, tuple(sorted(outputs))), int(transposed): (5, tuple(sorted(inputs)))}
     model = protected(model, w=axes)
     result, layers = model.clone(), find_protected(model, UNITS)
-    result = divide_protected(result, layers, ["node_p"], Notes())
+    divide_protected(result, layers, ["node_p"])
     x = {"x": normal(3, 5, seed=seed)}
     np.testing.assert_allclose(run(result, x)["y"], run(model, x)["y"], atol=5 * 16 * 2.0**-24, rtol=0)
     if "node_p" in layers.split:
         rest = np.moveaxis(result.graph.initializers["w"].const_value.numpy(), int(transposed), 0)
         assert not rest[sorted(inputs)].any() and not rest[:, sorted(outputs)].any()
+
+
+@given(
+    operator=st.sampled_from(["MatMul", "Gemm"]),
+    transposed=st.booleans(),
+    outputs=st.sets(st.integers(0, 5), max_size=3),
+    inputs=st.sets(st.integers(0, 4), max_size=2),
+    last=st.booleans(),
+)
+@settings(deadline=None, max_examples=20)
+def test_what_is_not_quantized_is_put_together_again_bit_for_bit(operator, transposed, outputs, inputs, last):
+    transposed = transposed and operator == "Gemm"
+    weight = normal(5, 6)
+    arrays = {"w": weight.T.copy() if transposed else weight, "b": normal(6, seed=1)}
+    read = ["x", "w", "b"] if operator == "Gemm" else ["x", "w"]
+    nodes = [node(operator, read, "p", **({"transB": 1} if transposed else {})), node("Add", ["p", "b"], "y")]
+    model = graph(nodes, arrays, {"x": ["n", 5]}, ("y",) if last else ("p", "y"))
+    axes = {int(not transposed): (6, tuple(sorted(outputs))), int(transposed): (5, tuple(sorted(inputs)))}
+    model = protected(model, w=axes)
+    result, notes = model.clone(), Notes()
+    result = divide_protected(result, find_protected(model, UNITS), ["node_p"]).finish((), notes)
+    RemoveUnusedNodesPass()(result.ir)
+    assert [(each.op_type, [value.name for value in each.inputs]) for each in result.graph] == [
+        (each.op_type, [value.name for value in each.inputs]) for each in model.graph
+    ]
+    x = {"x": normal(3, 5)}
+    for name, before in run(model, x).items():
+        assert run(result, x)[name].tobytes() == before.tobytes()
+    assert set(result.graph.initializers) == set(model.graph.initializers)
+    assert result.assets == model.assets and not any("beside the rest" in remark for remark in notes.remarks)
+
+
+QUALCOMM = replace(DIALECT, quantize_outputs=frozenset({"MatMul", "Gemm", "Conv"}), carried=DIALECT.carried | {"Relu"})
+"""Outputs are codes too, as on Qualcomm's processors."""
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_dividing_leaves_no_layer_in_float_that_is_quantized_without(axis):
+    arrays, nodes, read = {}, [], "x"
+    for index in range(4):
+        arrays |= {f"w{index}": normal(WIDTH, WIDTH, seed=index) / 8, f"b{index}": normal(WIDTH, seed=9 + index)}
+        nodes += [node("Gemm", [read, f"w{index}", f"b{index}"], f"a{index}"), node("Relu", [f"a{index}"], f"h{index}")]
+        read = f"h{index}"
+    model = graph(nodes, arrays, {"x": ["n", WIDTH]}, (read,))
+    model = protected(model, **{f"w{index}": {axis: (WIDTH, (1, 2))} for index in range(4)})
+    for protect in (None, "units"):
+        used = context(QuantizeInt8Options(protect=protect), {"x": normal(80, WIDTH, seed=3)}, QUALCOMM)
+        QuantizeInt8().apply(model, used)
+        assert "Quantized 4 Gemm to 8 bits (static)." in used.notes.remarks
+
+
+@pytest.mark.parametrize("form", ["int8", "int8-dynamic"])
+def test_a_layer_that_stays_in_float_is_not_divided_either(form, tmp_path):
+    """The hidden layer is measured below 40 dB, and the one behind it above: its weight is a multiple of few steps."""
+    steps = np.random.default_rng(7).integers(-127, 128, (WIDTH, 48)).astype(np.float32)
+    nodes = [node("MatMul", ["x", "coarse"], "a"), node("MatMul", ["x", "exact"], "y")]
+    coarse = normal(WIDTH, 48) ** 3
+    model = graph(nodes, {"coarse": coarse, "exact": steps / 127}, {"x": ["n", WIDTH]}, ("a", "y"))
+    model = protected(model, coarse={1: (48, (1, 2))}, exact={1: (48, (3,))})
+    result, used = quantized(model, form, tmp_path, minimum_sqnr_db=40)
+    assert "less than 40" in used.notes.skipped["node_a"]
+    x = {"x": normal(8, WIDTH, seed=4)}
+    assert run(result, x)["a"].tobytes() == run(model, x)["a"].tobytes()
+    assert not any("coarse_protected" in name for name in result.graph.initializers)
+    assert any("weights of 1 layers are multiplied" in remark for remark in used.notes.remarks)
+    assert not any("coarse_protected" in name for name in Protection.chosen("units", result.assets).weights)
+
+
+def test_shapes_are_right_where_a_bias_adds_a_dimension(tmp_path):
+    nodes = [node("MatMul", ["x", "w"], "a"), node("Add", ["a", "b"], "y")]
+    model = graph(nodes, {"w": normal(WIDTH, 48), "b": normal(2, 1, 48)}, {"x": ["n", WIDTH]})
+    model = protected(model, w={1: (48, (1, 2)), 0: (WIDTH, (5,))})
+    result, _ = quantized(model, "int8", tmp_path)
+    onnx.checker.check_model(ir.to_proto(result.ir), full_check=True)
+    x = {"x": normal(8, WIDTH, seed=4)}
+    np.testing.assert_allclose(run(result, x)["y"][..., 1:3], run(model, x)["y"][..., 1:3], atol=64 * 16 * 2.0**-24)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -8,7 +8,7 @@ number, and takes longer than the whole product.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -27,46 +27,88 @@ from edgesmith_quantization.forms.side_products import add_beside
 _KEPT = "its weight is protected"
 
 
-def divide_protected(model: Model, layers: ProtectedLayers, nodes: Collection[str], notes: Notes) -> Model:
-    """Return the model with each layer divided that holds protected places. Edits the graph it is given.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Divided:
+    """A weight that was divided, with what brings it back together."""
 
-    What stays in float is marked, so that no later step changes it, and joins the protection among the assets.
+    site: WeightSite
+    places: Places
+    shape: tuple[int, int]
+    """Outputs and inputs."""
+    constants: Mapping[str, ir.Value]
+    """What holds protected numbers: rows, columns and spread, and biases by the node that reads them."""
+    sums: tuple[ir.Node, ...]
+    """Additions of the products in float, in the order in which they were added."""
+    biases: Mapping[ir.Node, ir.Value]
+    """Biases as they were, of the nodes whose bias was divided."""
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """A model in which layers with protected places are divided."""
+
+    model: Model
+    _layers: ProtectedLayers
+    _divided: tuple[_Divided, ...]
+
+    def finish(self, quantized: Collection[str], notes: Notes) -> Model:
+        """Return the model with only those layers divided of which something was quantized. Edits its graph.
+
+        Call it before unused nodes are removed. What stays in float beside the rest joins the protection among the
+        assets.
+
+        Args:
+            quantized: Names of the products that were quantized.
+            notes: Told how much stays in float, and what the model does not have.
+        """
+        chosen, editor = frozenset(quantized), GraphEditor(self.model.graph)
+        remaining = []
+        for each in self._divided:
+            if chosen.isdisjoint(map(node_name, each.site.readers)):
+                _join(editor, each)
+            else:
+                remaining.append(each)
+        shares = [_counts(each) for each in remaining]
+        if shares:
+            share = sum(floats for floats, _ in shares) / sum(weights for _, weights in shares)
+            notes.remark(
+                f"Protected: {share:.1%} of the weights of {len(shares)} layers are multiplied in float "
+                "beside the rest."
+            )
+        if self._layers.whole:
+            notes.remark(f"Protected: {len(self._layers.whole)} layers stay in float altogether, as their reasons say.")
+        return _protecting(self.model, [value for each in remaining for value in each.constants.values()])
+
+
+def divide_protected(model: Model, layers: ProtectedLayers, nodes: Collection[str]) -> Division:
+    """Divide each layer that holds protected places. Edits the graph it is given.
+
+    What stays in float is marked, so that no later step changes it.
 
     Args:
         model: A cloned model.
         layers: Of that model, or of one with the same nodes.
         nodes: Names of the products that will be quantized; others are not divided.
-        notes: Told how much stays in float.
     """
     editor = GraphEditor(model.graph)
-    added: list[ir.Value] = []
-    count = floats = weights = 0
+    divided = []
     chosen = frozenset(nodes)
     for site in find_weight_sites(model.graph, lambda _: "", Notes().skip):
         places = layers.split.get(node_name(site.readers[0])) if site.readers else None
-        if places is None or chosen.isdisjoint(map(node_name, site.readers)):
-            continue
-        count += 1
-        outputs, inputs = site.shape[site.output_axis], site.shape[site.input_axis]
-        floats += round(places.share(outputs, inputs) * outputs * inputs)
-        weights += outputs * inputs
-        added += _divide(editor, site, places)
-    if weights:
-        notes.remark(
-            f"Protected: {floats / weights:.1%} of the weights of {count} layers are multiplied in float "
-            "beside the rest."
-        )
-    if layers.whole:
-        notes.remark(f"Protected: {len(layers.whole)} layers stay in float altogether, as their reasons say.")
-    return _protecting(model, added)
+        if places is not None and not chosen.isdisjoint(map(node_name, site.readers)):
+            divided.append(_divide(editor, site, places))
+    return Division(model, layers, tuple(divided))
 
 
-def _divide(editor: GraphEditor, site: WeightSite, places: Places) -> list[ir.Value]:
-    """Divide one weight for all its readers; return the constants that hold protected numbers."""
-    stored = constant_value(site.weight)
-    if stored is None:  # sites hold constants only
-        raise ValueError(site.name)
-    rest = np.moveaxis(stored, (site.input_axis, site.output_axis), (0, 1)).copy()
+def _counts(divided: _Divided) -> tuple[int, int]:
+    """Return how many numbers of a weight stay in float, and how many it has."""
+    outputs, inputs = divided.shape
+    return round(divided.places.share(outputs, inputs) * outputs * inputs), outputs * inputs
+
+
+def _divide(editor: GraphEditor, site: WeightSite, places: Places) -> _Divided:
+    """Divide one weight for all its readers."""
+    rest = _matrix(site)
     constants: dict[str, ir.Value] = {}
     if len(places.inputs):
         constants["rows"] = editor.add_initializer(f"{site.name}_protected_inputs", rest[places.inputs])
@@ -78,16 +120,46 @@ def _divide(editor: GraphEditor, site: WeightSite, places: Places) -> list[ir.Va
         spread = np.zeros((len(places.outputs), rest.shape[1]), rest.dtype)
         spread[np.arange(len(places.outputs)), places.outputs] = 1
         constants["spread"] = editor.add_initializer(f"{site.name}_protected_places", spread)
+    sums: list[ir.Node] = []
+    biases: dict[ir.Node, ir.Value] = {}
     for node in site.readers:
-        constants |= _add_products(editor, node, places, constants)
-    _replace(site.weight, np.moveaxis(rest, (0, 1), (site.input_axis, site.output_axis)))
-    return list(constants.values())
+        bias = node.inputs[2] if len(node.inputs) > 2 and "columns" in constants else None
+        if bias is not None:
+            biases[node] = bias
+        constants |= _add_products(editor, node, places, constants, sums)
+    _replace(site, rest)
+    return _Divided(site, places, (rest.shape[1], rest.shape[0]), constants, tuple(sums), biases)
+
+
+def _join(editor: GraphEditor, divided: _Divided) -> None:
+    """Make a divided layer what it was; the products in float are left without readers."""
+    rest, places, constants = _matrix(divided.site), divided.places, divided.constants
+    for key, index in (("columns", (slice(None), places.outputs)), ("rows", (places.inputs,))):
+        stored = constant_value(constants.get(key))
+        if stored is not None:
+            rest[index] = stored
+    _replace(divided.site, rest)
+    for node, bias in divided.biases.items():
+        node.replace_input_with(2, bias)
+    for node in reversed(divided.sums):
+        total = node.inputs[0]
+        if total is None:  # a sum has two inputs
+            raise ValueError(node_name(node))
+        editor.replace_uses(node.outputs[0], total)
+
+
+def _matrix(site: WeightSite) -> NDArray[np.floating]:
+    """Return a copy of a weight, [inputs, outputs]."""
+    stored = constant_value(site.weight)
+    if stored is None:  # sites hold constants only
+        raise ValueError(site.name)
+    return np.moveaxis(stored, (site.input_axis, site.output_axis), (0, 1)).copy()
 
 
 def _add_products(
-    editor: GraphEditor, node: ir.Node, places: Places, constants: Mapping[str, ir.Value]
+    editor: GraphEditor, node: ir.Node, places: Places, constants: Mapping[str, ir.Value], sums: list[ir.Node]
 ) -> dict[str, ir.Value]:
-    """Add the products in float of one reader; return further constants with protected numbers."""
+    """Add the products in float of one reader, and their additions to `sums`; return constants of its own."""
     activation, name = node.inputs[0], node_name(node)
     if activation is None:  # a product has two inputs
         raise ValueError(name)
@@ -101,13 +173,21 @@ def _add_products(
             further[f"bias of {name}"] = own = _take_bias(editor, node, bias, places.outputs)
             added = editor.insert_before(node, "Add", (part, own), name=f"{name}_protected_bias")
             part = _typed(added.outputs[0], activation, len(places.outputs))
-        keep(add_beside(editor, node, part, constants["spread"], f"{name}_protected_outputs"), _KEPT)
+        sums.append(_beside(editor, node, part, constants["spread"], f"{name}_protected_outputs"))
     if "rows" in constants:
         chosen = editor.add_initializer(f"{name}_protected_channels", places.inputs)
         gather = editor.insert_before(node, "Gather", (activation, chosen), {"axis": -1}, name=f"{name}_protected_read")
         part = _typed(gather.outputs[0], activation, len(places.inputs))
-        keep(add_beside(editor, node, part, constants["rows"], f"{name}_protected_inputs"), _KEPT)
+        sums.append(_beside(editor, node, part, constants["rows"], f"{name}_protected_inputs"))
     return further
+
+
+def _beside(editor: GraphEditor, node: ir.Node, factor: ir.Value, matrix: ir.Value, name: str) -> ir.Node:
+    """Add a product in float, marked, and return the node that adds it."""
+    product = add_beside(editor, node, factor, matrix, name)
+    keep(product, _KEPT)
+    ((addition, _),) = product.outputs[0].uses()
+    return addition
 
 
 def _take_bias(editor: GraphEditor, node: ir.Node, bias: ir.Value, outputs: NDArray[np.int64]) -> ir.Value:
@@ -128,10 +208,12 @@ def _typed(value: ir.Value, like: ir.Value, width: int) -> ir.Value:
     return value
 
 
-def _replace(weight: ir.Value, array: NDArray[np.floating]) -> None:
-    array, producer = np.ascontiguousarray(array), weight.producer()
+def _replace(site: WeightSite, matrix: NDArray[np.floating]) -> None:
+    """Store [inputs, outputs] as the weight."""
+    array = np.ascontiguousarray(np.moveaxis(matrix, (0, 1), (site.input_axis, site.output_axis)))
+    producer = site.weight.producer()
     if producer is None:
-        set_initializer(weight, array)
+        set_initializer(site.weight, array)
     else:  # a Constant
         producer.attributes["value"] = ir.AttrTensor("value", ir.tensor(array))
 

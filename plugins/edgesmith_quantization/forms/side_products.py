@@ -20,7 +20,10 @@ def add_beside(editor: GraphEditor, node: ir.Node, factor: ir.Value, matrix: ir.
     total = _with_bias(node)
     product = editor.insert_after(total, "MatMul", (factor, matrix), name=f"{name}_product")
     part = product.outputs[0]
-    part.shape, part.type = total.shape, total.type
+    part.type = total.type
+    # A bias may broadcast the product into further dimensions, which the part does not have.
+    known = factor.shape is not None and total.shape is not None
+    part.shape = ir.Shape([*factor.shape[:-1], total.shape[-1]]) if known else None
     addition = editor.insert_after(part, "Add", (total, part), name=f"{name}_sum")
     addition.outputs[0].shape, addition.outputs[0].type = total.shape, total.type
     editor.replace_uses(total, addition.outputs[0], keep=(addition,))
