@@ -1,5 +1,7 @@
 """The method `aggregate-tokens`: a pyramid of fewer and fewer tokens in vision transformers."""
 
+from itertools import accumulate
+
 import onnx_ir as ir
 
 from edgesmith.errors import EdgesmithError, StepError
@@ -20,12 +22,16 @@ from edgesmith_tokens.tokens.writer import OPSET
 
 AggregationContext = Context[AggregateTokensOptions]
 
+_NOTHING_ASKED = Verdict.skip("no token is to go; set keep below 1, and name blocks that exist with at")
+
 
 class AggregateTokens(Method[AggregateTokensOptions]):
     """Replaces patch tokens by fewer means of them, at chosen blocks of any vision transformer."""
 
     def check(self, model: Model, context: AggregationContext) -> Verdict:
         """Return whether there are tokens that can become fewer, and what the form needs."""
+        if _asks_nothing(context.options):
+            return _NOTHING_ASKED
         try:
             graph = by_definition(model.ir)
             streams = _streams(graph, context.options)
@@ -45,6 +51,8 @@ class AggregateTokens(Method[AggregateTokensOptions]):
             DataError: The form needs calibration data and there is none, or it makes an activation infinite or NaN.
             StepError: The form does not fit the model.
         """
+        if _asks_nothing(context.options):
+            return model.with_ir(model.ir.clone())
         result = by_definition(model.ir.clone())
         raise_opset(result, OPSET)
         streams = _streams(result, context.options)
@@ -61,14 +69,26 @@ class AggregateTokens(Method[AggregateTokensOptions]):
         return model.with_ir(result)
 
 
+def _asks_nothing(options: AggregateTokensOptions) -> bool:
+    shares = options.keep if isinstance(options.keep, tuple) else (options.keep,)
+    return options.at == () or all(share >= 1 for share in shares)
+
+
 def _streams(model: ir.Model, options: AggregateTokensOptions) -> list[VisionStream]:
-    """Return the streams in which tokens are to become fewer.
+    """Return the streams in which tokens are to become fewer, with those where something stands in the way of that.
 
     Raises:
         StepError: A block that is named does not exist.
     """
-    found = find_vision_streams(model, find_structure(model), protected=options.protected)
-    known = {block.number for stream in found for block in stream.blocks}
+    structure = find_structure(model)
+    found = find_vision_streams(model, structure, protected=options.protected)
+    starts = accumulate((len(stream.blocks) for stream in structure.streams), initial=0)
+    numbers = {
+        stream.input: range(start, start + len(stream.blocks))
+        for stream, start in zip(structure.streams, starts, strict=False)
+    }
+    # A stream with an obstacle lists blocks up to that only, but has the others too.
+    known = {number for stream in found for number in numbers[stream.input]}
     missing = sorted(set(options.at or ()) - known)
     if found and missing:
         raise StepError(
@@ -77,18 +97,22 @@ def _streams(model: ir.Model, options: AggregateTokensOptions) -> list[VisionStr
             why="the option at says where tokens become fewer",
             fix="list the blocks with `edgesmith inspect` and correct the option at",
         )
-    return [stream for stream in found if find_places(stream, options)]
+    return [
+        stream
+        for stream in found
+        if (_is_asked(numbers[stream.input], options) if stream.obstacle else find_places(stream, options))
+    ]
+
+
+def _is_asked(numbers: range, options: AggregateTokensOptions) -> bool:
+    return options.at is None or any(number in numbers for number in options.at)
 
 
 def _without_places(model: ir.Model, options: AggregateTokensOptions) -> Verdict:
     """Return why there is no place where tokens become fewer."""
-    found = find_vision_streams(model, find_structure(model), protected=options.protected)
-    if not found:
+    if not find_vision_streams(model, find_structure(model), protected=options.protected):
         return Verdict.skip("the graph has no stream of tokens that come from patches of an image")
-    reason = next((stream.obstacle for stream in found if stream.obstacle), "")
-    if reason:
-        return Verdict.refuse(f"{reason}; put this step before merge-tokens and static-attention, which change blocks")
-    return Verdict.skip("no token is to go; set keep below 1, and name blocks that exist with at")
+    return _NOTHING_ASKED
 
 
 def _problem(model: ir.Model, streams: list[VisionStream], context: AggregationContext) -> str:

@@ -17,6 +17,7 @@ from tests.tokens.aggregate_networks import (
     verdict,
     vision,
 )
+from tests.tokens.attention_networks import fused
 
 from edgesmith.errors import StepError
 from edgesmith.execution.reference import ReferenceSession
@@ -333,7 +334,7 @@ def test_static_attention_comes_after_and_what_merges_or_is_static_before_is_lef
     merged = MergeTokens().apply(model, context(MergeTokensOptions(r=2)))
     for before in (merged, StaticAttention().apply(model, maps)):
         left = verdict(before)
-        assert left.status == "refuse" and "put this step before merge-tokens and static-attention" in left.reason
+        assert left.status == "refuse" and "put this step before that one" in left.reason
 
 
 def test_merge_tokens_comes_after_and_works_in_front_of_the_first_place():
@@ -374,6 +375,44 @@ def test_shares_of_their_own_for_each_place():
     model = vision(blocks=4)
     assert "17 x 1, 13 x 2, 3 x 1" in aggregate_with_notes(model, form="pool", at=(1, 3), keep=(0.75, 0.2))[1][0]
     assert "17 x 1, 13 x 2, 3 x 1" in aggregate_with_notes(model, form="pool", at=(3, 1), keep=(0.2, 0.75))[1][0]
+
+
+def test_nothing_is_refused_where_nothing_is_asked():
+    model = vision(blocks=3)
+    data = images(model)
+    static = StaticAttention().apply(model, context(StaticAttentionOptions(blocks=(0,), form="mean"), data))
+    for each in (model, static):
+        for options in ({"at": (1,), "keep": 1.0}, {"at": ()}, {"keep": (1.0, 1.0)}):
+            left = verdict(each, form="pool", **options)
+            assert left.status == "skip" and "no token is to go" in left.reason, left.reason
+            same = AggregateTokens().apply(each, context(AggregateTokensOptions(form="pool", **options)))
+            assert np.array_equal(answer(same, data), answer(each, data)) and same.ir is not each.ir
+
+
+def test_the_obstacle_is_named_and_not_the_blocks_that_it_hides():
+    model = vision(blocks=3)
+    data = images(model)
+    static = StaticAttention().apply(model, context(StaticAttentionOptions(blocks=(0,), form="mean"), data))
+    for options in ({"at": (1,)}, {"at": (1, 2), "keep": (0.5, 0.5)}, {}, {"keep": (0.5, 0.5)}):
+        left = verdict(static, form="pool", **options)
+        assert left.status == "refuse" and "block 0 is not one attention layer" in left.reason
+        assert "put this step before that one" in left.reason and "no block of" not in left.reason
+        with pytest.raises(StepError, match="block 0 is not one attention layer"):
+            AggregateTokens().apply(static, context(AggregateTokensOptions(form="pool", **options)))
+    assert "block 3 is no block" in verdict(static, at=(3,)).reason
+
+
+def test_no_advice_is_given_that_cannot_help():
+    causal = fused(vision(blocks=3))
+    for node in causal.graph:
+        if node.op_type == "Attention":
+            node.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
+    for options in ({}, {"at": (1,)}):
+        left = verdict(causal, **options)
+        assert left.status == "refuse" and "attention of block 0 is causal" in left.reason
+        assert "put this step" not in left.reason and "correct the option at" not in left.reason
+    left = verdict(vision(blocks=3), protected=17)
+    assert left.status == "refuse" and left.reason.endswith("correct the option protected")
 
 
 def test_what_cannot_be_done_is_refused_with_what_would_work():

@@ -126,7 +126,10 @@ def _blocks(stream: Stream, first: int) -> tuple[tuple[VisionBlock, ...], str]:
         residuals = block.residuals
         plain = [len(residual.attentions) for residual in residuals] == [1, 0] and len(residuals[1].mlps) == 1
         if not plain:
-            return tuple(found), f"block {number} is not one attention layer and then one MLP, each with a sum"
+            return tuple(found), (
+                f"block {number} is not one attention layer and then one MLP, each with a sum; where a step such as "
+                "static-attention or merge-tokens made it so, put this step before that one"
+            )
         attention = residuals[0].attentions[0]
         attended = residuals[0].output
         if block.norm == "post":
