@@ -23,6 +23,7 @@ from rich.table import Table
 from benchmarks import models
 from benchmarks.measuring import ChildError, call_child
 from benchmarks.profiles_page import write_page
+from edgesmith.files import write_atomically
 
 OUT = Path("build/bench/profiles.json")
 LIMIT_S = 3600
@@ -68,7 +69,7 @@ def compile_pair(profile: str, network: str, case: models.Case) -> dict[str, Any
     _, calibration, evaluation = NETWORKS[network]
     samples = {"calibration": calibration, "evaluation": evaluation}
     row: dict[str, Any] = {"profile": profile, "network": network, "recipe": chosen, "samples": samples}
-    row["when"] = datetime.now(UTC).isoformat(timespec="seconds")
+    row |= {"when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": platform.machine()}
     # Artifact and store go with this folder, also where the child was stopped.
     with tempfile.TemporaryDirectory(prefix="edgesmith-profiles-") as folder:
         try:
@@ -91,7 +92,11 @@ def compile_pair(profile: str, network: str, case: models.Case) -> dict[str, Any
 
 def known_rows() -> list[dict[str, Any]]:
     """Return the rows of earlier runs."""
-    return list(json.loads(OUT.read_text())["rows"]) if OUT.is_file() else []
+    if not OUT.is_file():
+        return []
+    known = json.loads(OUT.read_text())
+    # Before rows named the machine that made them, the file did.
+    return [{"machine": known.get("machine", ""), **row} for row in known["rows"]]
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
@@ -115,7 +120,7 @@ def main() -> int:
     parser.add_argument("--page", type=Path, help="Write this Markdown page from the rows, and compile nothing.")
     arguments = parser.parse_args()
     if arguments.page:
-        write_page(arguments.page, known_rows(), platform.machine(), NETWORKS, PROFILES)
+        write_page(arguments.page, known_rows(), NETWORKS, PROFILES)
         return 0
     console, rows = Console(width=200), known_rows()
     for network, (prepare, _, _) in NETWORKS.items():
@@ -132,8 +137,7 @@ def main() -> int:
                 break
             rows = [row for row in rows if row not in there] + [compile_pair(profile, network, case)]
             show(rows[-1:], console)
-            OUT.parent.mkdir(parents=True, exist_ok=True)
-            OUT.write_text(json.dumps({"machine": platform.machine(), "rows": rows}, indent=2) + "\n")
+            write_atomically(OUT, json.dumps({"rows": rows}, indent=2) + "\n")
     show(rows, console)
     return int(any(row["status"] == "failed" for row in rows))
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgesmith.files import write_atomically
+
 HEAD = """# Every profile with every network
 
 `python -m benchmarks.profiles` compiles four networks for each device profile, with the recipe that fits both:
@@ -18,7 +20,8 @@ than ONNX Runtime looked at the graph:
 
 - *reference*: nobody. ONNX Runtime computed the outputs here, and the artifact's `validate.py` found them again.
 - *simulated*: Qualcomm's simulator ran samples, on the architecture that is named.
-- *compiled*: Qualcomm's compiler wrote context binaries, and its simulator gave no answer in the time that it has.
+- *compiled*: Qualcomm's compiler wrote context binaries. Its simulator gave no answer in the time that it has, or was
+  not asked where the cell says so.
 - *built*: TensorRT for RTX built the engine that this card runs. No card ran it.
 - *proxy*: TensorRT for RTX parsed and built the graph for the compute capability that is named, which is not that of
   the device. That shows that the graph parses, and nothing more.
@@ -28,7 +31,7 @@ costs in accuracy is on the pages of the [methods](../methods/quantize-int8.md).
 """
 
 FOOT = """
-Seen on {dates}, on {machine} without a GPU, with {versions}.
+Seen on {seen}.
 
 A cell with "not run" has no row yet. The command goes on where it stopped, and `--again` makes chosen cells anew;
 `--page docs/targets/profiles.md` writes this page from the rows.
@@ -36,14 +39,13 @@ A cell with "not run" has no row yet. The command goes on where it stopped, and 
 
 
 def write_page(
-    path: Path, rows: Sequence[Mapping[str, Any]], machine: str, networks: Iterable[str], profiles: Mapping[str, Any]
+    path: Path, rows: Sequence[Mapping[str, Any]], networks: Iterable[str], profiles: Mapping[str, Any]
 ) -> None:
     """Write the page.
 
     Args:
         path: The page.
         rows: One for each pair that was run.
-        machine: Architecture of the machine.
         networks: Columns.
         profiles: Rows, with the recipes that networks are compiled with.
     """
@@ -60,9 +62,8 @@ def write_page(
         lines.append(f"| `{profile}` | {' | '.join(cells)} |")
     refused = [row for row in rows if row["status"] != "artifact"]
     lines += ["", *(f"- `{row['profile']}`, {row['network']}: {row['error']}" for row in refused)]
-    dates = sorted({row["when"][:10] for row in rows})
-    lines.append(FOOT.format(dates=" and ".join(dates), machine=machine, versions=_versions(rows)))
-    path.write_text("\n".join(lines), encoding="utf-8")
+    lines.append(FOOT.format(seen=_conditions(rows)) if rows else "")
+    write_atomically(path, "\n".join(lines))
 
 
 def _network(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -98,15 +99,24 @@ def _looked(row: Mapping[str, Any]) -> str:
         kind = "proxy" if compiler[2] == "as a proxy" else "built"
         return f"{kind} {compiler[1]}, {compiler[3]} layers"
     built = [name for name, one in contexts.items() if one["status"] == "built"] if isinstance(contexts, dict) else []
-    return f"compiled for {built[0]} to {built[-1]}" if built else "reference"
+    unasked = "" if "did not answer" in said else ", simulator not asked"
+    return f"compiled for {built[0]} to {built[-1]}{unasked}" if built else "reference"
 
 
-def _versions(rows: Sequence[Mapping[str, Any]]) -> str:
-    versions = next(row["versions"] for row in rows if row["status"] == "artifact")
+def _conditions(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return when, where and with which versions the rows were made: every one that occurs."""
+    versions = [row.get("versions", {}) for row in rows]
     said = " ".join(row.get("gate", "") for row in rows)
-    found = [f"ONNX Runtime {versions['onnxruntime']}", f"onnx {versions['onnx']}"]
-    if tensorrt := re.search(r"tensorrt_rtx ([\d.]+)", said):
-        found.append(f"TensorRT for RTX {tensorrt[1]}")
-    if qnn := re.search(r"onnxruntime-qnn ([\d.]+)", said):
-        found.append(f"onnxruntime-qnn {qnn[1]}")
-    return ", ".join(found)
+    libraries = {
+        "ONNX Runtime": [each.get("onnxruntime", "") for each in versions],
+        "onnx": [each.get("onnx", "") for each in versions],
+        "TensorRT for RTX": re.findall(r"tensorrt_rtx ([\d.]+)", said),
+        "onnxruntime-qnn": re.findall(r"onnxruntime-qnn ([\d.]+)", said),
+    }
+    used = [f"{name} {_every(found)}" for name, found in libraries.items() if any(found)]
+    seen = f"{_every(row['when'][:10] for row in rows)}, on {_every(row['machine'] for row in rows)} without a GPU"
+    return ", ".join([seen, "with " + ", ".join(used)] if used else [seen])
+
+
+def _every(words: Iterable[str]) -> str:
+    return " and ".join(sorted({word for word in words if word}))
