@@ -15,6 +15,7 @@ from edgesmith.frontends.normalize import normalize
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.host.context import Notes
 from edgesmith.testing.builder import GraphBuilder
+from edgesmith_pruning.finding.products import inner_products
 from edgesmith_pruning.finding.units import find_units
 from edgesmith_pruning.removal import Decision, remove
 from graph.attention_builder import HEADS, Style, build
@@ -171,6 +172,27 @@ def test_channels_that_queries_and_keys_are_summed_over_stay(rank):
     decision = Decision(units[0], (1,))
     inputs = sample_inputs(model)
     assert_equal(remove(model, [decision]), masked(model, [decision]), inputs)
+
+
+@pytest.mark.parametrize("operators", [("Transpose",), ("Cast",), ("Cast", "Transpose")])
+def test_a_weight_behind_other_operators_is_no_activation(operators):
+    builder = GraphBuilder(x=(1, 3, 8))
+
+    def weight(name, *shape):
+        value = builder.weight(name, *(shape[::-1] if "Transpose" in operators else shape))
+        for operator in operators:
+            value = builder.add(operator, value, **({"to": 1} if operator == "Cast" else {"perm": [1, 0]}))
+        return value
+
+    hidden = builder.add("Relu", builder.add("MatMul", "x", weight("up", 8, 12)))
+    # The layer beside it could be refitted, but this one would lose its channels all the same.
+    beside = builder.linear(hidden, "beside", 12, 5)
+    model, notes = builder.finish(builder.add("MatMul", hidden, weight("down", 12, 5)), beside), Notes()
+    assert inner_products(model.graph) == {}
+    assert find_units(model, notes) == ()
+    reasons = set(notes.skipped.values())
+    assert not any("product of two activations" in reason for reason in reasons)
+    assert f"{operators[0]} stands between a weight that sums these channels and its layer" in reasons
 
 
 @given(st.one_of(networks(), transformers(), residual_networks()), st.integers(0, 1000))

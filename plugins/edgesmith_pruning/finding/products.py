@@ -11,15 +11,29 @@ import onnx_ir as ir
 from edgesmith.graph.couplings import Coupling
 from edgesmith.graph.edit import constant_tensor
 
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
 Sums = Mapping[tuple[str, int], int]
 """How many neighbouring places of an axis are summed over at once, by value and axis."""
+
+
+def activations(graph: ir.Graph) -> set[ir.Value]:
+    """Return the values that may depend on an input of the graph; all others follow from initializers alone."""
+    found = {value for value in graph.inputs if constant_tensor(value) is None}
+    for node in graph:
+        # A subgraph may read values that are no inputs of its node.
+        subgraphs = any(each.type in _GRAPHS for each in node.attributes.values())
+        if subgraphs or any(value in found for value in node.inputs):
+            found.update(node.outputs)
+    return found
 
 
 def inner_products(graph: ir.Graph) -> Sums:
     """Return the axes of activations that products of two activations sum over."""
     found: dict[tuple[str, int], int] = {}
+    computed = activations(graph)
     for node in graph:
-        inputs = [value for value in node.inputs[:2] if value is not None and constant_tensor(value) is None]
+        inputs = [value for value in node.inputs[:2] if value is not None and value in computed]
         if len(inputs) < 2 or any(value.shape is None for value in inputs):
             continue
         for value, axis, heads in _summed_axes(node, inputs):

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from edgesmith.graph.couplings import Coupling, Nesting, Role, Slot, find_couplings, find_nestings
-from edgesmith.graph.edit import constant_tensor
+from edgesmith.graph.dataflow import CARRYING, MOVING
 from edgesmith.host.context import Notes
-from edgesmith_pruning.finding.products import inner_products, is_summed
+from edgesmith_pruning.finding.products import activations, inner_products, is_summed
 from edgesmith_pruning.finding.records import Consumer, Kind, Place, Unit
 
 _SUMS = {"MatMul": 1, "Gemm": 1, "Conv": 1}
@@ -38,6 +38,7 @@ def find_units(model: ir.Model, notes: Notes | None = None) -> tuple[Unit, ...]:
         reason = _obstacle(coupling, readers)
         if not reason and coupling.with_role("consumes") and is_summed(coupling, sums):
             reason = "a product of two activations, such as that of queries and keys, sums over these channels too"
+        reason = reason or finder.obstacle(coupling)
         if reason:
             if notes is not None and coupling.size > 1:
                 notes.skip(_node_name(readers, coupling.slots[0]), reason)
@@ -99,16 +100,22 @@ class _Finder:
     def __init__(self, graph: ir.Graph, readers: dict[str | None, ir.Node], nestings: Sequence[Nesting]) -> None:
         self._readers = readers
         self._nestings = nestings
+        computed = activations(graph)
         self._products = {
             value.name: node
             for node in graph
-            if node.op_type in ("MatMul", "Einsum", "Attention")
-            and sum(constant_tensor(each) is None for each in node.inputs if each is not None) > 1
+            if node.op_type in ("MatMul", "Einsum", "Attention") and sum(each in computed for each in node.inputs) > 1
             for value in node.inputs
             if value is not None
         }
         # Heads tell scores apart: the inputs of Softmax, or the queries of an operator that is attention as a whole.
         self._scores = {node.inputs[0].name for node in graph if node.op_type in _SCORING and node.inputs[0]}
+
+    def obstacle(self, coupling: Coupling) -> str:
+        """Return why a layer that sums the channels of a coupling cannot be refitted, or an empty string."""
+        readers = [self._readers[slot.reader].op_type for slot in coupling.with_role("consumes")]
+        operator = next((each for each in readers if each in CARRYING | MOVING), None)
+        return f"{operator} stands between a weight that sums these channels and its layer" if operator else ""
 
     def units_of(self, coupling: Coupling) -> Iterator[Unit]:
         """Yield the unit of a coupling, if it has one."""
