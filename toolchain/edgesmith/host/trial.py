@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class Trial(Protocol):
     """Lowers and times models that a method is trying out, on the target and the runner of the run.
 
-    A result that depends on times is not deterministic: the record of such a method says so.
+    A result that depends on times is not deterministic: the record of such a method says so. Where only one option asks
+    for times, the record stays as it is, the step is stored as others are, and the page of the method says it.
     """
 
     @property
