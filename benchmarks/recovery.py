@@ -70,6 +70,7 @@ def smollm2_study(samples: int) -> Study:
         "closed form": ({**CLOSED, "samples": 64, "batch_size": 1},),
         "distill all weights": ({**small, "labels_weight": 0.0, "learning_rate": 3e-5},),
         "distill low-rank updates": ({**small, "labels_weight": 0.0, "parameters": "low-rank"},),
+        "distill all weights, with labels": ({**small, "learning_rate": 3e-5},),
         "distill low-rank updates, with labels": ({**small, "parameters": "low-rank"},),
         "LoRA on labels": ({**small, **LORA},),
     }
