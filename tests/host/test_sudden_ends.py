@@ -13,6 +13,8 @@ import pytest
 from edgesmith.cli import main
 from edgesmith.host.loader import load_file, load_registry
 from edgesmith.host.sudden_ends import noted, sudden_ends
+from edgesmith.serialization import write_onnx
+from edgesmith.testing import tiny_mlp
 
 pytestmark = pytest.mark.usefixtures("without_first_imports")
 
@@ -44,6 +46,19 @@ def test_the_next_command_names_the_step_in_which_a_run_ended_and_then_forgets_i
         assert main(["methods", "--json"]) == 0
         assert ("inside step 0, method leaves-the-process 1.0 from file:leaves_the_process" in caplog.text) == said
         assert ("--isolate" in caplog.text) == said
+
+
+@pytest.mark.parametrize("call", ["check", "lower", "build", "finish"])
+def test_the_call_of_a_target_in_which_a_run_ended_is_named(tmp_path, call):
+    write_onnx(tiny_mlp().ir, tmp_path / "mlp.onnx")
+    (tmp_path / "recipe.yaml").write_text("steps: []")
+    words = ["--plugin", str(BAD_PLUGINS / "breaks_as_told.py"), "compile", str(tmp_path / "mlp.onnx")]
+    words += ["--recipe", str(tmp_path / "recipe.yaml"), "--target", "told", "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "BREAK_HERE": f"target.{call}:leave"}
+    assert subprocess.run([sys.executable, "-m", "edgesmith", *words], check=False, env=environment).returncode == 5
+    (said,) = sudden_ends()
+    doing = {"check": "check", "lower": "lowering", "build": "building", "finish": "finishing"}[call]
+    assert said.startswith(f"the {doing} of target told 1.0 from file:breaks_as_told")
 
 
 @pytest.mark.parametrize("ending", [None, ValueError, KeyboardInterrupt, SystemExit])

@@ -114,7 +114,7 @@ def compile(
         outcome = run_plan(plan, model, opened.calibration, yardstick, workshop)
     command = settings.command or _command(source, plan, recipe, data, out)
     with settings.progress.stage("writing the artifact"):
-        return write_artifact(out, plan, model, outcome, yardstick.runner, command, registry)
+        return write_artifact(out, plan, model, outcome, yardstick.runner, command, workshop)
 
 
 def load_source(source: object, workshop: Workshop, *, example_inputs: object = None) -> Model:

@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
-from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
@@ -20,14 +19,11 @@ from edgesmith.ledger import FILE_NAME as LEDGER_FILE
 from edgesmith.ledger import Ledger
 from edgesmith.measure.runner import Runner
 from edgesmith.model import ASSETS_DIRECTORY, Model
+from edgesmith.pipeline import Outcome, Workshop, noted_target
 from edgesmith.plan import Plan
 from edgesmith.report import render_report
 from edgesmith.task import Task
 from edgesmith_calibration.sources import Batch
-
-if TYPE_CHECKING:
-    from edgesmith.host.registry import Registry
-    from edgesmith.pipeline import Outcome
 
 MANIFEST_FILE = "manifest.json"
 """Marks a directory as an artifact; only such a directory, or an empty one, is ever replaced."""
@@ -95,7 +91,7 @@ def _damaged(directory: Path, problem: str) -> ModelError:
 
 
 def write_artifact(
-    directory: Path, plan: Plan, source: Model, outcome: "Outcome", runner: Runner, command: str, registry: "Registry"
+    directory: Path, plan: Plan, source: Model, outcome: Outcome, runner: Runner, command: str, workshop: Workshop
 ) -> Artifact:
     """Write everything at once: either the whole artifact is at `directory` afterwards, or what was there before.
 
@@ -106,15 +102,17 @@ def write_artifact(
         outcome: The lowered model and the ledger.
         runner: Where the validator's expected outputs come from.
         command: Command line that does the same again.
-        registry: Whose plugins may add sections to the report.
+        workshop: Whose plugins may add sections to the report, and whether the target works in this process.
 
     Raises:
         OutputError: It cannot be written, or something that is no artifact stands there.
     """
     lowered, ledger = outcome.model, outcome.ledger
     with replace_directory(directory, marker=MANIFEST_FILE) as partial:
-        build = build_files(plan.target_record, plan.target, lowered, partial)
-        finished = finish_files(plan.target_record, plan.target, partial)
+        with noted_target(plan, workshop, "building"):
+            build = build_files(plan.target_record, plan.target, lowered, partial)
+        with noted_target(plan, workshop, "finishing"):
+            finished = finish_files(plan.target_record, plan.target, partial)
         (partial / TASK_FILE).write_text(lowered.task.model_dump_json(indent=2))
         if lowered.assets:
             (partial / ASSETS_DIRECTORY).mkdir()
@@ -143,7 +141,7 @@ def write_artifact(
             },
         }
         (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2))
-        sections = registry.observers.extend_report(str(partial))
+        sections = workshop.registry.observers.extend_report(str(partial))
         render_report(partial, [section for _, section in sections])
     return Artifact(directory, ledger)
 

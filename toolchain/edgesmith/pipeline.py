@@ -291,12 +291,13 @@ def _lower(plan: Plan, row: LedgerRow, model: Model, samples: "DataSource", work
             progress=workshop.progress,
             notes=notes,
         )
-        with _noted(plan, workshop, "lowering"):
+        with noted_target(plan, workshop, "lowering"):
             result = run_lowering(plan.target_record, plan.target, model, context)
         return result.model, result.seconds, ""
 
     lowered = _cached(key, row, workshop, work)
-    require_accepted(plan.target_record, plan.target, lowered.model)
+    with noted_target(plan, workshop, "check"):
+        require_accepted(plan.target_record, plan.target, lowered.model)
     return lowered
 
 
@@ -346,7 +347,7 @@ def _build_stage(plan: Plan, label: str, model: Model, workshop: Workshop) -> St
     )
 
     def write(directory: Path) -> dict[str, object]:
-        with _noted(plan, workshop, "building"):
+        with noted_target(plan, workshop, "building"):
             return {"entry": build_files(plan.target_record, plan.target, model, directory).entry}
 
     found = workshop.store.files("builds", key)
@@ -356,8 +357,8 @@ def _build_stage(plan: Plan, label: str, model: Model, workshop: Workshop) -> St
     return Stage(label, model, found.directory / found.facts["entry"], found.digest)
 
 
-def _noted(plan: Plan, workshop: Workshop, doing: str) -> AbstractContextManager[None]:
-    """Leave a note while the target works in this process."""
+def noted_target(plan: Plan, workshop: Workshop, doing: str) -> AbstractContextManager[None]:
+    """Leave a note while the target works in this process; see `edgesmith.host.sudden_ends`."""
     if workshop.isolation is not None:
         return nullcontext()
     record = plan.target_record
