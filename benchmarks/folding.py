@@ -65,7 +65,7 @@ def plans(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 options = {**SCORES[score], "count": count, **FORMS[form]}
                 name = f"{count} removed, {score}, {form}"
                 found.append({"name": name, "method": "remove-blocks", "options": options, "seeds": seeds})
-    for name, options in SHARING.items() if arguments.sharing or arguments.only_sharing else ():
+    for name, options in SHARING.items() if arguments.sharing or arguments.only_sharing or arguments.share else ():
         if arguments.share and name not in arguments.share:
             continue
         options = {"groups": _PAIRS, **options}
@@ -143,7 +143,12 @@ def measure(arguments: argparse.Namespace, console: Console) -> list[dict[str, A
 def show(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print all rows."""
     columns = ("perplexity", "of seeds", "cured", "its CPU s", "MACs", "faster", "MiB", "s, of CPU", "peak MiB")
-    table = Table("", *columns, "resident MiB packed, plain", title="SmolLM2-135M; training in the cure alone")
+    table = Table(
+        "",
+        *columns,
+        "resident MiB packed, plain",
+        title="SmolLM2-135M; weights are trained in the cure alone, gates in rows of gates",
+    )
     for row in rows:
         values, runs = row["perplexity"], row["runs"]
         cells = [f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}", _listed(row["cured"])]
@@ -166,9 +171,11 @@ def main() -> None:
     parser.add_argument("--count", action="append", type=int, help="blocks to remove; repeat for several")
     parser.add_argument("--score", action="append", choices=SCORES, help="repeat for several; default: all")
     parser.add_argument("--form", action="append", choices=FORMS, help="compensation; repeat for several")
-    parser.add_argument("--sharing", action="store_true", help="share pairs of blocks too")
+    parser.add_argument(
+        "--sharing", action="store_true", help="share pairs of blocks too, in all ways unless --share names some"
+    )
     parser.add_argument("--only-sharing", action="store_true", help="remove nothing")
-    parser.add_argument("--share", action="append", choices=SHARING, help="repeat for several; default: all")
+    parser.add_argument("--share", action="append", choices=SHARING, help="share in this way too; repeat for several")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--random-seeds", type=int, default=RANDOM_SEEDS, help="seeds of the score random")
     parser.add_argument("--cure-steps", type=int, default=0, help="steps of `recover` behind each row; 0: none")
