@@ -88,7 +88,7 @@ def reading(plan: Plan, samples: int) -> Plan:
 
 def _plans(case: str, minutes: float) -> dict[str, Plan]:
     small = case == "fashion_small"
-    depth, amounts = (4, (1, 2, 3)) if small else (12, (8, 12, 16, 20))
+    depth, amounts, some = (4, (1, 2, 3), 2) if small else (12, (8, 12, 16, 20, 24), 16)
     later = (0,) * (depth // 4)
     found = {"dense": Plan(())}
     for r in amounts:
@@ -100,7 +100,6 @@ def _plans(case: str, minutes: float) -> dict[str, Plan]:
     for count in (1, depth // 4, depth // 2):
         found[f"static, {count} blocks"] = static(count)
     found[f"static mean, first {depth // 4}"] = static(depth // 4, choose="first", form="mean")
-    some = amounts[-2]
     counts = (*later, *(some,) * (depth - len(later)))
     after = Plan((("merge-tokens", {"counts": counts}),))
     found[f"merge, r = {some} behind block {len(later)}"] = after
@@ -109,7 +108,8 @@ def _plans(case: str, minutes: float) -> dict[str, Plan]:
     found[f"{depth // 4} blocks less"] = Plan((("remove-blocks", {"count": depth // 4}),), drawn=True)
     found["learned, keep 0.5"] = aggregate("learned", 0.5, minutes=minutes)
     found[f"static trained, {depth // 4} blocks"] = static(depth // 4, epochs=3.0, minutes=minutes)
-    for name in (f"merge, r = {amounts[-1]}", "pool, keep 0.25", f"{depth // 4} blocks less"):
+    merged = (f"merge, r = {r}" for r in amounts[-2:])
+    for name in (*merged, "pool, keep 0.25", f"{depth // 4} blocks less"):
         found[f"{name}, then recover"] = recovered(found[name], minutes)
     return found
 
