@@ -8,7 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgesmith.graph.kept import kept
 from edgesmith.graph.structure import Structure
+from edgesmith.graph.weight_sites import WEIGHT_INPUT
 from edgesmith.host.context import Notes
 from edgesmith.protection import Protection
 from edgesmith_recovery.options.recover import RecoverOptions
@@ -49,19 +51,19 @@ def find_weights(
 ) -> tuple[TrainedWeight, ...]:
     """Return the weights to train, in the order of the data, each once.
 
-    Weights that are stored as codes, stand in Constant nodes or belong to nodes that are not selected are left alone,
-    each with its reason in the notes.
+    Weights that are stored as codes, stand in Constant nodes, belong to nodes that are not selected or that an earlier
+    step marked (`edgesmith.graph.kept`) are left alone, each with its reason in the notes.
 
     Raises:
         RecipeError: The protection was made for weights of other shapes.
     """
-    heads = _first_names(graph)
+    heads, marked = _first_names(graph), _kept_weights(graph)
     trained: dict[str, TrainedWeight] = {}
     for found in _all_weights(structure):
         name = heads.get(found.name, found.name)
         if name in trained or not _is_wanted(found.role, options):
             continue
-        reason = options.obstacle(found.node) or _obstacle(graph, name)
+        reason = options.obstacle(found.node) or marked.get(name, "") or _obstacle(graph, name)
         if reason:
             notes.skip(found.node, reason)
             continue
@@ -119,6 +121,19 @@ def _first_names(graph: ir.Graph) -> Mapping[str, str]:
         for name, value in graph.initializers.items()
         if value.const_value is not None
     }
+
+
+def _kept_weights(graph: ir.Graph) -> Mapping[str, str]:
+    """Return the reason of each weight, by its first name, that a marked node reads: whoever else reads it too."""
+    heads, found = _first_names(graph), {}
+    for node in graph:
+        index = WEIGHT_INPUT.get(node.op_type)
+        value = node.inputs[index] if index is not None and kept(node) else None
+        while value is not None and (producer := value.producer()) is not None:
+            value = producer.inputs[0] if producer.op_type in ("Identity", "Transpose") else None
+        if value is not None and value.name is not None:
+            found[heads.get(value.name, value.name)] = kept(node)
+    return found
 
 
 def _obstacle(graph: ir.Graph, name: str) -> str:
