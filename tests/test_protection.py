@@ -30,6 +30,12 @@ def test_a_protection_without_a_weight_of_the_model_is_refused():
         MADE.require_known({"down"})
 
 
+def test_weights_that_a_model_does_not_have_are_named():
+    assert MADE.unknown({"up", "down"}) == ()
+    more = MADE.including({"side": (3, 8), "other": (2,)})
+    assert more.unknown({"up", "side"}) == ("other",)
+
+
 def test_new_weights_are_kept_whole():
     more = MADE.including({"side": (3, 8)})
     assert more.places("side", 0, 3) == {0, 1, 2}

@@ -59,6 +59,7 @@ class QuantizeAuto(Method[QuantizeAutoOptions]):
 
         Raises:
             DataError: There is no calibration data, or it cannot be divided.
+            RecipeError: The protection is missing, or was made for another model.
             StepError: No format has anything to do.
         """
         options = context.options
@@ -79,6 +80,7 @@ class QuantizeAuto(Method[QuantizeAutoOptions]):
         goal = Goal(_limits(options), options.objective, options.time_budget_s)
         finding = PrecisionSearch(tools, goal).run(groups, names)
         _report(finding, goal, tools, context.notes)
+        find_protected(model, options).remark(context.notes)
         return finding.best.model if finding.best.model is not model else model.clone()
 
 

@@ -88,6 +88,7 @@ FORMS = {
 def quantized(model, form, folder, **options):
     method, chosen = FORMS[form]
     used = context(chosen.model_copy(update={"protect": "units", **options}), {"x": normal(80, WIDTH, seed=3)})
+    folder.mkdir(exist_ok=True)
     used = replace(used, scratch=folder)
     assert method().check(model, used).status == "ok"
     return method().apply(model, used), used
@@ -376,6 +377,16 @@ def test_a_protection_of_another_model_is_refused(form, tmp_path):
         assert verdict.status == "refuse" and words in verdict.reason
         with pytest.raises(RecipeError, match=words):
             find_protected(model, UNITS)
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8", "int4", "split", "auto"])
+def test_weights_that_the_model_does_not_have_are_named(form, tmp_path):
+    model = protected(two_layers(), up={1: (HIDDEN, KEPT)}, renamed={0: (HIDDEN, KEPT)})
+    said = "does not have 1 of the 2 weights that the protection names, such as renamed; nothing is protected there"
+    _, used = quantized(model, form, tmp_path)
+    assert any(said in remark for remark in used.notes.remarks)
+    _, used = quantized(two_layers(), form, tmp_path / "second")
+    assert not any("does not have" in remark for remark in used.notes.remarks)
 
 
 def test_a_file_serves_as_well(tmp_path):

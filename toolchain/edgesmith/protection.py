@@ -92,6 +92,14 @@ class Protection(BaseModel):
                 fix="Analyse this model, or name the file that belongs to it.",
             )
 
+    def unknown(self, weights: Collection[str]) -> tuple[str, ...]:
+        """Return the weights that it names and a model does not have: nothing of them is protected there.
+
+        Args:
+            weights: Names of the initializers of the model.
+        """
+        return tuple(name for name in self.weights if name not in weights)
+
     def including(self, shapes: Mapping[str, Sequence[int]]) -> "Protection":
         """Return the protection for a model with more weights, all of whose places are to be kept.
 

@@ -41,11 +41,26 @@ class ProtectedLayers:
     """First reader of each weight of which a part stays in float."""
     whole: Mapping[str, str]
     """Nodes whose weight stays in float altogether, with the reason."""
+    unknown: tuple[str, ...] = ()
+    """Weights that the protection names and the graph does not have."""
+    known: int = 0
+    """How many weights of the protection the graph has."""
 
     def inputs(self, site: WeightSite) -> NDArray[np.int64]:
         """Return which inputs of a weight are protected in part of a layer that is divided."""
         places = self.split.get(node_name(site.readers[0])) if site.readers else None
         return places.inputs if places is not None else np.empty(0, np.int64)
+
+    def remark(self, notes: Notes) -> None:
+        """Say what stays in float altogether, and what the graph does not have."""
+        if self.whole:
+            notes.remark(f"Protected: {len(self.whole)} layers stay in float altogether, as their reasons say.")
+        if self.unknown:
+            total = len(self.unknown) + self.known
+            notes.remark(
+                f"Protected: the model does not have {len(self.unknown)} of the {total} weights that the protection "
+                f"names, such as {self.unknown[0]}; nothing is protected there."
+            )
 
     def mark(self, graph: ir.Graph) -> None:
         """Keep every method from changing the weights that stay in float altogether. Edits the graph."""
@@ -61,7 +76,10 @@ def find_protected(model: Model, options: ProtectedSelection) -> ProtectedLayers
         RecipeError: There is no such protection, or it was made for another model.
     """
     protection = Protection.chosen(options.protect, model.assets)
-    protection.require_known(model.graph.initializers)
+    named = {value.name or "" for node in model.graph if node.op_type == "Constant" for value in node.outputs}
+    named |= set(model.graph.initializers)
+    protection.require_known(named)
+    unknown = protection.unknown(named)
     split: dict[str, Places] = {}
     whole: dict[str, str] = {}
     notes = Notes()
@@ -83,7 +101,7 @@ def find_protected(model: Model, options: ProtectedSelection) -> ProtectedLayers
         for name in names:
             why = notes.skipped.get(name, "it is read in another form")
             whole[name] = f"part of its weight is protected and cannot be divided: {why}"
-    return ProtectedLayers(split, whole)
+    return ProtectedLayers(split, whole, unknown, len(protection.weights) - len(unknown))
 
 
 def marked(model: Model, options: ProtectedSelection) -> Model:

@@ -75,8 +75,7 @@ class Division:
                 f"Protected: {share:.1%} of the weights of {len(shares)} layers are multiplied in float "
                 "beside the rest."
             )
-        if self._layers.whole:
-            notes.remark(f"Protected: {len(self._layers.whole)} layers stay in float altogether, as their reasons say.")
+        self._layers.remark(notes)
         return _protecting(self.model, [value for each in remaining for value in each.constants.values()])
 
 

@@ -22,8 +22,8 @@ def add_beside(editor: GraphEditor, node: ir.Node, factor: ir.Value, matrix: ir.
     part = product.outputs[0]
     part.type = total.type
     # A bias may broadcast the product into further dimensions, which the part does not have.
-    known = factor.shape is not None and total.shape is not None
-    part.shape = ir.Shape([*factor.shape[:-1], total.shape[-1]]) if known else None
+    if factor.shape is not None and total.shape is not None:
+        part.shape = ir.Shape([*factor.shape[:-1], total.shape[-1]])
     addition = editor.insert_after(part, "Add", (total, part), name=f"{name}_sum")
     addition.outputs[0].shape, addition.outputs[0].type = total.shape, total.type
     editor.replace_uses(total, addition.outputs[0], keep=(addition,))
