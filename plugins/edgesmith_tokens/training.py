@@ -13,13 +13,13 @@ from torch import Tensor
 
 from edgesmith.execution.observe import fixed_batch
 from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.split import Indices, split_samples
 from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.execution.training import relative_error, torch_threads
 from edgesmith.progress import Progress
 from edgesmith_calibration.sources import Batch, DataSource
 
 Array = NDArray[Any]
-Indices = NDArray[np.intp]
 Extra = Callable[[Mapping[str, Tensor], Batch, Mapping[str, Tensor]], Tensor]
 """A further part of the loss, from the weights by name, a batch, and what the student gives for it by name."""
 
@@ -91,7 +91,7 @@ def train_features(
         extra: Added to the loss while training; samples held out are judged by the features alone.
     """
     batch = fixed_batch(student) or regime.batch_size
-    training, held = split_samples(len(data), regime.held_out, fixed_batch(student) or 1, regime.seed)
+    split = split_samples(len(data), regime.held_out, fixed_batch(student) or 1, regime.seed)
     targets = _targets(teacher, features, data, batch, regime.threads)
     with torch_threads(regime.threads):
         graph = TorchGraph(student).requires_grad_(False)
@@ -99,21 +99,7 @@ def train_features(
         for leaf in leaves.values():
             leaf.requires_grad_()
         course = _Course(graph, leaves, features, targets, data, batch, extra)
-        return course.run(training, held, regime, progress)
-
-
-def split_samples(count: int, share: float, batch: int, seed: int) -> tuple[Indices, Indices]:
-    """Return a random split into samples to train on and samples held out: whole batches, one at least on either side.
-
-    Args:
-        count: Number of samples, those of two batches at least.
-        share: Share that is held out.
-        batch: Samples that a run needs at least.
-        seed: Decides which.
-    """
-    order = np.random.default_rng(seed).permutation(count)
-    held = min(max(int(count * share) // batch, 1) * batch, count // batch * batch - batch)
-    return np.sort(order[held : count // batch * batch]), np.sort(order[:held])
+        return course.run(split.training, split.held_out, regime, progress)
 
 
 class _Course:

@@ -22,6 +22,7 @@ from tests.recovery.recovery_models import (
 from tests.small_graphs import context as plain
 
 from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.split import split_samples
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Notes
 from edgesmith.model import Model
@@ -33,7 +34,6 @@ from edgesmith_recovery.finding.weights import find_weights
 from edgesmith_recovery.options.recover import RecoverOptions
 from edgesmith_recovery.reconstruction.distance import better_of
 from edgesmith_recovery.recover import Recover
-from edgesmith_recovery.training.data import split_samples
 from edgesmith_tokens.merge_tokens import MergeTokens
 from edgesmith_tokens.options.merging import MergeTokensOptions
 

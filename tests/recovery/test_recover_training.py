@@ -24,6 +24,7 @@ from tests.recovery.recovery_models import (
 
 from edgesmith.errors import DataError, StepError
 from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.split import split_samples
 from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Notes
@@ -36,7 +37,6 @@ from edgesmith_recovery.finding.weights import find_weights, trained_count
 from edgesmith_recovery.options.recover import RecoverOptions
 from edgesmith_recovery.recover import Recover
 from edgesmith_recovery.training.checkpoint import Checkpoint
-from edgesmith_recovery.training.data import split_samples
 from edgesmith_recovery.training.distillation import Distillation, make_goal
 from edgesmith_recovery.training.trainer import Regime, Trainer
 from edgesmith_recovery.training.weights import LowRank, TrainedWeights, write_weights

@@ -54,7 +54,7 @@ def test_training_finds_constant_maps_from_uniform_ones_and_writes_constants():
     unseen = images(model, 64, seed=7)
     start, trained, remark = trained_from_uniform(model, images(model, 64))
     assert output_error(model, trained, unseen) < 0.25 * output_error(model, start, unseen)
-    assert remark.startswith("Trained the maps for 156 steps")
+    assert remark.startswith("Trained the maps for 144 steps")
     assert operators(trained) == operators(start) and operators(trained)["Softmax"] == 0
     for array in maps_of(trained).values():
         assert array.dtype == np.float32 and array.shape == (1, 2, 5, 5)

@@ -1,43 +1,17 @@
 """The samples of a training: which are held out, in which order the others come, and without needless padding."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgesmith.data import fixed_batch_size
+from edgesmith.execution.split import Indices, Split, split_samples
 from edgesmith.execution.unpadded import Padding, used_length
 from edgesmith.host.context import Context
 from edgesmith.model import Model
 from edgesmith_calibration.sources import Batch, DataSource
 from edgesmith_recovery.options.recover import RecoverOptions
-
-Indices = NDArray[np.intp]
-
-_MOST_HELD_OUT = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Samples to train on and samples to decide by, none in both."""
-
-    training: Indices
-    held_out: Indices
-
-
-def split_samples(count: int, share: float, batch: int, seed: int) -> Split:
-    """Return a random split into whole batches, at least one on either side.
-
-    Args:
-        count: Number of samples, those of two batches at least.
-        share: Share that is held out.
-        batch: Samples that a run needs at least: the graph's fixed batch size, or 1.
-        seed: Decides which.
-    """
-    order = np.random.default_rng(seed).permutation(count)
-    held = max(min(round(count * share), _MOST_HELD_OUT) // batch * batch, batch)
-    return Split(np.sort(order[held : count // batch * batch]), np.sort(order[:held]))
 
 
 def samples_of(context: Context[RecoverOptions]) -> DataSource | None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import onnx_ir as ir
 import torch
 
+from edgesmith.execution.split import Split
 from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.execution.training import torch_threads
 from edgesmith.execution.unpadded import find_padding
@@ -16,7 +17,7 @@ from edgesmith_recovery.finding.weights import TrainedWeight, trained_count
 from edgesmith_recovery.options.recover import RecoverOptions
 from edgesmith_recovery.selection.choose import compared, select_samples
 from edgesmith_recovery.training.checkpoint import Checkpoint
-from edgesmith_recovery.training.data import SampleBatches, Split, training_samples
+from edgesmith_recovery.training.data import SampleBatches, training_samples
 from edgesmith_recovery.training.distillation import Distillation, make_goal
 from edgesmith_recovery.training.trainer import Advance, Regime, Trainer
 from edgesmith_recovery.training.weights import LowRank, TrainedWeights, write_weights
