@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is a worker for each core, and threads that wait for a core spin. Libraries read this when imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that runs tests in the background has them ignore Ctrl-C, and so would each process that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import models
 from edgesmith.measure import local

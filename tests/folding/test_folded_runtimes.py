@@ -83,7 +83,8 @@ def test_shared_weights_are_written_once_however_they_are_quantized(form, tmp_pa
 def test_shared_blocks_stay_shared_while_they_are_cured(parameters):
     model = deep("llama")
     data = inputs_of(model, 32)
-    small = shared(model, data, groups=(GROUP,), correction_rank=2)
+    # Weighted weights with corrections are so close already that a short cure has little left to do.
+    small = shared(model, data, groups=(GROUP,), weights="mean", correction_rank=2)
     training = {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "labels_weight": 0.0}
     cured = recover(small, context_for(model, data, parameters=parameters, **training))
     before, after = (
