@@ -139,10 +139,10 @@ def normalize_with_remarks(model: ir.Model) -> Normalized:
         else:
             # Taken before: a rewrite that changes an array which the clone shares changes the source with it.
             source = digest_graph(model)
-            result, remarks = _apply(model, None, source)
+            result, remarks, digest = _apply(model, None, source)
             # The graph of one hash needs no run to be the same graph: a file that was cleaned before.
-            if digest_graph(result) != source and proof.difference(result):
-                result, remarks = _apply(model, proof, source)
+            if digest != source and proof.difference(result):
+                result, remarks, _ = _apply(model, proof, source)
         check_graph(result, "the normalized graph")
     opset = result.opset_imports.get("", TARGET_OPSET)
     if opset < TARGET_OPSET:
@@ -187,8 +187,8 @@ class _Proof:
         return ""
 
 
-def _apply(model: ir.Model, proof: _Proof | None, digest: str) -> tuple[ir.Model, list[str]]:
-    """Return `model`, which has this digest, after all rewrites, and remarks on those undone.
+def _apply(model: ir.Model, proof: _Proof | None, digest: str) -> tuple[ir.Model, list[str], str]:
+    """Return `model`, which has this digest, after all rewrites, remarks on those undone, and the digest it has then.
 
     With a proof, each rewrite is checked by itself.
     """
@@ -206,7 +206,7 @@ def _apply(model: ir.Model, proof: _Proof | None, digest: str) -> tuple[ir.Model
         undone.pop(rewrite.name, None)
         if reason and not rewrite.optional:
             undone[rewrite.name] = reason
-    return current, [f"Undone while cleaning: {name} ({reason})." for name, reason in undone.items()]
+    return current, [f"Undone while cleaning: {name} ({reason})." for name, reason in undone.items()], digest
 
 
 def _attempt(rewrite: _Rewrite, model: ir.Model, proof: _Proof | None) -> tuple[ir.Model, str]:
