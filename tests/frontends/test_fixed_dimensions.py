@@ -7,6 +7,7 @@ from edgesmith.errors import ModelError
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.frontends.fixed_dimensions import fix_dimensions, open_dimensions
+from edgesmith.model import Model
 from edgesmith_calibration.preprocessing import TextPreprocessing
 from small_graphs import graph, node, operators
 
@@ -52,6 +53,13 @@ def test_a_size_may_be_given_to_some_dimensions_alone(tiny_bert):
     fixed = fix_dimensions(tiny_bert, {"sequence": 8})
     assert set(open_dimensions(fixed.ir)) == {"batch"}
     assert any("sequence = 8" in remark for remark in fixed.provenance.remarks)
+
+
+def test_a_model_says_which_sizes_were_written_also_after_it_was_saved(tmp_path):
+    model = graph([node("Relu", ["x"], "y")], {}, {"x": ["n", "m"]})
+    assert model.provenance.fixed_sizes == {}
+    fixed = fix_dimensions(fix_dimensions(model, {"n": 4}), {"m": 3})
+    assert Model.load(fixed.save(tmp_path / "m")).provenance.fixed_sizes == {"n": 4, "m": 3}
 
 
 def test_dimensions_without_a_name_are_told_by_input_and_axis():

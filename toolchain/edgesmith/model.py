@@ -38,6 +38,8 @@ class Provenance:
     """Versions of the libraries that produced the graph."""
     remarks: tuple[str, ...] = ()
     """What reading the source could not do or undid, in sentences for the report."""
+    fixed_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Sizes that were written into open dimensions of the source's inputs, by the dimension's name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgesmith.errors import TargetError
-from edgesmith.frontends.fixed_dimensions import open_dimensions, were_fixed
+from edgesmith.frontends.fixed_dimensions import open_dimensions
 from edgesmith.host.context import Context
 from edgesmith.host.interfaces import Build, Target
 from edgesmith.host.verdict import Verdict
@@ -123,7 +123,8 @@ def _remedy(model: Model) -> str:
     """Return what to try first where Qualcomm's compiler fails."""
     if not any(node.op_type == "QuantizeLinear" for node in model.graph):
         return "Quantize it (--recipe int8 with --data)"
-    return "Make its inputs smaller (--shape NAME=SIZE)" if were_fixed(model) else "Export it with smaller inputs"
+    by_us = model.provenance.fixed_sizes
+    return "Make its inputs smaller (--shape NAME=SIZE)" if by_us else "Export it with smaller inputs"
 
 
 def _obstacle(node: ir.Node) -> str:

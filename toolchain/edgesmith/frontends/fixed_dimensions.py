@@ -10,8 +10,6 @@ from edgesmith.frontends.normalize import normalize_with_remarks
 from edgesmith.model import Model
 from edgesmith_calibration.preprocessing import TextPreprocessing
 
-_REMARK = "Fixed dimensions: "
-
 
 def open_dimensions(model: ir.Model) -> dict[str, tuple[str, int]]:
     """Return each open dimension of the inputs by name, with the first input that has it and its axis.
@@ -59,14 +57,13 @@ def fix_dimensions(model: Model, sizes: Mapping[str, int]) -> Model:
     for value in fixed.graph.outputs:
         value.shape = None
     normalized = normalize_with_remarks(fixed)
-    remark = f"{_REMARK}{', '.join(f'{name} = {size}' for name, size in sizes.items())}."
-    provenance = replace(model.provenance, remarks=(*model.provenance.remarks, remark, *normalized.remarks))
+    remark = f"Fixed dimensions: {', '.join(f'{name} = {size}' for name, size in sizes.items())}."
+    provenance = replace(
+        model.provenance,
+        remarks=(*model.provenance.remarks, remark, *normalized.remarks),
+        fixed_sizes={**model.provenance.fixed_sizes, **sizes},
+    )
     return replace(_with_text_length(model, sizes), ir=normalized.model, provenance=provenance)
-
-
-def were_fixed(model: Model) -> bool:
-    """Return whether the source of `model` has open dimensions, whose sizes `fix_dimensions` wrote."""
-    return any(remark.startswith(_REMARK) for remark in model.provenance.remarks)
 
 
 def _size(value: ir.Value, axis: int, sizes: Mapping[str, int]) -> int | ir.SymbolicDim:
