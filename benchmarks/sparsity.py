@@ -82,7 +82,8 @@ def quality(case: Case, model: Path, samples: int | None) -> dict[str, Any]:
     return found
 
 
-def _cell(rows: list[dict[str, Any]], key: str, digits: int = 2) -> str:
+def cell(rows: list[dict[str, Any]], key: str, digits: int = 2) -> str:
+    """Return the mean over seeds, with the smallest and the largest, or a dash where nothing was measured."""
     values = [row[key] for row in rows if row.get(key) is not None]
     if not values:
         return "-"
@@ -111,7 +112,7 @@ def main() -> int:
         metric = "perplexity" if case.metric == "perplexity" else "accuracy_percent"
         table = Table("weights", "pattern", "layer error, %", metric, "SQNR, dB", "seconds", "peak MiB", title=name)
         dense = quality(case, case.model, arguments.samples)
-        table.add_row("dense", "-", "0", _cell([dense], metric), "-", "-", "-")
+        table.add_row("dense", "-", "0", cell([dense], metric), "-", "-", "-")
         results.setdefault(name, {})["dense"] = dense
         for pattern in PATTERNS:
             for label, options in ROWS.items():
@@ -124,8 +125,8 @@ def main() -> int:
                     row["mib"] = row["bytes"] / 2**20
                 results[name][f"{label}, {pattern}"] = rows
                 OUT.write_text(json.dumps(results, indent=2))
-                cells = [_cell(rows, "error_percent"), _cell(rows, metric), _cell(rows, "sqnr_db", 1)]
-                table.add_row(label, pattern, *cells, _cell(rows, "seconds", 0), _cell(rows, "mib", 0))
+                cells = [cell(rows, "error_percent"), cell(rows, metric), cell(rows, "sqnr_db", 1)]
+                table.add_row(label, pattern, *cells, cell(rows, "seconds", 0), cell(rows, "mib", 0))
         console.print(table)
     return failed
 

@@ -95,7 +95,7 @@ class PruneWeights(Method[PruneWeightsOptions]):
 def _trained(
     model: Model, layers: Sequence[SparseLayer], stays: dict[str, Mask], structure: Structure, context: WeightsContext
 ) -> Model:
-    """Return the model after sampling, training and selecting masks."""
+    """Return the model after choosing masks and training, stage by stage."""
     from edgesmith_pruning.sparsity.trained import SampleTrainSelect, Schedule
 
     options = context.options
@@ -104,7 +104,7 @@ def _trained(
         pattern=Pattern.parse(options.pattern),
         steps=options.training_steps,
         check_steps=options.check_steps,
-        candidates=options.candidates,
+        candidates=options.candidates if options.criterion == "randomized" else 0,
         seed=context.seed,
     )
     source = model.ir.clone()

@@ -9,6 +9,7 @@ import pytest
 
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Notes
+from edgesmith.host.records import Needs
 from edgesmith.progress import SilentProgress
 from edgesmith_calibration.sources import ArraySource
 from edgesmith_pruning.finding.sparse_layers import find_sparse_layers
@@ -21,7 +22,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from edgesmith_pruning.sparsity.trained import SampleTrainSelect, Schedule
+from edgesmith_pruning.sparsity.trained import STAGES, SampleTrainSelect, Schedule
 
 
 def normal(*shape, seed=0):
@@ -85,6 +86,21 @@ def test_training_recovers_what_masks_alone_lose():
     alone, _ = prune(sparsity=0.6, refit=False, adaptive_weight=False)
     trained, _ = prune(training_steps=80, sparsity=0.6)
     assert sqnr(expected, run(trained, other)["y"]) > sqnr(expected, run(alone, other)["y"]) + 1
+
+
+def test_without_draws_the_largest_weights_are_trained_stage_by_stage():
+    """Iterative magnitude pruning: each stage removes the smallest weights that the stage before left."""
+    result, notes = prune(criterion="magnitude", training_steps=5, sparsity=0.75)
+    assert sum("the largest weights were trained on" in remark for remark in notes.remarks) == 4
+    for name in ("a", "b"):
+        before, after = (np.abs(weight_of(model, name)) for model in (mlp(), result))
+        assert (after == 0).sum() == removed_count(after.size, 0.75)
+        assert not np.isin(after[after != 0], before).all()
+        # The first stage sees the weights as they were given: its zeros are the smallest of all.
+        first = removed_count(after.size, 1 - 0.25 ** STAGES[0])
+        assert (after.ravel()[np.argsort(before, axis=None)[:first]] == 0).all()
+    again, _ = prune(1, criterion="magnitude", training_steps=5, sparsity=0.75)
+    np.testing.assert_array_equal(weight_of(result, "a"), weight_of(again, "a"))
 
 
 def test_seeds_decide():
@@ -152,4 +168,7 @@ def test_the_exported_graph_is_the_trained_network_and_its_zeros_are_exact():
 def test_training_is_a_need_only_where_it_is_asked_for():
     assert PruneWeightsOptions(criterion="randomized", training_steps=1).needs.gradients
     assert not PruneWeightsOptions(criterion="randomized").needs.gradients
+    smallest = PruneWeightsOptions(criterion="magnitude", refit=False)
+    assert not smallest.needs.data
+    assert smallest.model_copy(update={"training_steps": 1}).needs == Needs(data=True, gradients=True)
     assert not PruneWeightsOptions(training_steps=5).needs.gradients

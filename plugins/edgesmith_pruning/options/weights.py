@@ -73,12 +73,12 @@ class PruneWeightsOptions(Selection):
         default=0,
         ge=0,
         description=(
-            "randomized: updates with the chosen masks in each of four stages, towards the dense network's outputs. "
-            "0: no training; masks are compared by the error of each layer alone."
+            "randomized, magnitude: updates with the chosen masks in each of four stages, towards the dense network's "
+            "outputs. 0: no training; drawn masks are compared by the error of each layer alone."
         ),
     )
     check_steps: int = Field(
-        default=200, ge=1, description="With training_steps: updates to try each sampled mask with, in each stage."
+        default=200, ge=1, description="With training_steps: updates to try each drawn mask with, in each stage."
     )
     heads: bool = Field(default=False, description="Prune the layers that make the outputs too.")
     operators: tuple[Operator, ...] = Field(
@@ -98,10 +98,10 @@ class PruneWeightsOptions(Selection):
 
     @property
     def needs(self) -> Needs:
-        """What these options need: only smallest weights that are left as they are need no data."""
-        return Needs(data=self.criterion != "magnitude" or self.refit, gradients=self.trains)
+        """What these options need: data, unless the smallest weights go and nothing else moves."""
+        return Needs(data=self.criterion != "magnitude" or self.refit or self.trains, gradients=self.trains)
 
     @property
     def trains(self) -> bool:
-        """Whether masks are selected by training."""
-        return self.criterion == "randomized" and self.training_steps > 0
+        """Whether the network is trained stage by stage."""
+        return self.criterion in ("randomized", "magnitude") and self.training_steps > 0

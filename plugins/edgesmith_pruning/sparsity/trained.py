@@ -43,6 +43,7 @@ class Schedule:
     check_steps: int
     """Updates to try a candidate."""
     candidates: int
+    """Masks to draw in each stage. 0: none; the largest weights stay, which is iterative magnitude pruning."""
     seed: int
 
     @property
@@ -59,13 +60,15 @@ class Selection:
 
     sparsity: float
     scores: tuple[float, ...]
-    """Mean held-out loss of each candidate."""
+    """Mean held-out loss of each candidate; none where nothing was drawn."""
     distances: tuple[int, ...]
     """Places in which each candidate differs from the mask of the largest weights."""
     chosen: int
 
     def sentence(self) -> str:
         """Return it for the report."""
+        if not self.scores:
+            return f"At {self.sparsity:.1%} zeros the largest weights were trained on."
         scores = ", ".join(
             f"{score:.3g} ({distance})" for score, distance in zip(self.scores, self.distances, strict=True)
         )
@@ -125,14 +128,15 @@ class SampleTrainSelect:
             self._student.load_state_dict(start)
             found = list(self._train(masks, self._schedule.check_steps, _CHECK_RATE, decay=True))
             scores.append(float(np.mean(found[-_SCORES:])))
-        best = int(np.argmin(scores))
+        best = int(np.argmin(scores)) if drawn else 0
+        chosen = drawn[best] if drawn else largest
         distances = tuple(sum(int((each[name] != largest[name]).sum()) for name in each) for each in drawn)
         self.selections.append(Selection(sparsity, tuple(scores), distances, best))
         self._student.load_state_dict(start)
         last = sparsity == self._schedule.stages[-1]
-        for _ in self._train(drawn[best], self._schedule.steps, _RATE, decay=last):
+        for _ in self._train(chosen, self._schedule.steps, _RATE, decay=last):
             pass
-        return drawn[best]
+        return chosen
 
     def _candidates(self, sparsity: float, before: Masks, generator: np.random.Generator) -> list[Masks]:
         drawn = {
