@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import show_line, write_json, write_text
-from edgesmith.cli.settings import isolation_of, registry_of
+from edgesmith.cli.settings import Source, isolation_of, registry_of, time_limit
 
 if TYPE_CHECKING:
     from edgesmith.artifact import Artifact
@@ -19,9 +19,7 @@ EXAMPLE = "edgesmith compile ./my-model --target onnx-cpu --recipe int8 --data t
 
 def command(  # noqa: PLR0913  Typer makes an option of each parameter
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(help="A Hugging Face directory or hub id, or an .onnx file.", show_default=False)
-    ],
+    source: Source,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the artifact goes.", show_default=False)],
     target: Annotated[
         str | None,
@@ -52,10 +50,7 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
             help="Run each step in a process of its own, within limits; strangers' targets, rules and metrics too.",
         ),
     ] = False,
-    time_limit_seconds: Annotated[
-        float | None,
-        typer.Option("--time-limit-seconds", help="Longest time for one step; implies --isolate. Default: 3600."),
-    ] = None,
+    time_limit_seconds: Annotated[float | None, time_limit("step")] = None,
     memory_limit_mib: Annotated[
         int | None,
         typer.Option(

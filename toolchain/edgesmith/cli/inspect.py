@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
-from edgesmith.cli.settings import AsJson, Source, isolation_of, registry_of
+from edgesmith.cli.settings import AsJson, Source, isolation_of, registry_of, time_limit
 
 if TYPE_CHECKING:
     from edgesmith.host.dialect import Dialect
@@ -33,10 +33,7 @@ def command(
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Ask each method in a process of its own, within limits.")
     ] = False,
-    time_limit_seconds: Annotated[
-        float | None,
-        typer.Option("--time-limit-seconds", help="Longest time for one method; implies --isolate. Default: 3600."),
-    ] = None,
+    time_limit_seconds: Annotated[float | None, time_limit("method")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what is in a model: blocks, attention, MLPs, convolutions, parameters, MACs, and which methods apply."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
-from edgesmith.cli.settings import AsJson, Source, isolation_of, registry_of
+from edgesmith.cli.settings import AsJson, Source, isolation_of, registry_of, time_limit
 
 if TYPE_CHECKING:
     from edgesmith.engine import EngineReport
@@ -39,10 +39,7 @@ def command(
             help="Ask each rule of a plugin that is not part of Edgesmith in a process of its own, within limits.",
         ),
     ] = False,
-    time_limit_seconds: Annotated[
-        float | None,
-        typer.Option("--time-limit-seconds", help="Longest time for one rule; implies --isolate. Default: 3600."),
-    ] = None,
+    time_limit_seconds: Annotated[float | None, time_limit("rule")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a graph against the rules of a target. The exit code is 0 without findings, and 2 with some."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
-from edgesmith.cli.settings import AsJson, isolation_of, registry_of
+from edgesmith.cli.settings import AsJson, isolation_of, registry_of, time_limit
 
 if TYPE_CHECKING:
     from edgesmith.testing.conformance import Check, CheckResult
@@ -43,9 +43,7 @@ def command(
             "--isolate", help="Run methods in processes of their own, so that one that hangs or crashes is reported."
         ),
     ] = False,
-    time_limit_seconds: Annotated[
-        float | None, typer.Option("--time-limit-seconds", help="Longest time for one call; implies --isolate.")
-    ] = None,
+    time_limit_seconds: Annotated[float | None, time_limit("call")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Try a plugin on tiny models of every family. The exit code is 0 if all checks pass, and 2 if one fails."""

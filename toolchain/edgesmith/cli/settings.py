@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -66,6 +66,11 @@ def _show_tracebacks(context: typer.Context) -> None:
     logger.addHandler(handler)
     context.call_on_close(lambda: logger.setLevel(level))
     context.call_on_close(lambda: logger.removeHandler(handler))
+
+
+def time_limit(what: str) -> Any:
+    """Return the option `--time-limit-seconds` of a command that isolates one `what` at a time."""
+    return typer.Option("--time-limit-seconds", help=f"Longest time for one {what}; implies --isolate. Default: 3600.")
 
 
 def isolation_of(wanted: bool, time_limit_seconds: float | None, memory_limit_mib: int | None) -> "Isolation | None":
