@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from edgesmith.graph.kept import keep
-from edgesmith.graph.weight_sites import find_weight_sites
+from edgesmith.graph.weight_sites import find_weight_sites, weight_readers
 from edgesmith.host.context import Notes
 from edgesmith.host.selection import Selection
 from edgesmith.model import Model
@@ -194,3 +194,20 @@ def test_products_in_control_flow_are_left_alone():
     assert sites == ()
     assert skipped["inner"] == "stands in the body of a control-flow operator"
     assert "also read by inner (MatMul)" in next(reason for name, reason in skipped.items() if name != "inner")
+
+
+def test_readers_are_found_whatever_the_form_of_a_weight():
+    nodes = [
+        node("Transpose", ["x"], "h", perm=[0, 1]),
+        node("Transpose", ["cube"], "turned", perm=[2, 0, 1]),
+        node("Identity", ["turned"], "same"),
+        node("MatMul", ["h", "same"], "p"),
+        node("MatMul", ["p", "cube"], "q"),
+        node("MatMul", ["q", "h"], "r"),
+        node("MatMul", ["r", "w"], "y"),
+    ]
+    weights = {"cube": normal(8, 8, 8), "w": normal(8, 8)}
+    model = graph(nodes, weights, {"x": [8, 8]})
+    model.graph[-1].domain = "of a runtime"
+    found = weight_readers(model.graph)
+    assert {weight.name: names(readers) for weight, readers in found.items()} == {"cube": ["node_p", "node_q"]}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgesmith.graph.edit import constant_tensor
 from edgesmith.graph.kept import keep, kept
 from edgesmith.graph.node_names import node_name
-from edgesmith.graph.weight_sites import WEIGHT_INPUT, WeightSite, find_weight_sites
+from edgesmith.graph.weight_sites import WeightSite, find_weight_sites, weight_readers
 from edgesmith.host.context import Notes
 from edgesmith.model import Model
 from edgesmith.protection import Protection
@@ -94,7 +94,7 @@ def find_protected(model: Model, options: ProtectedSelection) -> ProtectedLayers
         else:
             split[node_name(site.readers[0])] = places
     divisible = {site.weight for site in sites}
-    for weight, nodes in _readers(model.graph).items():
+    for weight, nodes in weight_readers(model.graph).items():
         names = {node_name(node) for node in nodes if not kept(node)}
         if weight in divisible or all(map(options.obstacle, names)) or not _is_protected(weight, protection):
             continue
@@ -115,26 +115,6 @@ def marked(model: Model, options: ProtectedSelection) -> Model:
     result = model.clone()
     find_protected(model, options).mark(result.graph)
     return result
-
-
-def _readers(graph: ir.Graph) -> Mapping[ir.Value, list[ir.Node]]:
-    """Return the nodes that read each constant weight, whatever its form and whoever reads it besides."""
-    found: dict[ir.Value, list[ir.Node]] = {}
-    for node in graph:
-        index = WEIGHT_INPUT.get(node.op_type)
-        value = node.inputs[index] if index is not None and len(node.inputs) > index and node.domain == "" else None
-        if value is not None and constant_tensor(_stored(value)) is not None:
-            found.setdefault(_stored(value), []).append(node)
-    return found
-
-
-def _stored(value: ir.Value) -> ir.Value:
-    """Return the value behind all nodes that pass a weight on as it is, or in another order."""
-    node = value.producer()
-    while node is not None and node.op_type in ("Identity", "Transpose") and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
-    return value
 
 
 def _is_protected(weight: ir.Value, protection: Protection) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgesmith.graph.kept import kept
 from edgesmith.graph.structure import Structure
-from edgesmith.graph.weight_sites import WEIGHT_INPUT
+from edgesmith.graph.weight_sites import weight_readers
 from edgesmith.host.context import Notes
 from edgesmith.protection import Protection
 from edgesmith_recovery.options.recover import RecoverOptions
@@ -126,13 +126,9 @@ def _first_names(graph: ir.Graph) -> Mapping[str, str]:
 def _kept_weights(graph: ir.Graph) -> Mapping[str, str]:
     """Return the reason of each weight, by its first name, that a marked node reads: whoever else reads it too."""
     heads, found = _first_names(graph), {}
-    for node in graph:
-        index = WEIGHT_INPUT.get(node.op_type)
-        value = node.inputs[index] if index is not None and kept(node) else None
-        while value is not None and (producer := value.producer()) is not None:
-            value = producer.inputs[0] if producer.op_type in ("Identity", "Transpose") else None
-        if value is not None and value.name is not None:
-            found[heads.get(value.name, value.name)] = kept(node)
+    for weight, nodes in weight_readers(graph).items():
+        name = weight.name or ""
+        found |= {heads.get(name, name): kept(node) for node in nodes if kept(node)}
     return found
 
 

@@ -118,6 +118,24 @@ def find_weight_sites(
     return tuple(sites)
 
 
+def weight_readers(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
+    """Return each constant weight with the nodes of the main graph that read it, whatever its form.
+
+    `find_weight_sites` leaves out weights that it cannot describe as rows and columns; here all are.
+    """
+    found: dict[ir.Value, list[ir.Node]] = {}
+    for node in graph:
+        index = WEIGHT_INPUT.get(node.op_type) if node.domain == "" else None
+        value = node.inputs[index] if index is not None and len(node.inputs) > index else None
+        while value is not None and (producer := value.producer()) is not None:
+            if producer.op_type not in ("Identity", "Transpose"):
+                break
+            value = producer.inputs[0]
+        if value is not None and constant_tensor(value) is not None:
+            found.setdefault(value, []).append(node)
+    return found
+
+
 def leave_alone(site: WeightSite, reason: str, skip: Skip) -> None:
     """Say for every node that reads a weight why it stays as it is."""
     for node in site.nodes:
