@@ -7,6 +7,7 @@ import onnx_ir.passes.common as common_passes
 from edgesmith.errors import ModelError, TargetError
 from edgesmith.execution.handover import obstacle_to_running
 from edgesmith.execution.reference import Optimization, ReferenceSession
+from edgesmith.graph.opset import too_new
 from edgesmith.host.context import Context
 from edgesmith.host.dialect import Dialect, TensorFormat, WeightFormat
 from edgesmith.host.interfaces import Build, Target
@@ -58,12 +59,8 @@ class OnnxCpu(Target):
 
     def check(self, model: Model) -> Verdict:
         """Return whether ONNX Runtime loads the graph, with its reason when it does not."""
-        opset = model.graph.opset_imports.get("", 0)
-        if opset > self.dialect.opset:
-            limit = self.dialect.opset
-            reason = (
-                f"the graph uses opset {opset}; ONNX Runtime reads up to {limit}; export it with opset_version={limit}"
-            )
+        reason = too_new(model.graph, "ONNX Runtime", self.dialect.opset)
+        if reason:
             return Verdict.refuse(reason)
         try:
             ReferenceSession(model.ir, prepack=False)

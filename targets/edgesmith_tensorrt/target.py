@@ -7,6 +7,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgesmith.engine import EngineReport
 from edgesmith.errors import TargetError
+from edgesmith.graph.opset import too_new
 from edgesmith.host.context import Context
 from edgesmith.host.interfaces import Build, Target
 from edgesmith.host.verdict import Verdict
@@ -43,13 +44,9 @@ class TensorRT(Target):
 
     def check(self, model: Model) -> Verdict:
         """Return whether TensorRT's parser takes the graph, as far as its documented rules say."""
-        opset = model.graph.opset_imports.get("", 0)
-        if opset > self.dialect.opset:
-            reason = f"the graph uses opset {opset}; {self.device.name} reads up to {self.dialect.opset}"
-            return Verdict.refuse(
-                f"{reason}; export it with opset_version={self.dialect.opset}, and leave out steps "
-                "whose formats need more"
-            )
+        reason = too_new(model.graph, self.device.name, self.dialect.opset)
+        if reason:
+            return Verdict.refuse(f"{reason}, and leave out steps whose formats need more")
         for node in model.graph.all_nodes():
             name = node.name or node.op_type
             if node.domain == RUNTIME_DOMAIN:

@@ -10,6 +10,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgesmith.errors import TargetError
 from edgesmith.frontends.fixed_dimensions import open_dimensions
+from edgesmith.graph.opset import too_new
 from edgesmith.host.context import Context
 from edgesmith.host.interfaces import Build, Target
 from edgesmith.host.verdict import Verdict
@@ -50,10 +51,9 @@ class AndroidQnn(Target):
 
     def check(self, model: Model) -> Verdict:
         """Return whether the QNN provider takes the graph, as far as its documentation says."""
-        opset = model.graph.opset_imports.get("", 0)
-        if opset > self.dialect.opset:
-            reason = f"the graph uses opset {opset}; {self.device.name} reads up to {self.dialect.opset}"
-            return Verdict.refuse(f"{reason}; export it with opset_version={self.dialect.opset}")
+        reason = too_new(model.graph, self.device.name, self.dialect.opset)
+        if reason:
+            return Verdict.refuse(reason)
         open_names = ", ".join(open_dimensions(model.ir))
         if open_names:
             reason = f"the dimensions {open_names} of its inputs are open, and QNN plans for fixed sizes; add --shape"

@@ -1,4 +1,4 @@
-"""Raises the opset of a graph, for forms that older ones cannot write."""
+"""The opset of a graph: what is too new for a runtime, and how it is raised for forms that older ones cannot write."""
 
 import onnx_ir as ir
 
@@ -8,6 +8,14 @@ _NATIVE = 18
 """First opset that onnxscript's converter knows. Of older ones it would change the number and leave the operators."""
 _IR_VERSIONS = {21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
 """First IR version of files with that opset."""
+
+
+def too_new(graph: ir.Graph, reader: str, newest: int) -> str:
+    """Return why `reader` does not take the opset of a graph, and which one to export, or an empty string."""
+    opset = graph.opset_imports.get("", 0)
+    if opset <= newest:
+        return ""
+    return f"the graph uses opset {opset}; {reader} reads up to {newest}; export it with opset_version={newest}"
 
 
 def raise_opset(model: ir.Model, version: int) -> None:
