@@ -7,8 +7,8 @@ A product with zeros and ones is the fastest way to put columns in place that ru
 number, and takes longer than the whole product.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -35,11 +35,11 @@ class _Divided:
     places: Places
     shape: tuple[int, int]
     """Outputs and inputs."""
-    constants: Mapping[str, ir.Value]
+    constants: dict[str, ir.Value] = field(default_factory=dict)
     """What holds protected numbers: rows, columns and spread, and biases by the node that reads them."""
-    sums: tuple[ir.Node, ...]
+    sums: list[ir.Node] = field(default_factory=list)
     """Additions of the products in float, in the order in which they were added."""
-    biases: Mapping[ir.Node, ir.Value]
+    biases: dict[ir.Node, ir.Value] = field(default_factory=dict)
     """Biases as they were, of the nodes whose bias was divided."""
 
 
@@ -108,7 +108,8 @@ def _counts(divided: _Divided) -> tuple[int, int]:
 def _divide(editor: GraphEditor, site: WeightSite, places: Places) -> _Divided:
     """Divide one weight for all its readers."""
     rest = _matrix(site)
-    constants: dict[str, ir.Value] = {}
+    divided = _Divided(site, places, (rest.shape[1], rest.shape[0]))
+    constants = divided.constants
     if len(places.inputs):
         constants["rows"] = editor.add_initializer(f"{site.name}_protected_inputs", rest[places.inputs])
         rest[places.inputs] = 0
@@ -119,15 +120,10 @@ def _divide(editor: GraphEditor, site: WeightSite, places: Places) -> _Divided:
         spread = np.zeros((len(places.outputs), rest.shape[1]), rest.dtype)
         spread[np.arange(len(places.outputs)), places.outputs] = 1
         constants["spread"] = editor.add_initializer(f"{site.name}_protected_places", spread)
-    sums: list[ir.Node] = []
-    biases: dict[ir.Node, ir.Value] = {}
     for node in site.readers:
-        bias = node.inputs[2] if len(node.inputs) > 2 and "columns" in constants else None
-        if bias is not None:
-            biases[node] = bias
-        constants |= _add_products(editor, node, places, constants, sums)
+        _add_products(editor, node, divided)
     _replace(site, rest)
-    return _Divided(site, places, (rest.shape[1], rest.shape[0]), constants, tuple(sums), biases)
+    return divided
 
 
 def _join(editor: GraphEditor, divided: _Divided) -> None:
@@ -155,21 +151,20 @@ def _matrix(site: WeightSite) -> NDArray[np.floating]:
     return np.moveaxis(stored, (site.input_axis, site.output_axis), (0, 1)).copy()
 
 
-def _add_products(
-    editor: GraphEditor, node: ir.Node, places: Places, constants: Mapping[str, ir.Value], sums: list[ir.Node]
-) -> dict[str, ir.Value]:
-    """Add the products in float of one reader, and their additions to `sums`; return constants of its own."""
+def _add_products(editor: GraphEditor, node: ir.Node, divided: _Divided) -> None:
+    """Add the products in float of one reader; `divided` is told what joins it again."""
     activation, name = node.inputs[0], node_name(node)
+    places, constants, sums = divided.places, divided.constants, divided.sums
     if activation is None:  # a product has two inputs
         raise ValueError(name)
-    further = {}
     if "columns" in constants:
         thin = editor.insert_before(node, "MatMul", (activation, constants["columns"]), name=f"{name}_protected")
         keep(thin, _KEPT)
         part = _typed(thin.outputs[0], activation, len(places.outputs))
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None:
-            further[f"bias of {name}"] = own = _take_bias(editor, node, bias, places.outputs)
+            divided.biases[node] = bias
+            constants[f"bias of {name}"] = own = _take_bias(editor, node, bias, places.outputs)
             added = editor.insert_before(node, "Add", (part, own), name=f"{name}_protected_bias")
             part = _typed(added.outputs[0], activation, len(places.outputs))
         sums.append(_beside(editor, node, part, constants["spread"], f"{name}_protected_outputs"))
@@ -178,7 +173,6 @@ def _add_products(
         gather = editor.insert_before(node, "Gather", (activation, chosen), {"axis": -1}, name=f"{name}_protected_read")
         part = _typed(gather.outputs[0], activation, len(places.inputs))
         sums.append(_beside(editor, node, part, constants["rows"], f"{name}_protected_inputs"))
-    return further
 
 
 def _beside(editor: GraphEditor, node: ir.Node, factor: ir.Value, matrix: ir.Value, name: str) -> ir.Node:
