@@ -125,11 +125,9 @@ def _first_names(graph: ir.Graph) -> Mapping[str, str]:
 
 def _kept_weights(graph: ir.Graph) -> Mapping[str, str]:
     """Return the reason of each weight, by its first name, that a marked node reads: whoever else reads it too."""
-    heads, found = _first_names(graph), {}
-    for weight, nodes in weight_readers(graph).items():
-        name = weight.name or ""
-        found |= {heads.get(name, name): kept(node) for node in nodes if kept(node)}
-    return found
+    heads = _first_names(graph)
+    named = {weight.name or "": nodes for weight, nodes in weight_readers(graph).items()}
+    return {heads.get(name, name): kept(node) for name, nodes in named.items() for node in nodes if kept(node)}
 
 
 def _obstacle(graph: ir.Graph, name: str) -> str:
