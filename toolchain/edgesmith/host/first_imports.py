@@ -14,9 +14,10 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgesmith import __version__
 from edgesmith.errors import OutputError
@@ -30,6 +31,20 @@ _LOGGER = logging.getLogger(__name__)
 _OWN_PACKAGES = ("edgesmith", "edgesmith_calibration")
 _CODE = (".py", ".so", ".pyd")
 _INSTALLED = (*_CODE, ".pth", ".dist-info", ".egg-info")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What became of an import, as it is kept in the store's folder."""
+
+    identity: str = ""
+    """Hash of what the answer depends on."""
+    file: str = ""
+    """The plugin's own file where it was named by its path; else empty."""
+    fault: str = ""
+    """How it breaks its process; empty for most."""
+    names: tuple[str, ...] = ()
+    """Names of the records that the plugin brought when it last loaded."""
 
 
 class FirstImports:
@@ -46,7 +61,7 @@ class FirstImports:
         self._file = directory / f"imports-{environment}.json"
         self._retry = retry
         self._trace = trace
-        self._answers: dict[str, Any] | None = None
+        self._answers: dict[str, _Answer] | None = None
         self._asked: set[str] = set()
         self._told = False
 
@@ -54,26 +69,26 @@ class FirstImports:
         """Return how importing each candidate breaks its process; an empty string for most."""
         wanted = [(one.origin, "") if one.origin is not None and one.fits else None for one in candidates]
         self._ask([one for one in wanted if one is not None])
-        return [self._known(*one)["fault"] if one is not None else "" for one in wanted]
+        return [self._known(*one).fault if one is not None else "" for one in wanted]
 
     def names(self, origin: PluginOrigin) -> tuple[str, ...]:
         """Return the names of the records that a plugin brought when it last loaded."""
-        return tuple(self._known(origin, "").get("names", ()))
+        return self._known(origin, "").names
 
     def fault_in(self, origin: PluginOrigin, module: str) -> str:
         """Return how importing a module that one of a plugin's records names breaks the process, or nothing."""
         if module.partition(".")[0] in _OWN_PACKAGES:
             return ""
         self._ask([(origin, module)])
-        return str(self._known(origin, module)["fault"])
+        return self._known(origin, module).fault
 
     def _ask(self, wanted: Iterable[tuple[PluginOrigin, str]]) -> None:
         """Try every import for which there is no answer, all in one process."""
         unknown = [
             (origin, module, identity)
             for origin, module in wanted
-            if (identity := self._identity(origin, module)) != self._known(origin, module).get("identity")
-            or (self._retry and self._known(origin, module)["fault"] and _key(origin, module) not in self._asked)
+            if (identity := self._identity(origin, module)) != self._known(origin, module).identity
+            or (self._retry and self._known(origin, module).fault and _key(origin, module) not in self._asked)
         ]
         if not unknown:
             return
@@ -94,13 +109,8 @@ class FirstImports:
             if answer is None:
                 continue
             # A plugin that broke is found by the names that it brought before.
-            names = self._known(origin, module).get("names", ()) if answer.names is None else answer.names
-            known[_key(origin, module)] = {
-                "identity": identity,
-                "file": origin.file,
-                "fault": answer.fault,
-                "names": list(names),
-            }
+            names = self._known(origin, module).names if answer.names is None else answer.names
+            known[_key(origin, module)] = _Answer(identity, origin.file, answer.fault, names)
             self._asked.add(_key(origin, module))
         self._keep()
 
@@ -120,20 +130,19 @@ class FirstImports:
         scripts = sysconfig.get_path("scripts")
         return [stamp for folder in sys.path if folder not in ("", scripts) for stamp in _installed_in(folder)]
 
-    def _known(self, origin: PluginOrigin, module: str) -> dict[str, Any]:
-        known: dict[str, Any] = self._load().get(_key(origin, module), {"fault": ""})
-        return known
+    def _known(self, origin: PluginOrigin, module: str) -> _Answer:
+        return self._load().get(_key(origin, module), _Answer())
 
-    def _load(self) -> dict[str, Any]:
+    def _load(self) -> dict[str, _Answer]:
         if self._answers is None:
             self._answers = self._read()
         return self._answers
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, _Answer]:
         with suppress(OSError, ValueError, RecursionError):
             found = json.loads(self._file.read_text(encoding="utf-8"))
             if isinstance(found, dict):
-                return {key: answer for key, answer in found.items() if _is_answer(answer)}
+                return {key: answer for key, one in found.items() if (answer := _as_answer(one)) is not None}
         return {}
 
     def _keep(self) -> None:
@@ -141,23 +150,24 @@ class FirstImports:
         from edgesmith.files import write_atomically
 
         answers = self._read() | {key: answer for key, answer in self._load().items() if key in self._asked}
-        answers = {key: one for key, one in answers.items() if not one["file"] or Path(one["file"]).exists()}
+        there = {key: asdict(one) for key, one in answers.items() if not one.file or Path(one.file).exists()}
         # Without a place for answers the next command asks again.
         with suppress(OutputError, OSError):
-            write_atomically(self._file, json.dumps(answers, indent=1, sort_keys=True))
+            write_atomically(self._file, json.dumps(there, indent=1, sort_keys=True))
 
 
 def _key(origin: PluginOrigin, module: str) -> str:
     return " ".join((origin.file or origin.distribution, origin.entry_point, module)).strip()
 
 
-def _is_answer(found: object) -> bool:
-    return (
-        isinstance(found, dict)
-        and all(isinstance(found.get(name), str) for name in ("identity", "file", "fault"))
-        and isinstance(found.get("names"), list)
-        and all(isinstance(name, str) for name in found["names"])
-    )
+def _as_answer(found: object) -> _Answer | None:
+    """Return what was kept as a record; None where it is something else."""
+    match found:
+        case {"identity": str(identity), "file": str(file), "fault": str(fault), "names": list(names)} if all(
+            isinstance(name, str) for name in names
+        ):
+            return _Answer(identity, file, fault, tuple(names))
+    return None
 
 
 def _home(module: str, file: str) -> tuple[str, ...]:
