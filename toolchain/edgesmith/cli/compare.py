@@ -19,7 +19,7 @@ def command(
     after: Annotated[Path, typer.Argument(help="Artifact directory that is compared.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Compare two artifacts. Numbers taken under different conditions are refused, with the reason."""
+    """Compare two artifacts, on devices too. Numbers taken under different conditions are refused, with the reason."""
     from edgesmith.measure.compare import compare_artifacts
 
     comparison = compare_artifacts(before, after)

@@ -11,7 +11,7 @@ from edgesmith.cli.settings import AsJson, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.device.record import DeviceRun
-    from edgesmith.measure.compare import ComparedFigure
+    from edgesmith.measure.comparable import ComparedFigure
 
 EXAMPLE = "edgesmith validate artifact --on ssh://user@jetson --data texts.csv"
 

@@ -12,9 +12,14 @@ from edgesmith.errors import MeasurementError
 from edgesmith.files import write_atomically
 from edgesmith.host.records import Tier
 from edgesmith.ledger import LedgerRow, Measurement, OutputError
-from edgesmith.measure.compare import ComparedFigure, conditions_differ
+from edgesmith.measure.comparable import ComparedFigure, conditions_differ
 
 FILE_NAME = "validation.json"
+
+_FACTS = ("system", "usable_cores", "jetson_linux", "jetpack", "gpu", "driver")
+"""Facts of a machine that decide its speed beside the conditions of a number."""
+_TOLD = {"power_mode": "power mode", "clocks": "clocks"}
+"""Conditions that are said beside a comparison."""
 
 
 class _Record(BaseModel):
@@ -51,6 +56,11 @@ class DeviceRun(_Record):
     before: State
     after: State
     remarks: tuple[str, ...] = ()
+
+    @property
+    def machine_name(self) -> str:
+        """What the device calls itself."""
+        return str(self.machine.get("machine", self.on))
 
 
 class ValidationRecord(_Record):
@@ -93,15 +103,76 @@ def append_run(directory: Path, run: DeviceRun) -> None:
 def compare_runs(before: DeviceRun, after: DeviceRun) -> ComparedFigure:
     """Return the latency of two runs side by side, with the reason where they must not be compared.
 
-    Runs of different power modes, clocks, runtimes, threads or shapes are not compared.
+    Runs of different machines, power modes, clocks, drivers, runtimes, threads or shapes are not compared.
     """
-    first, second = before.row.latency_ms, after.row.latency_ms
+    return _figure("latency", before, after, before.row.latency_ms, after.row.latency_ms)
+
+
+def compare_records(before: ValidationRecord, after: ValidationRecord) -> tuple[ComparedFigure, ...]:
+    """Return latency and energy of two artifacts on each device that one of them was validated on.
+
+    Of each device, the newest two runs under each conditions that both artifacts share are compared. Where they share
+    none, the newest two are shown with what differs; where only one artifact was there, that is said.
+    """
+    found: list[ComparedFigure] = []
+    machines = dict.fromkeys(run.machine_name for record in (before, after) for run in reversed(record.runs))
+    for machine in machines:
+        sides = [[run for run in reversed(record.runs) if run.machine_name == machine] for record in (before, after)]
+        if not all(sides):
+            found.append(_one_sided(machine, sides, (before, after)))
+            continue
+        for first, second in _comparable(*sides) or [(sides[0][0], sides[1][0])]:
+            place = f"on {machine} ({first.tier})"
+            found.append(_figure(f"latency {place}", first, second, first.row.latency_ms, second.row.latency_ms))
+            if first.energy_mj is not None and second.energy_mj is not None:
+                found.append(_figure(f"energy {place}", first, second, first.energy_mj, second.energy_mj))
+    return tuple(found)
+
+
+def _comparable(firsts: list[DeviceRun], seconds: list[DeviceRun]) -> list[tuple[DeviceRun, DeviceRun]]:
+    """Return the newest two comparable runs under each conditions, of runs that stand newest first."""
+    pairs: list[tuple[DeviceRun, DeviceRun]] = []
+    for first in firsts:
+        if any(not compare_runs(first, seen).refusal for seen, _ in pairs):
+            continue
+        match = next((second for second in seconds if not compare_runs(first, second).refusal), None)
+        if match is not None:
+            pairs.append((first, match))
+    return pairs
+
+
+def _one_sided(
+    machine: str, sides: list[list[DeviceRun]], records: tuple[ValidationRecord, ValidationRecord]
+) -> ComparedFigure:
+    """Return the latency on a device that only one of two artifacts was run on."""
+    numbers = [runs[0].row.latency_ms if runs else None for runs in sides]
+    missing, other = ("second", records[1]) if sides[0] else ("first", records[0])
+    elsewhere = ", ".join(dict.fromkeys(run.machine_name for run in reversed(other.runs)))
+    reason = f"the {missing} artifact was not validated there"
+    if elsewhere:
+        reason += f", only on {elsewhere}, and times of different devices are not comparable"
+    return ComparedFigure(f"latency on {machine}", numbers[0], numbers[1], refusal=reason)
+
+
+def _figure(
+    name: str, before: DeviceRun, after: DeviceRun, first: Measurement | None, second: Measurement | None
+) -> ComparedFigure:
     if first is None or second is None:
-        return ComparedFigure("latency", first, second, refusal="not measured in both runs")
-    differences = conditions_differ(first, second)
-    refusal = f"measured under different conditions: {differences}" if differences else ""
-    note = "" if refusal else "measured at different times"
-    return ComparedFigure("latency", first, second, refusal=refusal, note=note)
+        return ComparedFigure(name, first, second, refusal="not measured in both runs")
+    facts = (
+        f"{fact} {before.machine.get(fact, 'unknown')} and {after.machine.get(fact, 'unknown')}"
+        for fact in _FACTS
+        if before.machine.get(fact) != after.machine.get(fact)
+    )
+    differences = ", ".join(part for part in (conditions_differ(first, second), *facts) if part)
+    if differences:
+        return ComparedFigure(name, first, second, refusal=f"measured under different conditions: {differences}")
+    shared = [f"{words} {first.conditions[key]}" for key, words in _TOLD.items() if key in first.conditions]
+    # One board may have two names, and two boards the same: only who named them knows.
+    places = "" if before.on == after.on else f"on {before.on} and on {after.on}, which should be the same device"
+    return ComparedFigure(
+        name, first, second, note=", ".join(part for part in ("measured at different times", *shared, places) if part)
+    )
 
 
 def last_run_on(record: ValidationRecord, address: str) -> DeviceRun | None:

@@ -1,39 +1,15 @@
 """Two artifacts side by side. Numbers that were taken under different conditions are not compared, and it says why."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgesmith.device.record import compare_records, load_record
 from edgesmith.ledger import Ledger, LedgerRow, Measurement, load_ledger
+from edgesmith.measure.comparable import ComparedFigure, conditions_differ
 
 _LATENCY_NOTE = "measured at different times; only stages of one compile are interleaved"
-
-
-@dataclass(frozen=True, slots=True)
-class ComparedFigure:
-    """One figure of two artifacts."""
-
-    name: str
-    before: Measurement | None
-    after: Measurement | None
-    refusal: str = ""
-    """Why the two must not be compared; empty when they may."""
-    note: str = ""
-    """What to know when reading the comparison."""
-
-    @property
-    def ratio(self) -> float | None:
-        """Second divided by first, or None when they must not be compared."""
-        if self.refusal or self.before is None or self.after is None or self.before.value == 0:
-            return None
-        return self.after.value / self.before.value
-
-    @property
-    def difference(self) -> float | None:
-        """Second minus first, or None when they must not be compared."""
-        if self.refusal or self.before is None or self.after is None:
-            return None
-        return self.after.value - self.before.value
+_NEVER_TIMED = "neither was timed; run `edgesmith validate ARTIFACT --on DEVICE` on both"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +24,30 @@ class ArtifactComparison:
 
 
 def compare_artifacts(before: Path, after: Path) -> ArtifactComparison:
-    """Compare the chosen stages of two artifact directories.
+    """Compare the chosen stages of two artifact directories, and what was measured of them on devices.
 
     Raises:
-        MeasurementError: One of them has no valid ledger.
+        MeasurementError: One of them has no valid ledger, or a damaged validation record.
     """
     ledgers = load_ledger(before), load_ledger(after)
     rows = ledgers[0].chosen_row, ledgers[1].chosen_row
+    on_devices = compare_records(load_record(before), load_record(after))
+    latency = _timed("latency", rows[0].latency_ms, rows[1].latency_ms, ledgers, note=_LATENCY_NOTE)
+    if latency.before is None and latency.after is None:
+        # What nobody timed while compiling is no news beside the times of a device.
+        timed = () if on_devices else (replace(latency, refusal=_NEVER_TIMED),)
+    else:
+        timed = (latency,)
     figures = (
         _metric(ledgers, rows),
-        _timed("latency", rows[0].latency_ms, rows[1].latency_ms, ledgers, note=_LATENCY_NOTE),
+        *timed,
         _timed("peak memory", rows[0].peak_memory_bytes, rows[1].peak_memory_bytes, ledgers),
         _figure("size", rows[0].size_bytes, rows[1].size_bytes),
+        *on_devices,
     )
     return ArtifactComparison(
         before=str(before), after=str(after), figures=figures, differences=_differences(ledgers[0], ledgers[1])
     )
-
-
-def conditions_differ(before: Measurement, after: Measurement) -> str:
-    """Return in words what differs between the conditions of two numbers; empty when they are comparable."""
-    parts = []
-    if before.tier != after.tier:
-        parts.append(f"tier {before.tier} and {after.tier}")
-    for name in sorted({*before.conditions, *after.conditions} - {"baseline_bytes"}):
-        first, second = before.conditions.get(name, "unknown"), after.conditions.get(name, "unknown")
-        if first != second:
-            parts.append(f"{name} {first} and {second}")
-    return ", ".join(parts)
 
 
 def _figure(name: str, before: Measurement | None, after: Measurement | None, note: str = "") -> ComparedFigure:

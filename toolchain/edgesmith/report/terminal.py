@@ -9,6 +9,7 @@ from edgesmith.report.format import (
     format_change,
     format_factor,
     format_number,
+    format_spread,
     format_value,
     shorten,
 )
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from edgesmith.measure.compare import ArtifactComparison, ComparedFigure
+    from edgesmith.measure.comparable import ComparedFigure
+    from edgesmith.measure.compare import ArtifactComparison
 
 _STAGE_LENGTH = 30
 _TIER_LETTERS = {"simulated": "S", "reference": "R", "proxy": "P", "device": "D"}
@@ -59,10 +61,9 @@ def comparison_table(comparison: "ArtifactComparison") -> "RenderableType":
     for figure in comparison.figures:
         cells = (figure.name, _number(figure.before), _number(figure.after), _change(figure))
         table.add_row(*map(Text, cells))
-        if figure.refusal or figure.note:
-            notes.append(
-                Text(f"{figure.name}: {'not compared, ' if figure.refusal else ''}{figure.refusal or figure.note}")
-            )
+        said = [f"not compared, {figure.refusal}" if figure.refusal else figure.note, _spreads(figure)]
+        if any(said):
+            notes.append(Text(f"{figure.name}: {'; '.join(filter(None, said))}"))
     names = Text(f"first   {comparison.before}\nsecond  {comparison.after}", style="dim")
     parts: list[RenderableType] = [names, table, *notes]
     if comparison.differences:
@@ -139,9 +140,16 @@ def _number(number: Measurement | None) -> str:
     return format_value(number.value, number.unit)
 
 
+def _spreads(figure: "ComparedFigure") -> str:
+    """Return the quartiles of times on both sides."""
+    numbers = [number for number in (figure.before, figure.after) if number is not None and number.unit == "ms"]
+    spreads = [f"[{spread}]" for number in numbers if (spread := format_spread(number))]
+    return f"quartiles {' and '.join(spreads)} ms" if spreads else ""
+
+
 def _change(figure: "ComparedFigure") -> str:
     if figure.ratio is None or figure.difference is None or figure.before is None:
         return NOT_MEASURED
-    if figure.before.unit in ("ms", "bytes"):
+    if figure.before.unit in ("ms", "mJ", "bytes"):
         return format_factor(figure.ratio)
     return format_change(figure.difference, figure.before.unit)
