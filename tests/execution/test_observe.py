@@ -5,8 +5,10 @@ from threading import Barrier, get_ident
 import numpy as np
 import pytest
 
+import edgesmith.execution.observe as module
 from edgesmith.errors import DataError, ModelError
 from edgesmith.execution.observe import observe
+from edgesmith.execution.reference import ReferenceSession
 from edgesmith.progress import SilentProgress
 from edgesmith_calibration.observers import HistogramObserver, MeanVarianceObserver, MinMaxObserver
 from edgesmith_calibration.sources import ArraySource, IterableSource
@@ -129,6 +131,24 @@ def test_samples_of_different_shapes_run_apart():
     seen = observe(long, ["y"], IterableSource(samples), Sizes)["y"]
     assert seen.sizes == [1, 2, 1, 2]
     assert seen.count == 4 * sum(len(sample["x"]) for sample in samples)
+
+
+def test_memory_is_kept_from_run_to_run_and_values_are_the_same(monkeypatch):
+    opened = []
+
+    class Remembered(ReferenceSession):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            opened.append(self._session.get_session_options())
+
+    monkeypatch.setattr(module, "ReferenceSession", Remembered)
+    observe(model(), ["positive"], ArraySource({"x": DATA}), MinMaxObserver)
+    assert [options.enable_cpu_mem_arena for options in opened] == [True]
+    plain, pooled = (ReferenceSession(model(), taps=["positive"], pool=pool) for pool in (False, True))
+    assert not plain._session.get_session_options().enable_cpu_mem_arena
+    for rows in (DATA, DATA[:3], DATA):
+        found, expected = pooled.run({"x": rows}), plain.run({"x": rows})
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
 def test_what_only_outputs_need_is_not_computed():

@@ -94,7 +94,9 @@ class _Stream(Generic[ObserverT]):
         self.inputs = {value.name for value in model.graph.inputs}
         taps = [name for name in observers if name not in self.inputs]
         # Values are the same at every level up to rounding, and calibration time is mostly the model's own.
-        self._session = ReferenceSession(model, taps=taps, only_taps=bool(taps), optimization="all", threads=threads)
+        self._session = ReferenceSession(
+            model, taps=taps, only_taps=bool(taps), optimization="all", threads=threads, pool=True
+        )
 
     def run(self, samples: list[Feeds]) -> int:
         """Run samples of equal shapes together, show the values to their observers, and return the bytes of these."""
