@@ -3,6 +3,7 @@
 import collections
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -345,6 +346,24 @@ def test_a_graph_that_is_clean_already_is_equal_by_its_hash_and_no_second_one_is
     assert len(ran) == 2
     assert to_bytes(normalize(clean)) == to_bytes(clean)
     assert len(ran) == 3
+
+
+@pytest.mark.parametrize(("opset", "targets"), [(13, [18, 20]), (18, [20]), (20, []), (21, [])])
+def test_a_graph_is_upgraded_to_newer_opsets_only(
+    opset: int, targets: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempted = []
+
+    def attempt(rewrite: Any, model: ir.Model, proof: Any) -> Any:
+        attempted.append(rewrite.name)
+        return original(rewrite, model, proof)
+
+    original = module._attempt
+    monkeypatch.setattr(module, "_attempt", attempt)
+    result = normalize_with_remarks(graph(opset, "(float[N,4] x) => (float[N,4] y) { y = Relu(x) }"))
+    assert result.model.opset_imports[""] == max(opset, 20)
+    upgrades = [name for name in attempted if name.startswith("upgrading")]
+    assert upgrades == [f"upgrading operators to opset {target}" for target in targets]
 
 
 def test_a_rewrite_that_changes_an_array_of_the_source_in_place_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

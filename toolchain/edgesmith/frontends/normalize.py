@@ -112,6 +112,8 @@ class _Rewrite:
     apply: Callable[[ir.Model], None]
     optional: bool = False
     """Whether doing without it is not worth a remark."""
+    opset: int | None = None
+    """The opset that it leads to; graphs that are there already do not need it."""
 
 
 def normalize(model: ir.Model) -> ir.Model:
@@ -144,7 +146,7 @@ def normalize_with_remarks(model: ir.Model) -> Normalized:
             if digest != source and proof.difference(result):
                 result, remarks, _ = _apply(model, proof, source)
         check_graph(result, "the normalized graph")
-    opset = result.opset_imports.get("", TARGET_OPSET)
+    opset = _opset(result)
     if opset < TARGET_OPSET:
         remarks.append(f"The graph stays at opset {opset}: it could not be upgraded to {TARGET_OPSET} exactly.")
     return Normalized(result, tuple(remarks))
@@ -159,9 +161,8 @@ class _Proof:
     @classmethod
     def of(cls, model: ir.Model) -> "_Proof | None":
         """Return the proof for `model`; None when it is too large, draws random numbers, or runs on no made inputs."""
-        obstacle = obstacle_to_running(model)
-        session = ReferenceSession(model, prepack=not obstacle)
-        if obstacle or _random_node(model):
+        session = _open(model)
+        if obstacle_to_running(model) or _random_node(model):
             return None
         for lengths in LENGTHS:
             cases = []
@@ -178,13 +179,18 @@ class _Proof:
     def difference(self, model: ir.Model) -> str:
         """Return how `model` differs from what was proven, or an empty string."""
         try:
-            session = ReferenceSession(model)
+            session = _open(model)
             for inputs, outputs in self._cases:
                 if difference := find_difference(outputs, session.run(inputs)):
                     return difference
         except (ModelError, DataError) as error:
             return error.what
         return ""
+
+
+def _open(model: ir.Model) -> ReferenceSession:
+    # One or two runs on small inputs take less time than bringing all weights into another order before them.
+    return ReferenceSession(model, prepack=False)
 
 
 def _apply(model: ir.Model, proof: _Proof | None, digest: str) -> tuple[ir.Model, list[str], str]:
@@ -197,7 +203,7 @@ def _apply(model: ir.Model, proof: _Proof | None, digest: str) -> tuple[ir.Model
     settled: dict[str, str] = {}
     # The rounds end when no rewrite changes the graph any more, which makes normalization idempotent.
     for rewrite in _ONCE + _REPEATED * _ROUNDS:
-        if settled.get(rewrite.name) == digest:
+        if settled.get(rewrite.name) == digest or (rewrite.opset is not None and _opset(current) >= rewrite.opset):
             continue
         current, reason = _attempt(rewrite, current, proof)
         before, digest = digest, digest_graph(current)
@@ -229,17 +235,18 @@ def _prepare(model: ir.Model) -> None:
     passes.InlinePass()(model)
 
 
-def _upgrade(target: int) -> Callable[[ir.Model], None]:
+def _opset(model: ir.Model) -> int:
+    return model.opset_imports.get("", TARGET_OPSET)
+
+
+def _upgrade(target: int) -> _Rewrite:
     def upgrade(model: ir.Model) -> None:
-        opset = model.opset_imports.get("", TARGET_OPSET)
-        if opset >= target:
-            return
-        version_converter.convert_version(model, target, fallback=opset < _NATIVE_OPSET)
+        version_converter.convert_version(model, target, fallback=_opset(model) < _NATIVE_OPSET)
         # The converter leaves the graph as it is when an operator has no newer form.
         if model.opset_imports[""] < target:
             raise _cannot("an operator has no equal form there")
 
-    return upgrade
+    return _Rewrite(f"upgrading operators to opset {target}", upgrade, opset=target)
 
 
 def _infer_shapes(model: ir.Model) -> None:
@@ -424,8 +431,8 @@ def _cannot(reason: str) -> ModelError:
 
 _ONCE = (
     _Rewrite("inlining functions", _prepare),
-    _Rewrite(f"upgrading operators to opset {_NATIVE_OPSET}", _upgrade(_NATIVE_OPSET)),
-    _Rewrite(f"upgrading operators to opset {TARGET_OPSET}", _upgrade(TARGET_OPSET)),
+    _upgrade(_NATIVE_OPSET),
+    _upgrade(TARGET_OPSET),
 )
 _REPEATED = (
     _Rewrite("inferring shapes", _infer_shapes, optional=True),
