@@ -48,6 +48,31 @@ def test_larger_batches_than_announced_never_cut_more():
     assert high >= np.percentile(values, 99.95)
 
 
+@given(hnp.arrays(np.float32, st.integers(20, 300), elements=VALUES), st.integers(1, 10), st.floats(90, 100))
+@settings(max_examples=150, deadline=None)
+def test_a_short_first_batch_never_cuts_more(values, first, percentile):
+    observer = TailObserver(percentile=90, updates=2)
+    for part in np.split(values, [first]):
+        observer.update(part)
+    tolerance = 1e-6 * np.abs(values).max() + 1e-30
+    low, high = observer.range(percentile, symmetric=False)
+    tail = (100 - percentile) / 2
+    bottom, top = np.percentile(values.astype(np.float64), [tail, 100 - tail])
+    assert low <= bottom + tolerance and high >= top - tolerance
+    _, end = observer.range(percentile, symmetric=True)
+    assert np.percentile(np.abs(values).astype(np.float64), percentile) - tolerance <= end <= np.abs(values).max()
+
+
+def test_the_short_side_of_a_skewed_tensor_does_not_cut_the_long_one():
+    """GELU gives no less than -0.17 and any positive value; the first of its batches is the shortest."""
+    inner = np.random.default_rng(0).normal(0, 0.6, 100_000)
+    values = (inner * 0.5 * (1 + np.tanh(0.7978846 * (inner + 0.044715 * inner**3)))).astype(np.float32)
+    observer = TailObserver(percentile=99.9, updates=11)
+    for part in np.array_split(values[:500], 1) + np.array_split(values[500:], 10):
+        observer.update(part)
+    assert observer.range(99.9, symmetric=True)[1] >= np.percentile(np.abs(values), 99.9)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_values_that_are_not_finite_name_the_tensor(bad):
     with pytest.raises(DataError, match="'hidden'"):
