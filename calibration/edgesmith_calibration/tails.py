@@ -72,7 +72,7 @@ class TailObserver(Observer):
             )
         share = 1 - percentile / 100
         if symmetric:
-            # A tail that is full knows nothing below its smallest value: magnitudes are complete from the larger of these.
+            # A full tail knows nothing below its smallest value; magnitudes are complete from the larger of these.
             known = max((tail.min() for tail in (self._negated, self._highs) if tail.size >= self._kept), default=0)
             ends = np.concatenate([self._negated[self._negated > 0], self._highs[self._highs >= 0]])
             end = _from_top(ends[ends >= known], share, self.count)
