@@ -1,10 +1,11 @@
 """Quantization tools side by side: ours and its peers on the same models, data, threads and runtime.
 
-Each tool takes the same float file and the same calibration arrays to a quantized file, in a fresh process, from the
-first import to the last byte. Seconds and peak resident memory are of the whole process; tools take turns in shuffled
-rounds. What they wrote is then judged on held-out data and timed at batch 1: one process per pair of float and
-quantized model, shuffled turns inside, pairs in shuffled rounds, ratios turn by turn. Both at the optimization level
-that users run (all) and at the one without fusions (basic). A tool that fails is a row with its error.
+Each tool takes the same float file and the same calibration arrays to a quantized file, in a fresh process. Seconds and
+peak resident memory are of the whole process, imports and its end included; `--call` adds the seconds of a second call
+in one process, where everything is imported. Tools take turns in shuffled rounds. What they wrote is then judged on
+held-out data and timed at batch 1: one process per pair of float and quantized model, shuffled turns inside, pairs in
+shuffled rounds, ratios turn by turn. Both at the optimization level that users run (all) and at the one without fusions
+(basic). A tool that fails is a row with its error.
 
     python -m benchmarks.quantization --case mobilenet --tool 'edgesmith*' --tool 'onnxruntime*'
 
@@ -45,6 +46,7 @@ class Effort:
     calibration_samples: int | None
     limit_s: float
     reuse: bool
+    call: bool
     levels: tuple[str, ...]
     cpu_time: bool
 
@@ -56,7 +58,7 @@ def quantize_all(case: models.Case, tools: Sequence[Tool], effort: Effort) -> di
     rows: dict[str, dict[str, Any]] = {
         tool.name: {"format": tool.format, "file": _file(folder, tool)} for tool in tools
     }
-    costs: dict[str, list[tuple[float, float]]] = {tool.name: [] for tool in tools}
+    costs: dict[str, list[dict[str, float]]] = {tool.name: [] for tool in tools}
     for _ in range(effort.rounds):
         for tool in generator.sample(list(tools), len(tools)):
             row = rows[tool.name]
@@ -64,16 +66,19 @@ def quantize_all(case: models.Case, tools: Sequence[Tool], effort: Effort) -> di
                 continue
             try:
                 seconds, answer = _quantize(case, tool, row["file"], effort)
+                cost = {"seconds": seconds, "peak_bytes": answer["peak_bytes"]}
+                if effort.call:
+                    cost["call_seconds"] = _quantize(case, tool, row["file"], effort, calls=2)[1]["call_seconds"]
             except (ChildError, MissingPeerError) as error:
                 row["error"] = str(error)
                 continue
-            costs[tool.name].append((seconds, answer["peak_bytes"]))
+            costs[tool.name].append(cost)
             row["versions"] = answer["versions"]
     for name, found in costs.items():
         if found:
-            rows[name]["tool_rounds"] = [{"seconds": seconds, "peak_bytes": peak} for seconds, peak in found]
-            rows[name]["tool_seconds"] = quartiles([seconds for seconds, _ in found])
-            rows[name]["tool_peak_bytes"] = quartiles([peak for _, peak in found])
+            rows[name]["tool_rounds"] = found
+            for key in found[0]:
+                rows[name][f"tool_{key}"] = quartiles([cost[key] for cost in found])
     return rows
 
 
@@ -81,7 +86,7 @@ def _file(folder: Path, tool: Tool) -> str:
     return str(folder / ("".join(letter if letter.isalnum() else "-" for letter in tool.name) + ".onnx"))
 
 
-def _quantize(case: models.Case, tool: Tool, out: str, effort: Effort) -> tuple[float, dict[str, Any]]:
+def _quantize(case: models.Case, tool: Tool, out: str, effort: Effort, calls: int = 1) -> tuple[float, dict[str, Any]]:
     Path(out).unlink(missing_ok=True)
     return call_child(
         "benchmarks.peers.child",
@@ -94,6 +99,7 @@ def _quantize(case: models.Case, tool: Tool, out: str, effort: Effort) -> tuple[
         data=str(case.calibration),
         samples=effort.calibration_samples,
         out=out,
+        calls=calls,
     )
 
 
@@ -190,6 +196,7 @@ def main() -> None:
     parser.add_argument("--level", choices=LEVELS, action="append", help="Optimization level; default: both.")
     parser.add_argument("--cpu-time", action="store_true", help="Compare CPU time: for one thread, on a busy machine.")
     parser.add_argument("--reuse", action="store_true", help="Take files that an earlier run wrote; no tool costs.")
+    parser.add_argument("--call", action="store_true", help="Time a second call in one process, too.")
     parser.add_argument("--page", type=Path, help="Write this Markdown page from all results, and measure nothing.")
     chosen = parser.parse_args()
     if chosen.page:
@@ -202,6 +209,7 @@ def main() -> None:
         calibration_samples=chosen.calibration_samples,
         limit_s=chosen.limit,
         reuse=chosen.reuse,
+        call=chosen.call,
         levels=tuple(chosen.level or LEVELS),
         cpu_time=chosen.cpu_time,
     )

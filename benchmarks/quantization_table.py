@@ -23,6 +23,7 @@ HEADER = (
     "quality, basic",
     "size MB",
     "tool s",
+    "call s",
     "tool MB",
     "goal",
 )
@@ -68,9 +69,8 @@ def _row(result: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> tuple[
         return (name, f"failed: {row['error'][:200]}", *[""] * (len(HEADER) - 2))
     speeds = row.get("speedup", {})
     speed = [spread(speeds[level]) if level in speeds else "" for level in LEVELS]
-    cost = ["", ""]
-    if "tool_seconds" in row:
-        cost = [spread(row["tool_seconds"], digits=1), f"{row['tool_peak_bytes']['median'] / 1e6:.0f}"]
+    cost = [spread(row[key], digits=1) if key in row else "" for key in ("tool_seconds", "tool_call_seconds")]
+    cost.append(f"{row['tool_peak_bytes']['median'] / 1e6:.0f}" if "tool_peak_bytes" in row else "")
     quality = [_quality(result, row, level) for level in LEVELS]
     return (name, *speed, *quality, f"{row['size_bytes'] / 1e6:.1f}", *cost, _verdict(result, row))
 
@@ -146,6 +146,7 @@ Written by `python -m benchmarks.quantization --page docs/benchmarks/quantizatio
 Every tool got the same float file, calibration data and threads, and ONNX Runtime ran what it wrote. Speed-up is
 latency float/quantized at batch 1, turn by turn: median (lower to upper quartile), with all graph optimizations, which
 is what users run, and with basic ones. Quality is of data that no tool saw. Tool cost is seconds and peak resident
-memory of a fresh process, from the first import to the last byte; on a machine with a high load seconds are too many.
+memory of a fresh process, imports and its end included; on a machine with a high load seconds are too many. Where there
+is a column for the call, it holds the seconds of a second call in one process, where everything is imported.
 The last column holds rows against what is asked of Edgesmith, with all optimizations.
 """
