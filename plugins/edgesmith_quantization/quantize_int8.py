@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from edgesmith.errors import RecipeError, StepError
 from edgesmith.graph.edit import GraphEditor
 from edgesmith.graph.node_names import node_name
+from edgesmith.graph.opset import raise_opset
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.interfaces import Method
 from edgesmith.host.selection import unmatched_names
 from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
+from edgesmith_quantization.finding.activation_width import WIDE_OPSET, width_problem, with_chosen_width
 from edgesmith_quantization.finding.attention_products import find_attention_products
 from edgesmith_quantization.finding.candidates import Candidate, find_candidates, why_none
 from edgesmith_quantization.finding.isolation import without_isolated_convolutions
@@ -39,7 +41,7 @@ from edgesmith_quantization.step_errors import nothing_to_do
 
 
 class QuantizeInt8(Method[QuantizeInt8Options]):
-    """Rounds weights to int8 and activations to the dialect's 8-bit format, so that products run in integers.
+    """Rounds weights to int8 and activations to the dialect's 8 or 16 bits, so that products run in integers.
 
     Static mode takes activation ranges from calibration data and writes Q/DQ pairs. Dynamic mode computes them at run
     time. Products of two activations, weights of other types and regions that are quantized already stay as they are,
@@ -68,12 +70,16 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
         """Return the quantized model.
 
         Raises:
+            ModelError: The graph has no equal form in the opset that writes activations of 16 bits.
             DataError: Static mode without calibration data, or data that makes an activation infinite or NaN.
             RecipeError: The protection is missing, or was made for another model.
             StepError: Nothing can be quantized.
         """
-        options, dialect = context.options, context.dialect
         result = model.clone()
+        context = with_chosen_width(result.graph, context)
+        options, dialect = context.options, context.dialect
+        if dialect.activation.bits == 16:
+            raise_opset(result.ir, WIDE_OPSET)
         protected = find_protected(result, options)
         protected.mark(result.graph)
         candidates = find_candidates(result.graph, dialect, options, context.notes)
@@ -97,7 +103,7 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
             candidates = _write_static(result, candidates, outliers, {**repaired.means, **convolutions.means}, context)
         result = division.finish([each.name for each in candidates], context.notes)
         common_passes.RemoveUnusedNodesPass()(result.ir)
-        context.notes.remark(_summary(candidates, options.mode))
+        context.notes.remark(_summary(candidates, options.mode, dialect.activation.bits))
         return result
 
 
@@ -202,6 +208,9 @@ def _form_problem(options: QuantizeInt8Options, dialect: Dialect) -> str:
         return f"{dialect.name} stores weights as {dialect.weight.dtype}; this method writes symmetric int8"
     if options.mode == "static" and dialect.activation.dtype not in ("int8", "uint8"):
         return f"{dialect.name} stores activations as {dialect.activation.dtype}; this method writes 8 bits"
+    width = width_problem(options, dialect)
+    if width:
+        return width
     if options.attention and options.mode == "dynamic":
         return "the option attention needs ranges from calibration data; set mode to static"
     if options.attention and not dialect.attention_products:
@@ -209,12 +218,13 @@ def _form_problem(options: QuantizeInt8Options, dialect: Dialect) -> str:
     return ""
 
 
-def _summary(candidates: Sequence[Candidate], mode: str) -> str:
+def _summary(candidates: Sequence[Candidate], mode: str, activation_bits: int) -> str:
     counts: dict[str, int] = {}
     for candidate in candidates:
         counts[candidate.node.op_type] = counts.get(candidate.node.op_type, 0) + 1
     parts = ", ".join(f"{count} {operator}" for operator, count in sorted(counts.items()))
-    return f"Quantized {parts} to 8 bits ({mode})."
+    widths = "8 bits" if activation_bits == 8 else f"8 bits, with activations of {activation_bits}"
+    return f"Quantized {parts} to {widths} ({mode})."
 
 
 def _nothing_to_do(graph: ir.Graph, notes: Notes) -> StepError:

@@ -49,6 +49,7 @@ DIALECT = Dialect(
     # Convolutions keep channels in blocks of 16 (of 8 without AVX-512); depthwise ones of another width leave them
     # for kernels that are several times slower.
     alignment={"float32": 16},
+    refusals={"int16": "ONNX Runtime's kernels for processors multiply activations of 8 bits in integers, not of 16"},
 )
 
 

@@ -253,6 +253,37 @@ def test_the_simulator_computes_what_the_processor_does(form, tmp_path, tiny_cnn
     assert answer.outside == ({} if form == "float" else {"QuantizeLinear": 1, "DequantizeLinear": 1})
 
 
+@needs_simulator
+def test_the_simulator_keeps_16_bits_in_codes(tmp_path, tiny_cnn):
+    """Bounds behind convolutions are left to the codes: else Qualcomm's compiler takes weights in float."""
+    target = AndroidQnn()
+    model = fix_dimensions(tiny_cnn, {"batch": 1})
+    data = batches(model)
+    options = QuantizeInt8Options(activation_bits=16)
+    model = QuantizeInt8().apply(model, context(options, data, target.dialect))
+    target.build(model, tmp_path)
+    answer = simulator.run(tmp_path, model, target.hexagon, used_context(data, tmp_path, target))
+    assert answer.parts == 1
+    assert answer.outside == {"QuantizeLinear": 1, "DequantizeLinear": 1}
+    assert max(answer.errors) < 2**-8  # as float16 has it
+
+
+@needs_simulator
+def test_attention_with_16_bits_is_built_for_all_that_have_float16(tmp_path, tiny_bert):
+    target = AndroidQnn()
+    model = fix_dimensions(tiny_bert, {"batch": 1, "sequence": 8})
+    data = batches(model)
+    used = used_context(data, tmp_path, target)
+    model = QuantizeInt8().apply(model, context(QuantizeInt8Options(), data, target.dialect))
+    lowered = target.lower(model, used)
+    (remark,) = [text for text in used.notes.remarks if "simulator" in text]
+    assert "1 part on the tensor processor" in remark
+    target.build(lowered, tmp_path)
+    contexts = target.finish(tmp_path)["contexts"]
+    status = {each.name: contexts[each.name]["status"] for each in target.hexagon.architectures}
+    assert status == {"v68": "rejected"} | dict.fromkeys(("v69", "v73", "v75", "v79", "v81"), "built")
+
+
 def written_out_norm():
     """A root mean square norm as exporters of language models write it, with its weight as the first factor."""
     numbers = np.random.default_rng(0)

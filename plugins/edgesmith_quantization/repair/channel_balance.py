@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesmith_quantization.repair.smoothing import ACTIVATION_STEPS, WEIGHT_CODES, ChannelSummary, Float64
+from edgesmith_quantization.repair.smoothing import WEIGHT_CODES, ChannelSummary, Float64
 
+ACTIVATION_STEPS = 255
 STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 """Shares of the gap to the largest channel that `balancing_factor` tries to close, on a logarithmic scale."""
 LARGEST_FACTOR = 8.0

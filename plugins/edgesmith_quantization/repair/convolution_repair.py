@@ -48,7 +48,10 @@ def repair_convolutions(
     wanted = options.smoothing or options.bias_correction
     if not images or not wanted or options.mode != "static" or not context.calibration:
         return ConvolutionRepair()
-    streams = find_streams(model.graph, candidates) if options.smoothing else ()
+    # Balance is for the rounding of images. With 16 bits that is small, and cutting channels off where calibration saw
+    # them end costs more: MobileNetV2 keeps 24 dB with it and 29 dB without.
+    balance = options.smoothing and context.dialect.activation.bits == 8
+    streams = find_streams(model.graph, candidates) if balance else ()
     names = {str(value.name) for value in (*images, *(v for stream in streams for v in stream.images))}
     summaries = observe_channels(model, sorted(names), context, axis=1, samples=_SAMPLES)
     factors = _balance(model, streams, summaries, context)

@@ -73,7 +73,7 @@ def repair(model: ir.Model, candidates: Sequence[Candidate], context: Context[Qu
         if options.outlier_channels == 0:
             break
         weights = [_matrix(candidate) for candidate in groups[activation]]
-        expected_db = expected_sqnr_db(shifted, weights)
+        expected_db = expected_sqnr_db(shifted, weights, context.dialect.activation.bits)
         for weight in weights:
             release_array(weight)
         if expected_db >= ENOUGH_DB:
@@ -158,7 +158,7 @@ def _smooth(
         if activation not in summaries:
             continue
         weights = [_matrix(candidate) for candidate in migration.consumers]
-        scale, gain_db = best_strength(summaries[activation], weights, migration.ties)
+        scale, gain_db = best_strength(summaries[activation], weights, migration.ties, context.dialect.activation.bits)
         for weight in weights:
             release_array(weight)
         if gain_db >= (_MINIMUM_GAIN_FOR_AN_OPERATOR_DB if migration.others else _MINIMUM_GAIN_DB):

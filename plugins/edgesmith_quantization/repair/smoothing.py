@@ -17,7 +17,6 @@ Float64 = NDArray[np.float64]
 
 STRENGTHS = (0.0, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
 """What `best_strength` tries; 0 stands for no shift at all."""
-ACTIVATION_STEPS = 255
 WEIGHT_CODES = 127
 
 
@@ -62,20 +61,23 @@ def equalizing_scale(first_peak: Float64, second_peak: Float64) -> Float64:
     return smoothing_scale(first_peak, second_peak, 0.5)
 
 
-def expected_noise(summary: ChannelSummary, weights: Sequence[NDArray[np.float32]], scale: Float64) -> float:
+def expected_noise(
+    summary: ChannelSummary, weights: Sequence[NDArray[np.float32]], scale: Float64, activation_bits: int = 8
+) -> float:
     """Return the mean square that rounding adds to one row of outputs once the channels are divided by `scale`.
 
     Rounding errors are taken as uniform and independent: each activation adds a twelfth of its squared step through
     the weights that read it, each weight a twelfth of its own through the activation's power. The activation has one
-    8-bit scale, the weights one symmetric scale per output.
+    scale, the weights one symmetric 8-bit scale per output.
 
     Args:
         summary: Channels of the activation before the shift.
         weights: Each weight that reads the activation, [channels, outputs].
         scale: [channels].
+        activation_bits: Bits of the activation's code.
     """
     reach = max(0.0, float((summary.high / scale).max())) - min(0.0, float((summary.low / scale).min()))
-    step = reach / ACTIVATION_STEPS
+    step = reach / (2**activation_bits - 1)
     power = float((summary.power / scale**2).sum())
     total = 0.0
     for weight in weights:
@@ -85,12 +87,14 @@ def expected_noise(summary: ChannelSummary, weights: Sequence[NDArray[np.float32
     return total
 
 
-def expected_sqnr_db(summary: ChannelSummary, weights: Sequence[NDArray[np.float32]]) -> float:
+def expected_sqnr_db(
+    summary: ChannelSummary, weights: Sequence[NDArray[np.float32]], activation_bits: int = 8
+) -> float:
     """Return the signal-to-noise ratio to expect of all outputs together, in decibels; infinite without noise.
 
     Channels are taken as uncorrelated around their means. Arguments as in `expected_noise`.
     """
-    noise = expected_noise(summary, weights, np.ones_like(summary.power))
+    noise = expected_noise(summary, weights, np.ones_like(summary.power), activation_bits)
     variance = np.maximum(summary.power - summary.mean**2, 0)
     signal = sum(
         float(np.square(summary.mean @ weight).sum()) + float(variance @ np.einsum("co,co->c", weight, weight))
@@ -102,7 +106,10 @@ def expected_sqnr_db(summary: ChannelSummary, weights: Sequence[NDArray[np.float
 
 
 def best_strength(
-    summary: ChannelSummary, weights: Sequence[NDArray[np.float32]], ties: NDArray[np.int64]
+    summary: ChannelSummary,
+    weights: Sequence[NDArray[np.float32]],
+    ties: NDArray[np.int64],
+    activation_bits: int = 8,
 ) -> tuple[Float64, float]:
     """Return the scales of least expected noise among `STRENGTHS`, and by how many decibels they lower it.
 
@@ -110,14 +117,15 @@ def best_strength(
         summary: Channels of the activation.
         weights: Each weight that reads the activation, [channels, outputs].
         ties: [channels] number of the group that each channel belongs to; a group shares one scale.
+        activation_bits: Bits of the activation's code.
     """
     activation_peak, weight_peak = summary.peak, np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
     tied_activation, tied_weight = _group_maximum(activation_peak, ties), _group_maximum(weight_peak, ties)
     best, unchanged = np.ones_like(activation_peak), 0.0
-    least = unchanged = expected_noise(summary, weights, best)
+    least = unchanged = expected_noise(summary, weights, best, activation_bits)
     for strength in STRENGTHS[1:]:
         scale = smoothing_scale(tied_activation, tied_weight, strength)[ties]
-        noise = expected_noise(summary, weights, scale)
+        noise = expected_noise(summary, weights, scale, activation_bits)
         if noise < least:
             best, least = scale, noise
     gain = 10 * float(np.log10(unchanged / least)) if least > 0 else 0.0

@@ -18,6 +18,7 @@ def dialect_of(profile: Profile) -> Dialect:
         name=profile.name,
         opset=profile.opset,
         activation=TensorFormat("uint8", symmetric=False),
+        wide_activation=TensorFormat("uint16", symmetric=False),
         weight=TensorFormat("int8", symmetric=True, granularity="channel"),
         operators=PRODUCTS,
         bias="int32",

@@ -7,6 +7,9 @@ from typing import Literal
 ACTIVATIONS_KEY = "edgesmith.activations"
 """Metadata of a product whose weight is dequantized. The value "int8" lets a target round its input to 8 bits, row by
 row as it runs, where its kernels for such weights are faster so. Without it a target computes on the input as it is."""
+MINIMUM_SQNR_KEY = "edgesmith.minimum_sqnr_db"
+"""Metadata beside `ACTIVATIONS_KEY`: the signal-to-noise ratio (dB) that the output of the product has to keep on
+calibration data when its input is rounded. A target that measures less leaves the input as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,11 @@ class TensorFormat:
     symmetric: bool
     """Symmetric means zero point 0 for signed types; asymmetric uses the whole range with a zero point."""
     granularity: Literal["tensor", "channel"] = "tensor"
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return int(self.dtype.removeprefix("u").removeprefix("int"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,10 @@ class Dialect:
 
     sparse_weights: str = ""
     """Pattern N:M of zeros that the runtime has kernels for; empty where zeros cost what other numbers cost."""
+
+    wide_activation: TensorFormat | None = None
+    """Form of activations in 16 bits, where the runtime multiplies those by weights of 8 bits in integers. None where
+    it does not; `refusals` may say under "int16" why."""
 
     def weight_format(self, dtype: str) -> WeightFormat | None:
         """Return the weight-only format of that type, or None where the runtime has none."""
