@@ -71,8 +71,16 @@ class CheckedSource(DataSource):
 
     def take(self, count: int) -> DataSource:
         """Return the first `count` samples, rounded up to whole batches of the graph, or all where there are fewer."""
+        return super().take(self._in_whole_batches(count))
+
+    def sample(self, count: int, *, seed: int = 0) -> DataSource:
+        """Return `count` samples from all over the source, rounded up to whole batches of the graph."""
+        chosen = self._source.sample(self._in_whole_batches(count), seed=seed)
+        return CheckedSource(chosen, self._inputs, self._batch_size)
+
+    def _in_whole_batches(self, count: int) -> int:
         whole = self._batch_size or 1
-        return super().take(-(-count // whole) * whole)
+        return -(-count // whole) * whole
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield batches with exactly the inputs of the graph.

@@ -1,10 +1,13 @@
 """Splits share no sample, keep classes in proportion, and depend on content and seed alone."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgesmith_calibration.checked import CheckedSource, InputForm
 from edgesmith_calibration.errors import DataError
 from edgesmith_calibration.sources import ArraySource, CallableSource, NpzSource, split, without
 
@@ -51,6 +54,23 @@ def test_few_samples_of_many_classes_are_not_the_first_classes():
     first, _ = split(source(range(200), labels), 40)
     assert first.labels().max() > 150
     assert len(set(first.labels().tolist())) == 40
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(0, 40), st.integers(0, 3))
+def test_a_sample_has_the_size_asked_for_even_with_duplicates(samples, count, seed):
+    chosen = source(samples).sample(count, seed=seed)
+    assert len(chosen) == min(count, len(samples))
+    assert not Counter(values(chosen)) - Counter(samples)
+
+
+def test_a_sample_of_a_source_sorted_by_class_has_all_classes_in_equal_shares():
+    labels = np.repeat(np.arange(4), 60)
+    checked = CheckedSource(source(range(240), labels), {"x": InputForm("int64", (None, 1))}, batch_size=3)
+    # 31 samples fill no whole number of batches of 3, and 33 of four classes are 8 or 9 of each.
+    found = np.concatenate([batch.labels for batch in checked.sample(31).batches(1)])
+    assert set(np.bincount(found).tolist()) <= {8, 9}
+    assert found.size == 33
 
 
 def test_the_choice_depends_on_content_and_seed_and_not_on_order():

@@ -15,6 +15,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgesmith.cli import main
+from edgesmith.device import validation
 from edgesmith.device.plan import ValidationPlan
 from edgesmith.device.record import load_record
 
@@ -40,6 +41,16 @@ def labelled(tmp_path):
     )
     (tmp_path / "data.yaml").write_text("evaluation: {kind: npz, path: data.npz}\n")
     return tmp_path / "data.yaml"
+
+
+@pytest.fixture
+def sorted_by_class(tmp_path):
+    """Samples of four classes, one class after the other, as folders of images hold them."""
+    random = np.random.default_rng(5)
+    labels = np.repeat(np.arange(4), 10)
+    np.savez(tmp_path / "sorted.npz", x=random.normal(size=(40, 16)).astype(np.float32), labels=labels)
+    (tmp_path / "sorted.yaml").write_text("evaluation: {kind: npz, path: sorted.npz}\n")
+    return tmp_path / "sorted.yaml"
 
 
 def damage_weights(artifact):
@@ -71,6 +82,30 @@ def test_over_ssh_the_numbers_are_those_of_the_device_with_its_conditions(
     assert run["row"]["metric"]["samples"] == 24
     assert run["machine"]["onnxruntime"]
     assert list(device_folder.iterdir()) == []
+
+
+def test_few_samples_are_of_all_classes_and_the_same_each_time(capsys, artifact, sorted_by_class, monkeypatch):
+    pushed = []
+    send = validation._send
+    monkeypatch.setattr(
+        validation, "_send", lambda place, visit, runtime: pushed.append(visit) or send(place, visit, runtime)
+    )
+    for _ in range(2):
+        code, run = validate(capsys, artifact, "local", "--data", str(sorted_by_class), "--set", "samples=8")
+        assert code == 0
+        assert run["row"]["metric"]["samples"] == 8
+        assert any("8 of the 40 evaluation samples" in remark and "samples=40" in remark for remark in run["remarks"])
+    first, second = (np.concatenate([batch.labels for batch in visit.samples.batches]) for visit in pushed)
+    assert np.bincount(first).tolist() == [2, 2, 2, 2]
+    assert first.tolist() == second.tolist()
+    for one, other in zip(pushed[0].samples.batches, pushed[1].samples.batches, strict=True):
+        np.testing.assert_array_equal(one.inputs["x"], other.inputs["x"])
+
+
+@pytest.mark.parametrize(("settings", "size"), [((), 1), (("--set", "batch_size=3"), 3)])
+def test_random_inputs_have_the_batch_size_of_the_settings(capsys, artifact, settings, size):
+    _, run = validate(capsys, artifact, "local", *settings)
+    assert run["row"]["latency_ms"]["conditions"]["batch"] == size
 
 
 def test_runs_are_added_to_the_record_and_to_the_report(capsys, artifact):

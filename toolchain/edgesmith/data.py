@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from edgesmith.errors import DataError
-from edgesmith.execution.runnable import runnable_dimensions
+from edgesmith.errors import DataError, ModelError
+from edgesmith.execution.reference import ReferenceSession
+from edgesmith.execution.runnable import dimensions_for, runnable_dimensions
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.graph.cache import find_caches
 from edgesmith.model import Model
@@ -149,17 +150,23 @@ def fitted(data: DataSource, model: Model) -> DataSource:
 class RandomInputs(DataSource):
     """Random inputs that a graph accepts, for timing and comparing where the user gave no data.
 
-    A sample here is a whole batch of the graph's own size, since some graphs take inputs that no batch axis cuts.
+    A sample here is a whole batch, since some graphs take inputs that no batch axis cuts.
+
+    Args:
+        model: The graph.
+        count: How many there are.
+        batch_size: Size of such a batch, where the graph leaves it open and runs on it; None takes what it runs on.
     """
 
     description = "random inputs"
     has_labels = False
 
-    def __init__(self, model: Model, *, count: int = _RANDOM_BATCHES) -> None:
+    def __init__(self, model: Model, *, count: int = _RANDOM_BATCHES, batch_size: int | None = None) -> None:
         self._model = model
         self._count = count
+        self._batch_size = batch_size
         self._dimensions: dict[str, int] | None = None
-        self.fingerprint = f"random-inputs-{count}"
+        self.fingerprint = f"random-inputs-{count}" + (f"-of-{batch_size}" if batch_size else "")
 
     def __len__(self) -> int:
         return self._count
@@ -167,14 +174,29 @@ class RandomInputs(DataSource):
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield every sample; `batch_size` cannot change what the graph asks for."""
         if self._dimensions is None:
-            self._dimensions = runnable_dimensions(self._model.ir)
+            self._dimensions = _random_sizes(self._model, self._batch_size)
         for seed in range(self._count):
             inputs = sample_inputs(self._model.ir, seed=seed, dimensions=self._dimensions)
             yield Batch(inputs=inputs, labels=None)
 
     def take(self, count: int) -> DataSource:
         """Return the first `count` samples."""
-        return RandomInputs(self._model, count=min(count, self._count))
+        return RandomInputs(self._model, count=min(count, self._count), batch_size=self._batch_size)
+
+
+def _random_sizes(model: Model, batch_size: int | None) -> dict[str, int]:
+    """Return sizes of the open dimensions on which the graph runs, with `batch_size` samples where that works."""
+    found = runnable_dimensions(model.ir)
+    if batch_size is None:
+        return found
+    wanted = found | dimensions_for(model.ir, batch_size, None)
+    if wanted == found:
+        return found
+    try:
+        ReferenceSession(model.ir).run(sample_inputs(model.ir, dimensions=wanted))
+    except (ModelError, DataError):
+        return found
+    return wanted
 
 
 def required_data(data: DataSource | None, purpose: str, *, why: str, fix: str = "") -> DataSource:

@@ -68,6 +68,15 @@ class DataSource(ABC):
         """Return the first `count` samples, or all where there are fewer."""
         return self if count >= len(self) else self.select(np.arange(max(count, 0)))
 
+    def sample(self, count: int, *, seed: int = 0) -> "DataSource":
+        """Return `count` samples from all over the source, classes in equal shares, or all where there are fewer.
+
+        Which ones depends on their content and on `seed` alone. They keep the source's order.
+        """
+        from edgesmith_calibration.sources.split import choose
+
+        return self if count >= len(self) else self.select(choose(self, count, seed=seed))
+
 
 def require_batch_size(batch_size: int) -> None:
     """Refuse a batch size below 1.

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgesmith_calibration.errors import DataError
 from edgesmith_calibration.sources.base import Array, DataSource, whole_labels
@@ -36,19 +37,32 @@ def split(source: DataSource, count: int, *, seed: int = 0) -> tuple[SampleSourc
         raise _too_few(source, "all its samples are equal")
     labels = source.labels()
     classes = whole_labels(labels, source.description) if labels is not None and labels.ndim == 1 else None
-    strata = _strata(groups, classes)
-    quotas = _shares({name: sum(map(len, group.values())) for name, group in strata.items()}, count, seed)
-    chosen: list[int] = []
-    for name, stratum in strata.items():
-        taken = 0
-        for key in sorted(stratum, key=lambda key: _rank(key, seed)):
-            if taken + len(stratum[key]) <= quotas[name]:
-                taken += len(stratum[key])
-                chosen.extend(stratum[key])
-    if not chosen:
+    first = np.array(_chosen(groups, classes, count, seed), np.intp)
+    if not first.size:
         raise _too_few(source, f"its samples repeat so often that {count} cannot be set apart")
-    first = np.sort(np.array(chosen, np.intp))
     return source.select(first), source.select(np.setdiff1d(np.arange(len(source)), first))
+
+
+def choose(source: DataSource, count: int, *, seed: int = 0) -> NDArray[np.intp]:
+    """Return the positions of `count` samples of a source, ascending; of all where there are fewer.
+
+    They are chosen as `split` chooses: from all over the source, and the classes in equal shares where there is one
+    whole label per sample. Equal samples count as samples of their own here.
+
+    Args:
+        source: What to choose from. Every sample is read once to tell it from others.
+        count: How many.
+        seed: Another seed chooses other samples.
+    """
+    source = as_samples(source)
+    if count >= len(source):
+        return np.arange(len(source))
+    groups: dict[bytes, list[int]] = {}
+    for key, members in _groups(source.sample_keys()).items():
+        groups |= {key + b"%d" % nth: [member] for nth, member in enumerate(members)}
+    labels = source.labels()
+    has_classes = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iub"
+    return np.array(_chosen(groups, labels if has_classes else None, max(count, 0), seed), np.intp)
 
 
 def without(source: DataSource, other: DataSource) -> DataSource:
@@ -74,6 +88,20 @@ def _groups(keys: Sequence[bytes]) -> dict[bytes, list[int]]:
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
     return groups
+
+
+def _chosen(groups: Mapping[bytes, list[int]], labels: Array | None, count: int, seed: int) -> list[int]:
+    """Return about `count` positions in ascending order, with groups kept whole and classes in equal shares."""
+    strata = _strata(groups, labels)
+    quotas = _shares({name: sum(map(len, group.values())) for name, group in strata.items()}, count, seed)
+    chosen: list[int] = []
+    for name, stratum in strata.items():
+        taken = 0
+        for key in sorted(stratum, key=lambda key: _rank(key, seed)):
+            if taken + len(stratum[key]) <= quotas[name]:
+                taken += len(stratum[key])
+                chosen.extend(stratum[key])
+    return sorted(chosen)
 
 
 def _strata(groups: Mapping[bytes, list[int]], labels: Array | None) -> dict[int, dict[bytes, list[int]]]:

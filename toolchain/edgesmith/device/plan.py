@@ -23,7 +23,7 @@ class ValidationPlan(BaseModel):
     )
     directory: str = Field(default="", description="Directory on the device to work in; empty takes /tmp or its like.")
     python: str = Field(default="", description="Python interpreter on the device; empty takes python3.")
-    samples: int = Field(default=64, ge=1, description="Most evaluation samples that are run.")
+    samples: int = Field(default=64, ge=1, description="Most evaluation samples that are run, classes in equal shares.")
     batch_size: int = Field(default=1, ge=1, description="Samples per run, where the graph leaves it open.")
     threads: int = Field(
         default=0, ge=0, le=1024, description="Threads of ONNX Runtime; 0 takes the device's usable cores."

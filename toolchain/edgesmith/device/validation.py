@@ -64,6 +64,8 @@ class _Samples:
     model: Model
     data: RunData
     description: str
+    remark: str = ""
+    """Which samples these are, where they are not all."""
 
     @property
     def has_labels(self) -> bool:
@@ -132,6 +134,7 @@ def validate(
     labels = choose_taps(samples.model.ir, ledger.chosen_row, plan.taps) if plan.taps else {}
     with tempfile.TemporaryDirectory(prefix="edgesmith-validate-") as scratch:
         visit = _Visit(shipment, samples, plan, target_record, target, labels, Path(scratch), progress)
+        visit.remarks += [samples.remark] if samples.remark else []
         with workspace(transport, keep=plan.keep, resume=plan.resume) as place:
             found = _insist(place, visit, lambda: _visit(place, visit))
         visit.remarks += place.remarks
@@ -213,9 +216,13 @@ def _open_samples(shipment: Shipment, data: "str | Path | None", plan: Validatio
     choice = choose_data(data)
     model = choice.equip(load_model(shipment.entry))
     opened = choice.open(model)
-    source = opened.evaluation or RandomInputs(model)
     size = fixed_batch_size(model) or plan.batch_size
-    batches = tuple(source.take(plan.samples).batches(size))
+    if opened.evaluation is None:
+        source = RandomInputs(model, batch_size=size).take(plan.samples)
+    else:
+        # Files lie sorted by class, so the first ones would score one class.
+        source = opened.evaluation.sample(plan.samples)
+    batches = tuple(source.batches(size))
     if not batches:
         raise DataError(
             f"There is no evaluation sample in {source.description}.",
@@ -223,7 +230,16 @@ def _open_samples(shipment: Shipment, data: "str | Path | None", plan: Validatio
             why="The device is compared with the simulation on samples.",
             fix="Check the file, or leave --data out to compare on random inputs.",
         )
-    return _Samples(batches, model, opened, source.description)
+    return _Samples(batches, model, opened, source.description, _some_only(opened, len(source)))
+
+
+def _some_only(data: RunData, count: int) -> str:
+    """Return that not every evaluation sample is run, and which are; empty where all are."""
+    if data.evaluation is None or count >= len(data.evaluation):
+        return ""
+    spread = "classes in equal shares, " if data.evaluation.has_labels else ""
+    text = f"{count} of the {len(data.evaluation)} evaluation samples were run, chosen from all over them, {spread}"
+    return f"{text}and the same ones each time. --set samples={len(data.evaluation)} runs all."
 
 
 def _send(place: Workspace, visit: _Visit, runtime: str) -> None:
