@@ -26,6 +26,8 @@ class Ring:
 @pytest.fixture(autouse=True)
 def nothing_is_spared():
     gc.unfreeze()
+    with spare_what_exists():
+        pass  # so that objects of tests before lead to no collection in this one
     yield
     gc.unfreeze()
 
@@ -58,6 +60,17 @@ def test_what_the_process_froze_itself_stays_frozen():
         pass
     gc.collect()
     assert older() is not None
+
+
+def test_garbage_of_one_block_after_another_does_not_pile_up():
+    enough = len(gc.get_objects()) // 8
+    rings = []
+    for _ in range(6):
+        with spare_what_exists():
+            made = [Ring() for _ in range(enough)]
+        rings.append(weakref.ref(made[0]))
+        del made
+    assert rings[0]() is None
 
 
 def test_the_block_ends_with_an_exception():
