@@ -59,12 +59,15 @@ def activation_codes(
     """
     sources = {value: placement.range_source(value) for value in placement.values if value not in outliers}
     seen = observe_ranges(model, list(dict.fromkeys(sources.values())), context) if sources else {}
-    found = {value: _code(seen[source], context) for value, source in sources.items()}
+    found = {value: activation_code(seen[source], context) for value, source in sources.items()}
     # Without its outliers an activation has no rare values left that an estimator should cut off.
-    return found | {value: _code(ObservedRange(each.low, each.high), context) for value, each in outliers.items()}
+    return found | {
+        value: activation_code(ObservedRange(each.low, each.high), context) for value, each in outliers.items()
+    }
 
 
-def _code(seen: ObservedRange, context: Context[QuantizeInt8Options]) -> ActivationCode:
+def activation_code(seen: ObservedRange, context: Context[QuantizeInt8Options]) -> ActivationCode:
+    """Return scale and zero point of a range in the form of the dialect."""
     form = context.dialect.activation
     scale, zero_point = quantization_parameters(seen.low, seen.high, form.dtype, form.symmetric)
     return ActivationCode(np.float32(scale), np.asarray(zero_point, form.dtype), seen.count, seen.mean_square)

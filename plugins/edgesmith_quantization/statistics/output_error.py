@@ -8,14 +8,13 @@ from numpy.typing import NDArray
 
 from edgesmith.execution.observe import observe
 from edgesmith.host.context import Context
-from edgesmith_calibration.ranges import quantization_parameters
 from edgesmith_quantization.arithmetic.rounding import Float, dequantize, quantize, symmetric_scale
 from edgesmith_quantization.finding.candidates import Candidate
 from edgesmith_quantization.forms.static_form import ActivationCode
 from edgesmith_quantization.forms.weights import constant_array
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.repair.outliers import Outliers
-from edgesmith_quantization.statistics.activation_ranges import calibration
+from edgesmith_quantization.statistics.activation_ranges import ObservedRange, activation_code, calibration
 from edgesmith_quantization.statistics.row_sample import RowObserver
 
 
@@ -102,10 +101,8 @@ def _rounded(rows: Float, code: ActivationCode, outliers: Outliers | None) -> Fl
 
 
 def _own_code(rows: Float, outliers: Outliers | None, context: Context[QuantizeInt8Options]) -> ActivationCode:
-    form = context.dialect.activation
     low, high = (float(rows.min()), float(rows.max())) if outliers is None else (outliers.low, outliers.high)
-    scale, zero_point = quantization_parameters(low, high, form.dtype, form.symmetric)
-    return ActivationCode(np.float32(scale), np.asarray(zero_point, form.dtype))
+    return activation_code(ObservedRange(low, high), context)
 
 
 def _rounded_weight(matrix: Float, context: Context[QuantizeInt8Options]) -> Float:
