@@ -98,6 +98,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--samples", type=int, help="evaluation samples; none: all")
     parser.add_argument("--only", choices=sorted(ROWS), action="append")
+    parser.add_argument("--pattern", choices=PATTERNS, action="append", help="repeat for several; default: all")
     arguments = parser.parse_args()
     console, failed = Console(), 0
     results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
@@ -114,7 +115,7 @@ def main() -> int:
         dense = quality(case, case.model, arguments.samples)
         table.add_row("dense", "-", "0", cell([dense], metric), "-", "-", "-")
         results.setdefault(name, {})["dense"] = dense
-        for pattern in PATTERNS:
+        for pattern in arguments.pattern or PATTERNS:
             for label, options in ROWS.items():
                 if label not in (arguments.only or ROWS):
                     continue
