@@ -309,6 +309,9 @@ def _owner(node: ir.Node) -> ir.Graph | ir.Function:
 
 
 def _stored(array: Array | ir.TensorProtocol, dtype: ir.DataType | None) -> ir.TensorProtocol:
+    # Asked first: whether something has all members of a protocol takes longer than making the tensor.
+    if isinstance(array, np.ndarray):
+        return ir.Tensor(array, dtype=dtype)
     return array if isinstance(array, ir.TensorProtocol) else ir.tensor(array, dtype=dtype)
 
 
