@@ -156,6 +156,18 @@ def test_pairs_stand_on_inputs_and_outputs_of_every_product(tiny_cnn):
     assert not lints(result)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_no_lint_finds_fault_with_codes_of_either_width(bits, tiny_cnn):
+    model = fix_dimensions(tiny_cnn, {"batch": 1})
+    registry = load_registry()
+    record, target = find_target(registry, "android-qnn")
+    used = context(QuantizeInt8Options(activation_bits=bits), batches(model), target.dialect)
+    result = QuantizeInt8().apply(model, used)
+    assert target.check(result).status == "ok"
+    found = {each.lint for each in run_lints(registry, record, result, target.dialect)}
+    assert "code-types" not in found and "tensor-processor" not in found
+
+
 def test_lints_name_what_stays_on_the_processor():
     odd = graph([node("Det", ["x"], "y")], {}, {"x": [1, 3, 3]})
     (finding,) = lints(odd)

@@ -13,6 +13,8 @@ from edgesmith_tensorrt.lints.reading import PAIRS, code_type, name_of, nodes_of
 def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
     """Yield a finding for each type of codes that the dialect has neither for activations nor for weights."""
     known: set[str] = {dialect.activation.dtype, dialect.weight.dtype, *(form.dtype for form in dialect.weight_only)}
+    if dialect.wide_activation is not None:
+        known.add(dialect.wide_activation.dtype)
     if dialect.bias == "int32":
         known.add("int32")
     if dialect.float8 != "none":
