@@ -211,6 +211,7 @@ def test_a_directory_that_is_no_artifact_is_refused(capsys, tmp_path, command):
     code, _, err = run(capsys, command, *[str(tmp_path)] * (2 if command == "compare" else 1))
     assert code == 2
     assert "ledger" in err
+    assert "hook" not in err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -246,6 +246,9 @@ def test_a_failing_observer_is_logged_once_and_fails_nothing(caplog):
         assert run_method(registry, "copy", tiny_mlp()).verdict.status == "ok"
     (record,) = caplog.records
     assert "before_step of file:raises_in_observer 0+" in record.getMessage()
+    # What is shown without --trace-plugins is one line; the traceback is for debugging.
+    assert record.getMessage().endswith("SystemExit: the logging server is down")
+    assert record.exc_info is None
 
 
 def test_a_step_that_changes_nothing_is_remarked():

@@ -96,6 +96,21 @@ def test_a_bad_model(job: Job, capsys: pytest.CaptureFixture[str], case: str) ->
     assert not (job.folder / "artifact").exists()
 
 
+def test_a_missing_source_is_told_before_missing_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(["compile", str(tmp_path / "nothing.onnx"), "--out", str(tmp_path / "artifact")], capsys)
+    assert "There is no file" in said
+    assert "calibration data" not in said
+
+
+def test_missing_data_is_told_with_the_default_and_the_recipes_that_need_none(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(["compile", str(job.model), "--out", str(job.folder / "artifact")], capsys)
+    assert "calibration data" in said
+    assert "int8 by default" in said
+    assert "--recipe int8-dynamic and --recipe float need no data" in said
+
+
 def spoil_data(role: str, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Spoil:
     def apply(job: Job) -> list[str]:
         path = job.folder / f"{role}.npz"

@@ -92,6 +92,7 @@ def compile(
     """
     settings = settings or Settings()
     registry = settings.registry or load_registry()
+    _require_source(source, registry)
     chosen_recipe, choice = load_recipe(recipe), choose_data(data)
     plan = make_plan(registry, chosen_recipe, target, has_calibration=choice.has_calibration)
     if settings.isolation is not None:
@@ -156,6 +157,24 @@ def load_source(source: object, workshop: Workshop, *, example_inputs: object = 
     # The store knows content; where it lies now is the caller's matter, and where it lay then nobody else's.
     named = str(source) if isinstance(source, str | Path) else found.model.provenance.source
     return replace(found.model, provenance=replace(found.model.provenance, source=named))
+
+
+def _require_source(source: object, registry: "Registry") -> None:
+    """Refuse a source that cannot be read, before anything is said of data that its recipe needs.
+
+    Raises:
+        ModelError: There is no such file or directory, or no frontend reads it.
+    """
+    if isinstance(source, Model) or (isinstance(source, str | Path) and (Path(source) / MANIFEST_FILE).is_file()):
+        return
+    if isinstance(source, str | Path) and Path(source).suffix == ".onnx" and not Path(source).exists():
+        raise ModelError(
+            f"There is no file {source}.",
+            expected="a Hugging Face directory or hub id, or an .onnx file",
+            why="There is nothing to compile.",
+            fix="Check the spelling and the working directory.",
+        )
+    _frontend_for(source, registry)
 
 
 def _frontend_for(source: object, registry: "Registry") -> "tuple[FrontendRecord, Frontend]":

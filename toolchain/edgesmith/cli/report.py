@@ -17,8 +17,11 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Write the HTML report of an artifact again from its ledger, for example with a newer Edgesmith."""
+    from edgesmith.ledger import load_ledger
     from edgesmith.report import render_report
 
+    # Plugins are asked about artifacts only.
+    load_ledger(directory)
     sections = registry_of(context).observers.extend_report(str(directory))
     path = render_report(directory, [section for _, section in sections])
     if as_json:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from edgesmith.host.registry import Registry
 
 _GRADIENT_PACKAGES = ("torch",)
+_RECIPES_WITHOUT_DATA = (
+    "`compile` takes the recipe int8 by default; --recipe int8-dynamic and --recipe float need no data."
+)
 
 
 def missing_packages(requirements: Iterable[str]) -> tuple[str, ...]:
@@ -88,7 +91,7 @@ def check_needs(
         return
     label, needs = f"method {record.name!r}", record.needs
     if needs.data and not has_data:
-        raise _unmet(label, "calibration data", "Give some with --data FILE.")
+        raise _unmet(label, "calibration data", f"Give some with --data FILE. {_RECIPES_WITHOUT_DATA}")
     if needs.labels and has_labels is False:
         raise _unmet(label, "labelled calibration data", "Give data with labels in --data FILE.")
     _require_packages(label, (*needs.packages, *(_GRADIENT_PACKAGES if needs.gradients else ())))

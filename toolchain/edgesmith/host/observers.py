@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from edgesmith.host.containment import first_words, log_traceback
 from edgesmith.host.plugin import Plugin, Trace
 from edgesmith.host.records import ReportSection, StepEvent
 
@@ -65,16 +66,18 @@ class Observers:
                 answers = getattr(plugin.manager.hook, hook)(**arguments)
             except KeyboardInterrupt:
                 raise
-            except BaseException:  # noqa: BLE001  an observer may raise anything, and may never fail the run
-                self._report(plugin, hook)
+            except BaseException as error:  # noqa: BLE001  an observer may raise anything, and may never fail the run
+                self._report(plugin, hook, error)
                 continue
             yield plugin, answers[0] if answers else None
 
-    def _report(self, plugin: Plugin, hook: str) -> None:
+    def _report(self, plugin: Plugin, hook: str, error: BaseException) -> None:
         fault = (plugin.distribution, plugin.entry_point, hook)
         if fault not in self._reported:
             self._reported.add(fault)
-            _LOGGER.warning("the hook %s of %s failed and is ignored", hook, plugin.label, exc_info=True)
+            what = f"the hook {hook} of {plugin.label}"
+            _LOGGER.warning("%s failed and is ignored: %s", what, first_words(error))
+            log_traceback(what, error)
 
 
 def _short(value: object, limit: int = 120) -> str:
