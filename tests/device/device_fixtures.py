@@ -71,7 +71,8 @@ class LoopbackSshServer:
     `on_command` sees each command line with the server's process before it runs; it may end the connection.
     """
 
-    def __init__(self, authorized_key: asyncssh.SSHKey) -> None:
+    def __init__(self, authorized_key: asyncssh.SSHKey, *, sftp: bool = True) -> None:
+        self._sftp = sftp
         self.host_key = asyncssh.generate_private_key("ssh-ed25519")
         self.commands: list[str] = []
         self._children: list[asyncio.subprocess.Process] = []
@@ -90,7 +91,7 @@ class LoopbackSshServer:
             server_host_keys=[self.host_key],
             authorized_client_keys=self._authorized,
             process_factory=self._serve,
-            sftp_factory=True,
+            sftp_factory=self._sftp,
         )
 
     async def _serve(self, process: asyncssh.SSHServerProcess) -> None:

@@ -1,6 +1,7 @@
 """The SSH transport against a server in this process: real protocol, real shell, real files."""
 
 import sys
+from contextlib import closing
 
 import asyncssh
 import pytest
@@ -9,7 +10,7 @@ from device_fixtures import LoopbackSshServer
 from edgesmith.device.address import Address
 from edgesmith.device.ssh import SshTransport
 from edgesmith.device.transport import workspace
-from edgesmith.errors import DeviceError
+from edgesmith.errors import ConnectionLostError, DeviceError
 
 
 def connect(server, **changes) -> SshTransport:
@@ -32,6 +33,18 @@ def test_files_travel_both_ways_byte_for_byte(ssh, tmp_path, device_folder):
     ssh.push(tmp_path / "up", f"{device_folder}/file of 'mine'")
     ssh.pull(f"{device_folder}/file of 'mine'", tmp_path / "down")
     assert (tmp_path / "down").read_bytes() == content
+
+
+def test_a_server_without_sftp_is_told_from_a_lost_connection(home, tmp_path):
+    key = asyncssh.read_private_key(home / ".ssh" / "id_ed25519")
+    server = LoopbackSshServer(key, sftp=False)
+    (home / ".ssh" / "known_hosts").write_text(server.known_hosts_line())
+    (tmp_path / "up").write_bytes(b"content")
+    with closing(connect(server)) as transport, pytest.raises(DeviceError, match="offers no SFTP") as caught:
+        transport.push(tmp_path / "up", str(tmp_path / "there"))
+    server.close()
+    assert not isinstance(caught.value, ConnectionLostError)
+    assert "Subsystem sftp" in caught.value.fix
 
 
 def test_a_missing_file_is_named(ssh, tmp_path, device_folder):

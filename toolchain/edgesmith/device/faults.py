@@ -46,6 +46,17 @@ def lost_connection(address: str, reason: str) -> ConnectionLostError:
     )
 
 
+def no_sftp(address: str, reason: str) -> DeviceError:
+    """Return the error for a device whose SSH server offers no SFTP, which copies files."""
+    return DeviceError(
+        f"The SSH server of {address} offers no SFTP: {reason}.",
+        expected="the subsystem sftp of the SSH server, by which files are copied",
+        why="Commands work there, but the artifact cannot be copied.",
+        fix="On the device, install openssh-sftp-server and put `Subsystem sftp internal-sftp` into "
+        "/etc/ssh/sshd_config; then restart sshd. `sftp` by hand shows whether it works.",
+    )
+
+
 def unknown_host(address: str, command: str) -> DeviceError:
     """Return the error for a host whose key is not the known one."""
     return DeviceError(

@@ -108,8 +108,17 @@ class SshTransport(Transport):
         return Finished(done.returncode, str(done.stdout or ""), str(done.stderr or ""))
 
     async def _copy(self, local: Path, remote: str, *, up: bool) -> None:
-        async with self._connected().start_sftp_client() as client:
+        async with await self._open_sftp() as client:
             await (client.put(str(local), remote) if up else client.get(remote, str(local)))
+
+    async def _open_sftp(self) -> "asyncssh.SFTPClient":
+        connection = self._connected()
+        try:
+            return await connection.start_sftp_client()
+        except (asyncssh.ChannelOpenError, asyncssh.SFTPError) as error:
+            # Where the device still runs commands, it is there, and only this service of it is not.
+            await connection.run("true", timeout=CONNECT_SECONDS)
+            raise faults.no_sftp(self.address, str(error)) from error
 
     def _wait(self, work: Coroutine[Any, Any, ResultT], seconds: float, what: str) -> ResultT:
         """Run `work` to its end and explain what went wrong."""
