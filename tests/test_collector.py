@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgesmith import cli
 from edgesmith.collector import spare_what_exists
 from edgesmith.frontends import normalize
 from edgesmith.host import step
@@ -65,7 +66,7 @@ def test_what_the_process_froze_itself_stays_frozen():
 def test_garbage_of_one_block_after_another_does_not_pile_up():
     enough = len(gc.get_objects()) // 8
     rings = []
-    for _ in range(6):
+    for _ in range(8):
         with spare_what_exists():
             made = [Ring() for _ in range(enough)]
         rings.append(weakref.ref(made[0]))
@@ -77,6 +78,19 @@ def test_the_block_ends_with_an_exception():
     with pytest.raises(KeyError), spare_what_exists():
         raise KeyError
     assert gc.get_freeze_count() == 0
+
+
+def test_a_command_collects_seldom_and_its_caller_as_before(monkeypatch):
+    before, seen = gc.get_threshold(), []
+    monkeypatch.setattr(cli, "app", lambda *_, **__: seen.append(gc.get_threshold()))
+    assert cli.main(["targets"]) == 0
+    assert seen[0] > before == gc.get_threshold()
+
+
+@pytest.mark.parametrize("used", ["edgesmith.compile", "edgesmith.cli.main"])
+def test_an_import_leaves_the_thresholds_alone(used):
+    script = f"import gc, pkgutil; before = gc.get_threshold(); pkgutil.resolve_name({used!r})"
+    subprocess.run([sys.executable, "-c", f"{script}; assert gc.get_threshold() == before"], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("used", ["edgesmith.compile", "edgesmith.cli.main", "edgesmith.collector.spare_what_exists"])

@@ -19,6 +19,7 @@ from edgesmith import __version__
 from edgesmith.cli.interruption import interruptions_arrive
 from edgesmith.cli.output import only_json_on_stdout, show_error, show_line
 from edgesmith.cli.settings import GlobalOptions
+from edgesmith.collector import collect_seldom
 from edgesmith.errors import EdgesmithError
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -133,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     contained among them, or a wrong call, 130 after Ctrl-C, and 1 for any other fault, which is shown with a traceback.
     """
     try:
-        with interruptions_arrive(), _results_apart(sys.argv[1:] if arguments is None else arguments):
+        wanted = sys.argv[1:] if arguments is None else arguments
+        with interruptions_arrive(), collect_seldom(), _results_apart(wanted):
             app(arguments, prog_name="edgesmith")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_UNEXPECTED if stop.code else 0
