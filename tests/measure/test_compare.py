@@ -82,6 +82,16 @@ def test_metrics_on_other_data_or_of_other_kind_are_refused(tmp_path: Path):
     assert "different metrics" in figures(first, artifact(tmp_path / "c", metric_name="top5"))["accuracy"].refusal
 
 
+def test_equal_hashes_are_the_same_data_whatever_the_file_is_called(tmp_path: Path):
+    first = artifact(tmp_path / "a", data="texts in texts.csv, 400 samples, sha256 b26726e50876ecf8")
+    second = artifact(tmp_path / "b", data="texts in texts.jsonl, 400 samples, sha256 b26726e50876ecf8")
+    other = artifact(tmp_path / "c", data="texts in texts.csv, 400 samples, sha256 05c3ff17a9236e7d")
+    assert not figures(first, second)["accuracy"].refusal
+    assert not compare_artifacts(first, second).differences
+    assert "different data" in figures(first, other)["accuracy"].refusal
+    assert "evaluation data" in compare_artifacts(first, other).differences
+
+
 def test_missing_numbers_are_named(tmp_path: Path):
     second = artifact(tmp_path / "b", latency_ms=None, metric=None)
     found = figures(artifact(tmp_path / "a"), second)

@@ -9,6 +9,7 @@ from edgesmith.ledger import Ledger, LedgerRow, Measurement, load_ledger
 from edgesmith.measure.comparable import ComparedFigure, conditions_differ
 
 _LATENCY_NOTE = "measured at different times; only stages of one compile are interleaved"
+_HASH = ", sha256 "
 _NEVER_TIMED = "neither was timed; run `edgesmith validate ARTIFACT --on DEVICE` on both"
 
 
@@ -83,7 +84,7 @@ def _metric(ledgers: tuple[Ledger, Ledger], rows: tuple[LedgerRow, LedgerRow]) -
     data = [ledger.data.get("evaluation", "") for ledger in ledgers]
     if ledgers[0].metric != ledgers[1].metric:
         refusal = f"different metrics: {ledgers[0].metric} and {ledgers[1].metric}"
-    elif data[0] != data[1]:
+    elif _content(data[0]) != _content(data[1]):
         refusal = f"measured on different data: {data[0] or 'unknown'} and {data[1] or 'unknown'}"
     return ComparedFigure(name=ledgers[0].metric, before=before, after=after, refusal=refusal)
 
@@ -102,4 +103,9 @@ def _differences(before: Ledger, after: Ledger) -> dict[str, tuple[str, str]]:
     ]
     names = sorted({*facts[0], *facts[1]})
     pairs = {name: (facts[0].get(name, "-"), facts[1].get(name, "-")) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return {name: pair for name, pair in pairs.items() if _content(pair[0]) != _content(pair[1])}
+
+
+def _content(fact: str) -> str:
+    """Return the hash at the end of a description of data, and anything else as it is: a file may have another name."""
+    return fact.rpartition(_HASH)[2]
