@@ -101,7 +101,7 @@ class CheckedSource(DataSource):
 
     def _missing(self, name: str, batch: Batch) -> DataError:
         return DataError(
-            f"there is no array for the input '{name}' in {self.description}",
+            f"there is no array for the input '{name}' in the data: {self.description}",
             expected=f"arrays named {', '.join(self._inputs)}; there are {', '.join(batch.inputs) or 'none'}",
             why="every input of the graph needs a value",
             fix="rename the arrays like the inputs of the graph",

@@ -185,7 +185,7 @@ def test_data_that_is_not_finite_is_refused_by_name(bad):
     values[4, 1] = bad
     batches = ArraySource({"x": values}).batches(2)
     next(batches), next(batches)
-    with pytest.raises(DataError, match=r"input 'x' in arrays in memory holds (NaN|infinity)"):
+    with pytest.raises(DataError, match=r"input 'x' holds (NaN|infinity) in sample 4 of arrays in memory"):
         next(batches)
 
 
@@ -216,3 +216,12 @@ def test_a_minimal_source_can_be_selected_from():
     assert batch.inputs["x"].tolist() == [8.0, 1.0]
     assert batch.labels.tolist() == [8, 1]
     assert len(Countdown().take(3)) == 3
+
+
+def test_a_spoilt_sample_of_a_selection_is_told_by_its_position_in_the_file():
+    values = np.zeros((60, 2), np.float32)
+    values[[41, 50], 1] = np.nan
+    chosen = ArraySource({"x": values}, description="nan_some.npz").select(np.arange(10, 58)).select(np.arange(4, 48))
+    message = r"^input 'x' holds NaN in sample 41 of nan_some\.npz; it is the first such sample"
+    with pytest.raises(DataError, match=message):
+        list(chosen.batches(5))

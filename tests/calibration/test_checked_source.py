@@ -59,6 +59,6 @@ def test_other_types_and_shapes_are_refused_with_all_four_parts(x, ids, message)
 
 def test_a_missing_input_is_refused_by_name():
     data = CheckedSource(ArraySource({"y": np.zeros((2, 1))}), FORMS)
-    with pytest.raises(DataError, match="there is no array for the input 'x'") as error:
+    with pytest.raises(DataError, match="there is no array for the input 'x' in the data: ") as error:
         next(data.batches(1))
     assert "there are y" in error.value.expected

@@ -142,6 +142,16 @@ DATA: dict[str, tuple[Spoil, str]] = {
     "not a number": (spoil_data("calibration", with_nan), "image"),
     "labels of another count": (spoil_data("evaluation", lambda a: a | {"labels": a["labels"][:5]}), "label"),
     "labels out of range": (spoil_data("evaluation", lambda a: a | {"labels": a["labels"] + 1000}), "label"),
+    "images for another input": (
+        spoil_description(
+            lambda d: {
+                "evaluation": {"kind": "images", "path": "photos"},
+                "calibration": d["calibration"],
+                "preprocessing": {"kind": "image", "input": "x"},
+            }
+        ),
+        "Write `preprocessing: {kind: image, input: image, ...}`",
+    ),
     "unknown kind": (spoil_description(lambda d: {"calibration": {"kind": "npx", "path": "x"}}), "kind"),
     "not a description": (spoil_description(lambda d: ["nonsense"]), "data.yaml"),
 }

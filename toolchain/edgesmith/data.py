@@ -13,7 +13,7 @@ from edgesmith.execution.sample import sample_inputs
 from edgesmith.graph.cache import find_caches
 from edgesmith.model import Model
 from edgesmith_calibration.checked import CheckedSource, InputForm
-from edgesmith_calibration.preprocessing import TextPreprocessing
+from edgesmith_calibration.preprocessing import ImagePreprocessing, TextPreprocessing
 from edgesmith_calibration.sources import Batch, DataSource, without
 from edgesmith_calibration.spec import DataSpec, load_data_spec, open_data
 
@@ -79,6 +79,7 @@ class DataChoice:
         Raises:
             DataError: The data cannot be read, is empty, or does not fit the model.
         """
+        _require_image_input(self.spec, model)
         if self.opened is not None:
             calibration, evaluation = self.opened.calibration, self.opened.evaluation
             if calibration is not None and evaluation is not None:
@@ -126,6 +127,25 @@ def _parse(data: Mapping[str, object]) -> DataSpec:
             why="Data decides the ranges of the model and the score that is reported.",
             fix="Correct that field; `edgesmith schema --data` prints all of them.",
         ) from error
+
+
+def _require_image_input(spec: DataSpec, model: Model) -> None:
+    """Refuse images that would become an input which the graph does not have.
+
+    Raises:
+        DataError: They would.
+    """
+    preprocessing = model.task.preprocessing
+    names = [str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers]
+    has_images = any(part is not None and part.kind == "images" for part in (spec.calibration, spec.evaluation))
+    if not has_images or not isinstance(preprocessing, ImagePreprocessing) or preprocessing.input in names:
+        return
+    raise DataError(
+        f"The images become the input {preprocessing.input!r}, and the graph has none of that name.",
+        expected=f"an input of the graph: {', '.join(names)}",
+        why="`preprocessing.input` says which input the images fill; without it that is pixel_values.",
+        fix=f"Write `preprocessing: {{kind: image, input: {names[0] if names else 'NAME'}, ...}}` in the description.",
+    )
 
 
 def _input_forms(model: Model) -> dict[str, InputForm]:

@@ -1,7 +1,7 @@
 """What every data source promises: batches that can be read again and again, and always the same ones."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,8 +93,13 @@ def require_batch_size(batch_size: int) -> None:
         )
 
 
-def check_batch(batch: Batch, description: str) -> None:
+def check_batch(batch: Batch, description: str, name_of: Callable[[int], str]) -> None:
     """Refuse a batch that would spoil a statistic or a score.
+
+    Args:
+        batch: The batch.
+        description: Where it comes from.
+        name_of: Returns what a sample is called, by its position in the batch.
 
     Raises:
         DataError: Arrays disagree on the number of samples, or a floating-point input is not finite.
@@ -109,8 +114,9 @@ def check_batch(batch: Batch, description: str) -> None:
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             value = "NaN" if np.isnan(array).any() else "infinity"
+            spoilt = ~np.isfinite(array.reshape(array.shape[0], -1)).all(axis=1)
             raise DataError(
-                f"input '{name}' in {description} holds {value}",
+                f"input '{name}' holds {value} in {name_of(int(spoilt.argmax()))}; it is the first such sample",
                 expected="finite values",
                 why="one such value spoils every statistic and score that it reaches",
                 fix="remove or repair the samples concerned",

@@ -36,9 +36,15 @@ class SampleSource(DataSource):
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield all samples in order; the last batch may be smaller."""
         require_batch_size(batch_size)
+        start = 0
         for batch in self.read(np.arange(len(self)), batch_size):
-            check_batch(batch, self.description)
+            check_batch(batch, self.description, lambda index, start=start: self.name_of(start + index))
+            start += batch.size
             yield batch
+
+    def name_of(self, index: int) -> str:
+        """Return what the sample at `index` is called in errors: its position, from 0, in the data as it came."""
+        return f"sample {index} of {self.description}"
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
@@ -84,6 +90,10 @@ class Subset(SampleSource):
 
     def __len__(self) -> int:
         return int(self._indices.size)
+
+    def name_of(self, index: int) -> str:
+        """Return what the selected sample at `index` is called: its position in what it was selected from."""
+        return self._source.name_of(int(self._indices[index]))
 
     def labels(self) -> Array | None:
         """Return the labels of the selected samples."""
