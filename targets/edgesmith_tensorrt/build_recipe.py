@@ -5,26 +5,23 @@ import shlex
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from edgesmith.errors import DataError, ModelError
-from edgesmith.execution.reference import ReferenceSession
-from edgesmith.execution.runnable import dimensions_for, runnable_dimensions
-from edgesmith.execution.sample import sample_inputs
 from edgesmith.graph.group_sparsity import group_sparse_weights
 from edgesmith.model import Model
 from edgesmith.profile import Profile
-from edgesmith_calibration.preprocessing import TextPreprocessing
 from edgesmith_tensorrt.dialect import dialect_of
+from edgesmith_tensorrt.optimization_shapes import Shapes, optimization_shapes
+
+if TYPE_CHECKING:
+    from edgesmith_calibration.sources import DataSource
 
 RECIPE_FILE, PYTHON_FILE, SHELL_FILE = "build.json", "build.py", "build.sh"
 
 _USUAL_MEMORY_BYTES = 8 * 10**9
 """Taken where a profile leaves the memory of its device open."""
-_LARGEST_BATCH = 8
-_USUAL_LENGTH = 128
-_LENGTHS = (512, 256, 128, 64, 32, 16, 8)
 
 _SCRIPT = """#!/bin/sh
 # Builds engine.plan on the device. Set TRTEXEC where trtexec is not on the PATH.
@@ -43,15 +40,18 @@ if "${TRTEXEC:-trtexec}" --help 2>&1 | grep -q -e '--fp16'; then precision=--fp1
     %s
 """
 
-Shapes = dict[str, dict[str, list[int]]]
-
 _SHAPES_KEY = "edgesmith.optimization_shapes"
 """Metadata of a lowered graph: its shapes, which take several runs to find."""
 
 
-def record_shapes(model: Model) -> None:
-    """Find the optimization shapes of `model` and keep them in it, so that they are found once."""
-    model.ir.metadata_props[_SHAPES_KEY] = json.dumps(optimization_shapes(model))
+def record_shapes(model: Model, samples: "DataSource | None" = None) -> None:
+    """Find the optimization shapes of `model` and keep them in it, so that they are found once.
+
+    Args:
+        model: The lowered graph; only its metadata is changed.
+        samples: Data whose shapes are typical.
+    """
+    model.ir.metadata_props[_SHAPES_KEY] = json.dumps(optimization_shapes(model, samples))
 
 
 def recorded_shapes(model: ir.Model) -> Shapes | None:
@@ -88,46 +88,6 @@ def _has_sparse_weights(model: Model, profile: Profile) -> bool:
 def _for_device(shapes: Shapes, *, fixed: bool) -> Shapes:
     """Return `shapes` as they are, or with the usual one for all: a DLA takes no other."""
     return {name: dict.fromkeys(each, each["opt"]) if fixed else each for name, each in shapes.items()}
-
-
-def optimization_shapes(model: Model) -> Shapes:
-    """Return smallest, most usual and largest shape of each input that has a dimension without a number.
-
-    The first dimension is a batch of 1 to 8, tuned for 1. Others are lengths, tuned for what the preprocessing cuts
-    to, or for 128. The largest length is the first of that, 512, 256 and so on on which the graph runs: tables of
-    positions end somewhere. A graph that runs at no other length keeps one.
-    """
-    if all(isinstance(size, int) for value in model.graph.inputs for size in value.shape or ()):
-        return {}
-    preprocessing = model.task.preprocessing
-    cut = preprocessing.max_length if isinstance(preprocessing, TextPreprocessing) else None
-    session = ReferenceSession(model.ir)
-    longest = next((length for length in ((cut,) if cut else _LENGTHS) if _runs(session, model, length)), None)
-    if longest is None:
-        sizes = runnable_dimensions(model.ir)
-        fixed = {name: list(array.shape) for name, array in sample_inputs(model.ir, dimensions=sizes).items()}
-        return {name: {"min": shape, "opt": shape, "max": shape} for name, shape in fixed.items()}
-    shortest = 1 if _runs(session, model, 1) else longest
-    usual = min(longest, cut or _USUAL_LENGTH)
-    bounds = {"min": (1, shortest), "opt": (1, usual), "max": (_LARGEST_BATCH, longest)}
-    return {
-        str(value.name): {name: _shape(value, *sizes) for name, sizes in bounds.items()}
-        for value in model.graph.inputs
-        if value.shape is not None and not all(isinstance(size, int) for size in value.shape)
-    }
-
-
-def _shape(value: ir.Value, batch: int, length: int) -> list[int]:
-    sizes = value.shape or ()
-    return [size if isinstance(size, int) else length if axis else batch for axis, size in enumerate(sizes)]
-
-
-def _runs(session: ReferenceSession, model: Model, length: int) -> bool:
-    try:
-        session.run(sample_inputs(model.ir, dimensions=dimensions_for(model.ir, 1, length)))
-    except (ModelError, DataError):
-        return False
-    return True
 
 
 def write_recipe(recipe: Mapping[str, object], directory: Path) -> None:

@@ -67,7 +67,7 @@ class TensorRT(Target):
         """
         lower = lower_to_bfloat16 if self.device.formats.tensors == "bfloat16" else lower_to_half
         lowered = model.with_ir(lower(model.ir, context))
-        record_shapes(lowered)
+        record_shapes(lowered, context.calibration)
         folder = context.scratch / "gate"
         folder.mkdir()
         self.build(lowered, folder)
