@@ -194,7 +194,7 @@ def test_tensorrt_itself_is_asked_only_on_a_gpu_of_the_devices_kind(tmp_path, mo
 
 
 def test_a_stage_that_is_only_measured_has_no_recipe_and_nothing_is_searched(tmp_path, monkeypatch):
-    def never(model):
+    def never(model, samples=None):
         raise AssertionError("the shapes were searched")
 
     monkeypatch.setattr("edgesmith_tensorrt.build_recipe.optimization_shapes", never)
@@ -208,7 +208,12 @@ def test_shapes_are_searched_once_for_a_lowered_graph(tmp_path, monkeypatch):
 
     searched = []
     original = build_recipe.optimization_shapes
-    monkeypatch.setattr(build_recipe, "optimization_shapes", lambda model: searched.append(model) or original(model))
+
+    def counted(model, samples=None):
+        searched.append(model)
+        return original(model, samples)
+
+    monkeypatch.setattr(build_recipe, "optimization_shapes", counted)
     monkeypatch.setattr(gate, "COMPILERS", ("no_such_compiler",))
     written(tmp_path / "files", target="jetson-orin-nano")
     assert len(searched) == 1
