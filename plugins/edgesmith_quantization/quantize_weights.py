@@ -17,7 +17,7 @@ from edgesmith.graph.node_names import node_name
 from edgesmith.graph.opset import raise_opset
 from edgesmith.graph.weight_sites import WeightSite, find_weight_sites, leave_alone
 from edgesmith.host.context import Context, Notes
-from edgesmith.host.dialect import ACTIVATIONS_KEY, Dialect, WeightFormat
+from edgesmith.host.dialect import ACTIVATIONS_KEY, MINIMUM_SQNR_KEY, Dialect, WeightFormat
 from edgesmith.host.interfaces import Method
 from edgesmith.host.selection import Selection, unmatched_names
 from edgesmith.host.verdict import Verdict
@@ -147,11 +147,13 @@ def _unmatched(model: Model, options: QuantizeWeightsOptions) -> str:
 
 
 def _allow_rounded_inputs(sites: Sequence[WeightSite], options: QuantizeWeightsOptions) -> None:
-    """Mark the products whose inputs a target may round to 8 bits."""
+    """Mark the products whose inputs a target may round to 8 bits, and what their outputs must keep."""
     kept = Selection(skip=options.float_inputs)
     for node in (node for site in sites for node in site.readers):
         if options.activations == "int8" and not kept.obstacle(node_name(node)):
             node.metadata_props[ACTIVATIONS_KEY] = "int8"
+            if options.minimum_sqnr_db is not None:
+                node.metadata_props[MINIMUM_SQNR_KEY] = str(options.minimum_sqnr_db)
 
 
 def _round(site: WeightSite, options: QuantizeWeightsOptions, dialect: Dialect) -> BlockCodes:

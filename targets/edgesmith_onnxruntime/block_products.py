@@ -11,6 +11,7 @@ channel, each row of the input gets a scale of its own, and the product runs in 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -39,16 +40,21 @@ class InputRange:
     """Rows of one sample."""
     peaks: Float
     """Largest magnitude of each channel, float32 [inputs]."""
+    loads: Float
+    """Root mean square of each channel in rows that are divided by their largest magnitude, float32 [inputs]."""
+    evened_by: Literal["peaks", "loads"] = "peaks"
+    """What `balance` evens out. Peaks of a few tokens, a thousand times those of others, say nothing of the others."""
 
     @property
     def balance(self) -> Float:
         """What channels are divided by and weights multiplied with, so that a few channels do not rule all rows.
 
-        The square root of the peaks, as powers of two, which change no bits of what is rounded (Xiao et al. 2023,
-        SmoothQuant, arXiv 2211.10438, equation 4, with strength 0.5 and the weights taken as even).
+        The square root of the peaks, or of the loads, as powers of two, which change no bits of what is rounded (Xiao
+        et al. 2023, SmoothQuant, arXiv 2211.10438, equation 4, with strength 0.5 and the weights taken as even).
         """
-        floor = max(float(self.peaks.max(initial=0.0)) * 1e-4, _SMALLEST_PEAK)
-        return np.exp2(np.rint(np.log2(np.maximum(self.peaks, floor)) / 2)).astype(np.float32)
+        sizes = self.peaks if self.evened_by == "peaks" else self.loads
+        floor = max(float(sizes.max(initial=0.0)) * 1e-4, _SMALLEST_PEAK)
+        return np.exp2(np.rint(np.log2(np.maximum(sizes, floor)) / 2)).astype(np.float32)
 
 
 def rounds_inputs(node: ir.Node) -> bool:
@@ -87,14 +93,21 @@ def lower_embeddings(graph: ir.Graph) -> int:
     return lowered
 
 
-def lower_float_products(graph: ir.Graph) -> int:
-    """Pack or expand the weights of products that keep their inputs in float; return how many weights."""
+def lower_float_products(graph: ir.Graph, inputs_seen: Mapping[str, InputRange] | None = None) -> int:
+    """Pack or expand the weights of products that keep their inputs in float; return how many weights.
+
+    Args:
+        graph: Edited in place.
+        inputs_seen: What was seen of inputs, by value name. A weight that many rows are multiplied with is expanded.
+    """
     editor, lowered = GraphEditor(graph), 0
     for weight in find_stored_weights(graph):
         products = _products(weight)
         if not products or any(rounds_inputs(node) for node in products):
             continue
-        packed = pack_for_nbits(editor, weight, products) if weight.bits == 4 else None
+        seen = [(inputs_seen or {}).get(str(_input(node).name)) for node in products]
+        many = any(each is not None and each.rows >= FEW_ROWS for each in seen)
+        packed = pack_for_nbits(editor, weight, products) if weight.bits == 4 and not many else None
         if packed is not None:
             for node in products:
                 write_nbits(editor, node, weight, packed, _FLOAT_LEVEL)

@@ -34,6 +34,7 @@ from edgesmith_onnxruntime.integer_operators import join_integer_operators
 from edgesmith_onnxruntime.integer_products import join_integer_products
 from edgesmith_onnxruntime.output_scales import fold_output_scales
 from edgesmith_onnxruntime.residual_sum import write_residual_sums
+from edgesmith_onnxruntime.rounding_noise import measure_rounding
 from edgesmith_onnxruntime.softmax_guard import move_softmax_guards
 from edgesmith_onnxruntime.static_shapes import write_static_dimensions
 from edgesmith_onnxruntime.weight_sums import lower_weight_sums
@@ -126,16 +127,23 @@ def _with_rounded_inputs(model: ir.Model, inputs: list[Inputs], context: Context
     """Return the graph with products of few bits on inputs rounded to 8 bits, where they say that they allow it.
 
     That changes outputs, so it is no matter of equality: the remark says by how much they move, and where they would
-    keep less than `LEAST_ROUNDED_SQNR_DB` all these products keep their inputs in float.
+    keep less than `LEAST_ROUNDED_SQNR_DB` all these products keep their inputs in float. Products that ask for more
+    than they would keep themselves (`MINIMUM_SQNR_KEY`) do so first.
     """
     products = [node for node in model.graph if rounds_inputs(node)]
     if not products:
         return model
     # Real data stands behind a random sample, whose size and content say nothing.
     data = inputs[1:] or inputs
-    candidate = model.clone()
-    count = lower_rounded_products(candidate.graph, _input_ranges(model, products, data, context.threads))
+    candidate, seen = model.clone(), _input_ranges(model, products, data, context.threads)
+    seen, noisy = measure_rounding(model, seen, data, context.threads)
+    remark = _keep_noisy_inputs(candidate, noisy, seen)
+    count = lower_rounded_products(candidate.graph, seen)
     common_passes.RemoveUnusedNodesPass()(candidate)
+    if remark:
+        context.notes.remark(remark)
+    if count == 0:
+        return model if _Proof(model, inputs, context.threads).fault(candidate) else candidate
     error = _Proof(model, data, context.threads).error(candidate)
     if error > 10 ** (-LEAST_ROUNDED_SQNR_DB / 20):
         moves = f"move outputs by {error:.1e} (relative L2)" if np.isfinite(error) else "give no finite outputs"
@@ -146,6 +154,20 @@ def _with_rounded_inputs(model: ir.Model, inputs: list[Inputs], context: Context
         f"{error:.1e} (relative L2)."
     )
     return candidate
+
+
+def _keep_noisy_inputs(model: ir.Model, noisy: Mapping[str, float], seen: Mapping[str, InputRange]) -> str:
+    """Leave the inputs of products in float, by the names of their outputs; return the remark, empty without any."""
+    if not noisy:
+        return ""
+    for node in model.graph:
+        if rounds_inputs(node) and node.outputs[0].name in noisy:
+            del node.metadata_props[ACTIVATIONS_KEY]
+    lower_float_products(model.graph, seen)
+    return (
+        f"Kept inputs of {len(noisy)} products of few bits in float: rounded to 8 bits these would keep "
+        f"{min(noisy.values()):.1f} to {max(noisy.values()):.1f} dB of their outputs, less than they ask for."
+    )
 
 
 def _with_float_inputs(model: ir.Model, inputs: list[Inputs], context: Context[None]) -> ir.Model:
@@ -161,19 +183,24 @@ def _with_float_inputs(model: ir.Model, inputs: list[Inputs], context: Context[N
 def _input_ranges(
     model: ir.Model, products: list[ir.Node], inputs: list[Inputs], threads: int
 ) -> dict[str, InputRange]:
-    """Return rows and channel peaks of the inputs of products on the given data, by value name."""
+    """Return rows, channel peaks and channel loads of the inputs of products on the given data, by value name."""
     names = list(dict.fromkeys(str(node.inputs[0].name) for node in products if node.inputs[0] is not None))
     computed = set(names) - {str(value.name) for value in model.graph.inputs}
     session = ReferenceSession(model, taps=[name for name in names if name in computed], threads=threads)
-    found: dict[str, InputRange] = {}
+    found: dict[str, list[tuple[int, NDArray[np.float32], NDArray[np.float32]]]] = {name: [] for name in names}
     for sample in inputs:
         results = session.run(sample)
         for name in names:
             array = np.abs(results[name] if name in computed else sample[name])
             rows = array.reshape(-1, array.shape[-1])
-            peaks = rows.max(axis=0, initial=0)
-            found[name] = InputRange(len(rows), np.maximum(peaks, found[name].peaks) if name in found else peaks)
-    return found
+            parts = rows / np.maximum(rows.max(axis=1, keepdims=True, initial=0), np.finfo(np.float32).tiny)
+            found[name].append((len(rows), rows.max(axis=0, initial=0), np.square(parts).sum(axis=0)))
+    ranges = {}
+    for name, samples in found.items():
+        counts, peaks, energies = zip(*samples, strict=True)
+        loads = np.sqrt(np.sum(energies, axis=0) / max(sum(counts), 1))
+        ranges[name] = InputRange(counts[-1], np.max(peaks, axis=0), loads)
+    return ranges
 
 
 def _one_by_one(model: ir.Model, proof: "_Proof", rewrites: Sequence[Rewrite]) -> tuple[ir.Model, list[str]]:

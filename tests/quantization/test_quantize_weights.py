@@ -318,6 +318,12 @@ def test_products_say_what_may_happen_to_their_inputs():
     assert marks(float_inputs=("node_[gs]",)) == {"node_y"}
 
 
+def test_products_say_what_their_outputs_must_keep():
+    result = quantize(language_model(), minimum_sqnr_db=34, float_inputs=("node_[gs]",))
+    marks = {each.name: each.metadata_props.get("edgesmith.minimum_sqnr_db") for each in result.graph if each.name}
+    assert {name: mark for name, mark in marks.items() if mark} == {"node_y": "34.0"}
+
+
 def test_the_model_that_came_in_is_unchanged():
     model = language_model()
     before = ir.to_proto(model.ir).SerializeToString()

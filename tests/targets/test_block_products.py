@@ -1,5 +1,7 @@
 """Weights of few bits in ONNX Runtime: equal outputs with inputs in float, bounded errors with rounded rows."""
 
+import re
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesmith.execution.sample import sample_inputs
+from edgesmith.host.dialect import MINIMUM_SQNR_KEY
 from edgesmith_onnxruntime.block_products import FEW_ROWS, lower_embeddings
 from edgesmith_onnxruntime.cpu import OnnxCpu
+from edgesmith_onnxruntime.rounding_noise import row_sqnr_db
 from edgesmith_quantization.options.weights import QuantizeWeightsOptions
 from edgesmith_quantization.quantize_weights import QuantizeWeights
 from small_graphs import context, executed_operators, graph, node, operators, run, sqnr
@@ -238,6 +242,106 @@ def test_other_peoples_blocks_are_packed_without_rounding_inputs():
     assert sqnr(run(model, data())["y"], run(lowered, data(), "all")["y"]) > 110
     (packed,) = [each for each in lowered.graph if each.op_type == "MatMulNBits"]
     assert packed.attributes.get_int("accuracy_level") == 1
+
+
+def peaked(*shape, seed=0):
+    """Return rows with another channel 30 times larger in each: steps of rows are too wide, and no channel's fault."""
+    values = normal(*shape, seed=seed)
+    rows = np.arange(shape[-2])
+    values[..., rows, rows % shape[-1]] *= 30
+    return values
+
+
+def energies(rows):
+    return np.square(rows).sum(axis=-1).ravel()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_product_keeps_its_input_where_rounding_costs_more_than_it_allows(bits):
+    nodes = [node("MatMul", ["even", "w"], "y"), node("MatMul", ["peaks", "w"], "z")]
+    inputs = {"even": ["n", "m", 96], "peaks": ["n", "m", 96]}
+    model = graph(nodes, {"w": normal(96, 40)}, inputs, ["y", "z"])
+    samples = {"even": normal(2, MANY, 96, seed=1), "peaks": peaked(2, MANY, 96, seed=2)}
+    exact = run(quantize(model, bits=bits), samples)
+
+    def kept(**options):
+        lowered, remarks = lower(quantize(model, bits=bits, **options), samples)
+        found = run(lowered, samples, "all")
+        ratios = {name: row_sqnr_db(energies(exact[name]), energies(exact[name] - found[name])) for name in exact}
+        return operators(lowered)["MatMulIntegerToFloat"], ratios, remarks
+
+    # A peak P is all of a row's energy P^2, and 95 more inputs lose (P/127)^2/12 each: 33 dB, and a few more where
+    # factors of channels help. Rows without peaks are 39 dB or better.
+    count, without, _ = kept()
+    assert count == 2 and without["z"] < 37 < without["y"]
+    count, ratios, remarks = kept(minimum_sqnr_db=37)
+    assert count == 1
+    assert 110 > ratios["y"] > without["y"] - 0.01
+    assert ratios["z"] > 110
+    (kept_one,) = [remark for remark in remarks if "Kept inputs of 1 products" in remark]
+    (measured,) = set(re.findall(r"[0-9.]+(?= to| dB)", kept_one))
+    # Rounded to a tenth, and evened out at least as well as without measuring.
+    assert without["z"] - 0.06 < float(measured) < 37
+    assert any("1 products of few bits round their inputs" in remark for remark in remarks)
+
+
+def test_rows_of_a_few_large_tokens_cost_other_rows_nothing():
+    model = quantize(product(), bits=8, minimum_sqnr_db=35)
+    samples = data(MANY)
+    samples["x"][:, 1, :3] = 5000
+    lowered, _ = lower(model, samples)
+    assert operators(lowered)["MatMulIntegerToFloat"] == 1
+    exact, found = run(model, samples)["y"][:, 2:], run(lowered, samples, "all")["y"][:, 2:]
+    # As without the large row (see above). Were channels evened out by their peaks, the weights of three of them would
+    # rule the codes of all others: 20 dB.
+    assert row_sqnr_db(energies(exact), energies(exact - found)) > 35
+
+
+@pytest.mark.parametrize("rows", [1, MANY])
+def test_nothing_rounds_inputs_where_no_product_allows_what_it_costs(rows):
+    model = quantize(product(), bits=4, minimum_sqnr_db=200)
+    lowered, remarks = lower(model, data(rows))
+    assert ["Kept inputs of 1 products" in remark for remark in remarks] == [True]
+    assert sqnr(run(model, data(rows))["y"], run(lowered, data(rows), "all")["y"]) > 110
+    # Few rows are multiplied with packed weights, and many are faster with weights in float.
+    assert operators(lowered)["MatMulNBits"] == (1 if rows == 1 else 0)
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("least", [30, 60])
+def test_gemm_is_measured_with_its_bias_and_order(transposed, least):
+    weights = {"w": normal(40, 96) if transposed else normal(96, 40), "b": normal(40)}
+    model = graph([node("Gemm", ["x", "w", "b"], "y", transB=transposed)], weights, {"x": ["n", 96]})
+    model = quantize(model, minimum_sqnr_db=least)
+    samples = {"x": normal(MANY, 96, seed=1)}
+    lowered, _ = lower(model, samples)
+    found = sqnr(run(model, samples)["y"], run(lowered, samples, "all")["y"])
+    # Eight bits keep more than 35 dB of such products, and not 60.
+    assert 35 < found < 60 if least == 30 else found > 110
+
+
+def test_each_row_counts_alike():
+    nodes = [node("MatMul", ["x", "w"], "y")]
+    weight = normal(96, 40)
+    weight[0] = 0
+    model = graph(nodes, {"w": weight}, {"x": ["n", "m", 96]})
+    samples = data(MANY)
+    # One row has outputs a thousand times those of others, and one loses all that it has to a peak without weight.
+    samples["x"][:, 1] *= 1000
+    samples["x"][:, 2, 0] = 1e6
+    lowered, _ = lower(quantize(model, symmetric=True, minimum_sqnr_db=20), samples)
+    assert operators(lowered)["MatMulIntegerToFloat"] == 0
+    assert row_sqnr_db(np.float32([1e6, 1, 0]), np.float32([1, 4, 0])) == pytest.approx(-10 * np.log10(1 / 3), abs=1e-5)
+    assert row_sqnr_db(np.float32([1, 0]), np.float32([0, 0])) == float("inf")
+    assert row_sqnr_db(np.float32([1, np.nan]), np.float32([0.01, np.nan])) == float("-inf")
+
+
+def test_a_ratio_that_is_no_number_asks_for_nothing():
+    model = quantize(product(), minimum_sqnr_db=200)
+    for each in model.graph:
+        each.metadata_props.update({MINIMUM_SQNR_KEY: "much"} if each.op_type == "MatMul" else {})
+    lowered, _ = lower(model, data(MANY))
+    assert operators(lowered)["MatMulIntegerToFloat"] == 1
 
 
 @pytest.mark.parametrize("fixture", ["tiny_bert", "tiny_llama"])

@@ -62,6 +62,14 @@ class QuantizeWeightsOptions(ProtectedSelection):
         default=(),
         description="Names of products whose inputs stay in float under `activations: int8`; `*` and `?` match.",
     )
+    minimum_sqnr_db: float | None = Field(
+        default=None,
+        description=(
+            "Under `activations: int8`: leave the inputs of products in float whose own output, measured on "
+            "calibration data, would keep less than this signal-to-noise ratio in decibels."
+        ),
+        json_schema_extra={"searchable": [None, 36]},
+    )
     operators: tuple[Operator, ...] = Field(
         default=("MatMul", "Gemm", "Gather"),
         description="Operators whose weights are quantized. Conv saves bytes and, on most runtimes, no time.",
