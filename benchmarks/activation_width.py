@@ -1,9 +1,9 @@
 """How far outputs are from float on `android-qnn` with activations of 8 and of 16 bits, weights of 8 bits in both.
 
-Networks and samples are those of `benchmarks.profiles`. ONNX Runtime computes the outputs on this machine; nothing is
-timed, as only a phone could tell.
+Networks and samples are those of `benchmarks.profiles`, unless told otherwise. ONNX Runtime computes the outputs on
+this machine; nothing is timed, as only a phone could tell.
 
-    python -m benchmarks.activation_width --network 'MiniLM*'
+    python -m benchmarks.activation_width --network 'MiniLM*' --calibration 32 --evaluation 200
 """
 
 import argparse
@@ -34,8 +34,11 @@ def arrays_of(path: Path, samples: int) -> dict[str, Any]:
     return {name: array[:, :TOKENS] if array.ndim == 2 else array for name, array in arrays.items()}
 
 
-def distances_db(case: Case, calibration: int, evaluation: int) -> dict[str, float]:
-    """Return the signal-to-noise ratio of the first output for each width, over all evaluation samples."""
+def distances(case: Case, calibration: int, evaluation: int) -> dict[str, tuple[float, float]]:
+    """Return for each width the signal-to-noise ratio of the first output, in decibels, and the share of same answers.
+
+    An answer is the place of the largest number, for each sample, or for each token of a language model.
+    """
     from edgesmith.execution.reference import ReferenceSession
     from edgesmith.host.context import Context
     from edgesmith.model import Model, Provenance
@@ -48,7 +51,8 @@ def distances_db(case: Case, calibration: int, evaluation: int) -> dict[str, flo
     model = Model(ir.load(case.model), Task(), Provenance(case.name, "onnx", case.name))
     data, dialect = ArraySource(arrays_of(case.calibration, calibration)), AndroidQnn().dialect
     arrays, found = arrays_of(case.evaluation, evaluation), {}
-    feeds = [{name: array[index : index + 1] for name, array in arrays.items()} for index in range(evaluation)]
+    count = len(next(iter(arrays.values())))
+    feeds = [{name: array[index : index + 1] for name, array in arrays.items()} for index in range(count)]
     name = str(model.graph.outputs[0].name)
     session = ReferenceSession(model.ir)
     expected = [session.run(feed)[name].astype(np.float64) for feed in feeds]
@@ -57,10 +61,11 @@ def distances_db(case: Case, calibration: int, evaluation: int) -> dict[str, flo
             options = QuantizeInt8Options(activation_bits=bits)
             result = QuantizeInt8().apply(model, Context(options, dialect, Path(folder), data))
         session = ReferenceSession(result.ir)
-        noise = sum(
-            float(np.square(session.run(feed)[name] - one).sum()) for feed, one in zip(feeds, expected, strict=True)
-        )
-        found[str(bits)] = 10 * float(np.log10(sum(float(np.square(one).sum()) for one in expected) / noise))
+        actual = [session.run(feed)[name].astype(np.float64) for feed in feeds]
+        noise = sum(float(np.square(own - one).sum()) for own, one in zip(actual, expected, strict=True))
+        signal = sum(float(np.square(one).sum()) for one in expected)
+        same = [own.argmax(-1) == one.argmax(-1) for own, one in zip(actual, expected, strict=True)]
+        found[str(bits)] = 10 * float(np.log10(signal / noise)), float(np.mean(same))
     return found
 
 
@@ -68,18 +73,23 @@ def main() -> None:
     """Measure the chosen networks, and write table and JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="*", help="Pattern of networks.")
-    chosen, console, rows = parser.parse_args().network, Console(), {}
-    table = Table("network", *(f"{bits} bits, dB" for bits in WIDTHS), "samples to calibrate, to evaluate")
+    parser.add_argument("--calibration", type=int, help="Samples to calibrate with.")
+    parser.add_argument("--evaluation", type=int, help="Samples to evaluate on.")
+    chosen, console, rows = parser.parse_args(), Console(), {}
+    table = Table(
+        "network", *(f"{bits} bits, dB (same answers)" for bits in WIDTHS), "samples to calibrate, to evaluate"
+    )
     for network, (prepare, calibration, evaluation) in NETWORKS.items():
-        if not fnmatch.fnmatch(network, chosen):
+        if not fnmatch.fnmatch(network, chosen.network):
             continue
+        samples = chosen.calibration or calibration, chosen.evaluation or evaluation
         try:
-            rows[network] = distances_db(prepare(), calibration, evaluation)
+            rows[network] = distances(prepare(), *samples)
         except MissingDataError as error:
             console.print(f"{network} is left out. {error}")
             continue
-        values = [f"{rows[network][str(bits)]:.1f}" for bits in WIDTHS]
-        table.add_row(network, *values, f"{calibration}, {evaluation}")
+        values = [f"{decibels:.1f} ({same:.1%})" for decibels, same in rows[network].values()]
+        table.add_row(network, *values, f"{samples[0]}, {samples[1]}")
     console.print(table)
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(rows, indent=2) + "\n")
