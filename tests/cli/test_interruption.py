@@ -1,13 +1,15 @@
 """Ctrl-C at a moment when Python can only drop it still ends the command."""
 
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from edgesmith.cli.interruption import interruptions_arrive
+from edgesmith.cli.interruption import interruptions_arrive, terminations_interrupt
 
 
 class Interrupted:
@@ -47,3 +49,40 @@ def test_other_dropped_errors_go_where_they_went_before(monkeypatch: pytest.Monk
         victim = Faulty()
         del victim
     assert seen == [ValueError]
+
+
+TERMINATED = """
+import signal, sys
+import edgesmith.host.loader as loader
+from edgesmith.cli import main
+from edgesmith.files import replace_directory
+
+def terminated(**_):
+    with replace_directory(sys.argv[1]) as partial:
+        (partial / "half").write_text("half")
+        signal.raise_signal(signal.SIGTERM)
+    raise SystemExit(0)
+
+loader.load_registry = terminated
+sys.exit(main(["methods"]))
+"""
+
+
+def test_a_termination_leaves_nothing_half_written(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED, str(tmp_path / "artifact")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "Nothing is half written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_handles_terminations_already_goes_on_doing_so() -> None:
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with terminations_interrupt():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]

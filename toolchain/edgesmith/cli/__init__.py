@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgesmith import __version__
-from edgesmith.cli.interruption import interruptions_arrive
+from edgesmith.cli.interruption import Terminated, interruptions_arrive, terminations_interrupt
 from edgesmith.cli.output import only_json_on_stdout, show_error, show_line
 from edgesmith.cli.settings import GlobalOptions
 from edgesmith.collector import collect_seldom
@@ -44,7 +44,12 @@ COMMANDS = (
 EXIT_UNEXPECTED = 1
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 _INTERRUPTED = "Interrupted. Nothing is half written; the same command resumes."
+
+
+def _exit_code(error: KeyboardInterrupt) -> int:
+    return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
 
 
 class _Group(TyperGroup):
@@ -58,7 +63,7 @@ class _Group(TyperGroup):
             raise typer.Exit(EXIT_REFUSED) from error
         except KeyboardInterrupt as error:
             show_line(_INTERRUPTED)
-            raise typer.Exit(EXIT_INTERRUPTED) from error
+            raise typer.Exit(_exit_code(error)) from error
 
 
 app = typer.Typer(
@@ -131,17 +136,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     The code is 0 when the command did its work, 2 for an error that says what to do, faults of plugins that were
-    contained among them, or a wrong call, 130 after Ctrl-C, and 1 for any other fault, which is shown with a traceback.
+    contained among them, or a wrong call, 130 after Ctrl-C, 143 after SIGTERM, and 1 for any other fault, which is
+    shown with a traceback.
     """
     try:
         wanted = sys.argv[1:] if arguments is None else arguments
-        with interruptions_arrive(), collect_seldom(), _results_apart(wanted):
+        with interruptions_arrive(), terminations_interrupt(), collect_seldom(), _results_apart(wanted):
             app(arguments, prog_name="edgesmith")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_UNEXPECTED if stop.code else 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         show_line(_INTERRUPTED)
-        return EXIT_INTERRUPTED
+        return _exit_code(error)
     except Exception:  # noqa: BLE001  the outermost frame: whatever arrives here is a fault to be reported
         import traceback
 

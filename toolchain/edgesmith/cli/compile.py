@@ -28,7 +28,13 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
         ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", metavar="FILE|NAME", help="A recipe file, or auto, int8, int8-dynamic or float.")
+        str,
+        typer.Option(
+            "--recipe",
+            metavar="FILE|NAME",
+            help="A recipe file, or auto, int8, int8-dynamic or float. Default: int8.",
+            show_default=False,
+        ),
     ] = "int8",
     data: Annotated[
         Path | None,

@@ -1,4 +1,4 @@
-"""Ctrl-C that always arrives."""
+"""Ctrl-C that always arrives, and a termination that ends a command in the same way."""
 
 import _thread
 import signal
@@ -11,6 +11,35 @@ from typing import Any
 
 _DELAY_SECONDS = 0.05
 """Long enough for the code that dropped the interruption, a destructor or a callback, to have ended."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as from `kill`, `timeout` or a container that stops.
+
+    A KeyboardInterrupt, which everything lets through that contains faults of plugins.
+    """
+
+
+@contextmanager
+def terminations_interrupt() -> Iterator[None]:
+    """Raise Terminated on SIGTERM, so that what is half written is removed, as on Ctrl-C.
+
+    Nothing changes where the signal is ignored or handled already, and in threads, which receive no signals.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: object) -> None:
+    del number, frame
+    raise Terminated
 
 
 @contextmanager
