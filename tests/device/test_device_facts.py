@@ -219,3 +219,9 @@ def test_the_architecture_must_be_the_profiles():
     require_architecture("ssh://made-up", probe(architecture="x86_64"), None)
     with pytest.raises(DeviceError, match="jetson-orin-nano is aarch64"):
         require_architecture("ssh://made-up", probe(architecture="x86_64"), ORIN_NANO)
+
+
+def test_a_busy_machine_is_told_with_the_share_of_waiting():
+    (remark,) = [one for one in device_run(reply(waiting_share=0.4)).remarks if "busy" in one]
+    assert "waited for a processor 40% of the time" in remark
+    assert not any("busy" in one for one in device_run(reply(waiting_share=0.01)).remarks)

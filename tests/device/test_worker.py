@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -315,3 +316,23 @@ def test_clocks_that_cannot_be_locked_are_a_remark(tmp_path):
     assert done.returncode == 0, done.stderr
     reply = Reply.model_validate_json((tmp_path / "answer.json").read_bytes())
     assert reply.clock_problem == "made-up refusal"
+
+
+@pytest.mark.skipif(
+    not Path("/proc/thread-self/schedstat").exists(), reason="only Linux counts how long a thread waits"
+)
+def test_waiting_for_a_processor_is_counted_where_another_process_has_it():
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        before, spun = machine.waited_seconds(), 0
+        # Two busy processes on one processor take turns, so within this much work of its own this one has waited.
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            spun += 1
+        assert machine.waited_seconds() > before
+    finally:
+        other.kill()
+        other.wait()
+        os.sched_setaffinity(0, allowed)

@@ -131,6 +131,8 @@ class Reply(_Answer):
     taps: tuple[str, ...] = ()
     """Names of all outputs of the tapped graph."""
     loadgen: str = ""
+    waiting_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the time in which the timing thread could have run but had no processor."""
     """Summary that MLPerf's load generator wrote."""
 
 

@@ -15,7 +15,7 @@ from edgesmith.engine import EngineReport
 from edgesmith.host.records import Tier
 from edgesmith.ledger import LayerError, LedgerRow, Measurement
 from edgesmith.measure.reference import OPTIMIZATION
-from edgesmith.measure.runner import quartiles, summarize
+from edgesmith.measure.runner import busy_remarks, quartiles, summarize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,7 +147,7 @@ def _energy(reply: Reply, latency: Measurement) -> Measurement | None:
 
 
 def _state_remarks(reply: Reply) -> tuple[str, ...]:
-    remarks = []
+    remarks = list(busy_remarks(reply.waiting_share))
     if reply.cooling_seconds > 1:
         remarks.append(f"Waited {reply.cooling_seconds:.0f} s for the device to cool down.")
     if reply.runtime.startswith(TRTEXEC):

@@ -23,6 +23,16 @@ BUSY_SHARE = 0.05
 """Above this share of time spent waiting for a processor, absolute times are too long to be taken as they are."""
 
 
+def busy_remarks(waiting_share: float) -> tuple[str, ...]:
+    """Return what a reader of times must know of the share of them that was spent waiting for a processor."""
+    if waiting_share <= BUSY_SHARE:
+        return ()
+    return (
+        f"The machine was busy: the timed thread waited for a processor {waiting_share:.0%} of the time. "
+        "Absolute times are too long, and ratios less exact than on an idle machine.",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyPlan:
     """How long and how often to time. The defaults suit models of 1 ms to 1 s."""
@@ -140,12 +150,7 @@ class LatencyComparison:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the times must know."""
-        if self.waiting_share <= BUSY_SHARE:
-            return ()
-        return (
-            f"The machine was busy: the timed thread waited for a processor {self.waiting_share:.0%} of the time. "
-            "Absolute times are too long, and ratios less exact than on an idle machine.",
-        )
+        return busy_remarks(self.waiting_share)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """Times a model and runs it on every batch."""
 
 import importlib
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
 from .archive import ArrayArchive, Facts, read_batch
 from .loadgen import run_scenario
-from .machine import cool_down, cuda_library, locked_clocks, power_log, read_text, state, which
+from .machine import cool_down, cuda_library, locked_clocks, power_log, read_text, state, waited_seconds, which
 from .model import WorkerModel
 from .onnx_runtime import OnnxRuntimeModel
 from .tensor_rt import Cuda, TensorRTModel
@@ -42,7 +43,9 @@ def run(request: Facts, folder: Path) -> Facts:
         with clocks as clock_problem:
             before = state()
             with power_log(log):
+                waiting, started = waited_seconds(), time.perf_counter()
                 times = model.times(request)
+                waiting = (waited_seconds() - waiting) / (time.perf_counter() - started)
             after = state()
             loadgen = run_scenario(model, archive, request, folder, times) if request["loadgen"] else ""
         with ArrayArchive(folder / "outputs.npz") as written:
@@ -57,6 +60,7 @@ def run(request: Facts, folder: Path) -> Facts:
         "before": before,
         "after": after,
         "tegrastats": read_text(log)[-200_000:],
+        "waiting_share": min(waiting, 1.0),
         "cooling_seconds": waited,
         "clock_problem": clock_problem,
         "engine_layers": layers,
