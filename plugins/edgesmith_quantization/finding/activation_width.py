@@ -2,8 +2,8 @@
 
 Residual streams, softmax and the products between them give the activations of a transformer a few channels that
 reach ten to a thousand times farther than the rest. Eight bits for a whole tensor keep too little of the others, while
-weights of eight bits keep enough; convolutional networks do well with eight bits for both. Qualcomm's tools quantize
-transformers with 16-bit activations for the same reason.
+weights of eight bits keep enough; convolutional networks do well with eight bits for both. The converters of Qualcomm
+AI Runtime know the same division (act_bw 16, weight_bw 8).
 """
 
 from dataclasses import replace
