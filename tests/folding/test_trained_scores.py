@@ -9,12 +9,13 @@ from tests.folding.folding_models import BLOCKS, block_count, deep, inputs_of, r
 from tests.small_graphs import context, run
 
 from edgesmith.execution.torch_graph import TorchGraph
+from edgesmith.execution.training import divergence
 from edgesmith.graph.structure import find_structure
 from edgesmith_calibration.sources import ArraySource
 from edgesmith_folding.finding.places import find_places
 from edgesmith_folding.options.removal import RemoveBlocksOptions
 from edgesmith_folding.remove_blocks import RemoveBlocks
-from edgesmith_folding.scores.gates import divergence, epsilon_at, excess, gates
+from edgesmith_folding.scores.gates import epsilon_at, excess, gates
 from edgesmith_folding.scores.ranks import kendall_tau
 from edgesmith_folding.scores.taylor import taylor_importance
 from edgesmith_folding.training.gated import find_branches, fold_gates, with_gates

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgesmith.execution.training import divergence
 from edgesmith_calibration.moments import MomentsObserver
 from edgesmith_recovery.arithmetic.adapters import start, updated
 from edgesmith_recovery.arithmetic.least_squares import masked_least_squares, scaled_and_shifted
-from edgesmith_recovery.arithmetic.losses import divergence, label_error
+from edgesmith_recovery.arithmetic.losses import label_error
 from edgesmith_recovery.arithmetic.schedule import rate_factor
 
 ADAPTERS = ("mask-lora", "scale-lora", "lora-prune", "lora")

@@ -1,6 +1,5 @@
 """Gates between 0 and 1 that become exact, and the budget that they keep. Nothing here knows a graph."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
@@ -33,14 +32,3 @@ def excess(opened: Tensor, costs: Tensor, budget: float) -> Tensor:
         budget: Share of all MACs that may be left.
     """
     return F.relu((opened * costs).sum() / costs.sum() - budget).square()
-
-
-def divergence(logits: Tensor, dense: Tensor) -> Tensor:
-    """Return KL(dense || gated), mean over tokens.
-
-    Args:
-        logits: Of the gated network, [..., tokens].
-        dense: Of the network with all gates open.
-    """
-    wanted, found = (torch.log_softmax(each.flatten(0, -2).float(), -1) for each in (dense, logits))
-    return F.kl_div(found, wanted, reduction="batchmean", log_target=True)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from edgesmith.execution.torch_graph import TorchGraph
-from edgesmith.execution.training import relative_error, torch_threads
+from edgesmith.execution.training import divergence, relative_error, torch_threads
 from edgesmith.progress import Progress
 from edgesmith_calibration.sources import DataSource
 from edgesmith_folding.finding.places import Place
-from edgesmith_folding.scores.gates import divergence, epsilon_at, excess, gates
+from edgesmith_folding.scores.gates import epsilon_at, excess, gates
 from edgesmith_folding.training.gated import Branch, find_branches, with_gates
 
 _DOUBLE_EVERY = 50

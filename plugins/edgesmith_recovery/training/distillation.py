@@ -12,11 +12,11 @@ from torch.func import functional_call
 
 from edgesmith.errors import DataError
 from edgesmith.execution.torch_graph import TorchGraph
-from edgesmith.execution.training import relative_error
+from edgesmith.execution.training import divergence, relative_error
 from edgesmith.execution.unpadded import Padding
 from edgesmith.graph.structure import Structure
 from edgesmith_calibration.sources import Batch
-from edgesmith_recovery.arithmetic.losses import IGNORED_LABEL, divergence, label_error
+from edgesmith_recovery.arithmetic.losses import IGNORED_LABEL, label_error
 from edgesmith_recovery.finding.outputs import compared_outputs, logits_of
 from edgesmith_recovery.finding.pairs import Pair
 from edgesmith_recovery.options.recover import RecoverOptions
