@@ -41,6 +41,7 @@ def made_up_probe(**changes: object) -> dict:
         "driver": made_up("driver"),
         "gpus": "",
         "android": "",
+        "chip": "",
         "cuda_runtime": True,
         "trtexec": "",
         "modules": {name: {"version": "1.0", "reason": ""} for name in ("numpy", "onnxruntime", "tensorrt")},

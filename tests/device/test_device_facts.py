@@ -20,6 +20,13 @@ from edgesmith.profile import load_profile
 ORIN_NANO = load_profile("edgesmith_tensorrt:profiles/jetson-orin-nano.toml")
 RTX_40 = load_profile("edgesmith_tensorrt:profiles/rtx-40.toml")
 H100 = load_profile("edgesmith_tensorrt:profiles/h100.toml")
+RTX_30 = load_profile("edgesmith_tensorrt:profiles/rtx-30.toml")
+RTX_50 = load_profile("edgesmith_tensorrt:profiles/rtx-50.toml")
+EXECUTORCH = load_profile("edgesmith_executorch:profiles/executorch-xnnpack.toml")
+ONNX_CPU = load_profile("edgesmith_onnxruntime:profiles/onnx-cpu.toml")
+ANDROID_CPU = load_profile("edgesmith_onnxruntime:profiles/android-cpu.toml")
+QNN = load_profile("edgesmith_onnxruntime:profiles/android-qnn.toml")
+IOS = load_profile("edgesmith_onnxruntime:profiles/ios-coreml.toml")
 
 
 def probe(**changes) -> Probe:
@@ -148,34 +155,80 @@ def test_a_damaged_record_is_not_overwritten(tmp_path):
     assert (tmp_path / "validation.json").read_text() == '{"format": 1, "runs": [{}]}'
 
 
+def card(name: str, capability: str) -> dict:
+    return {"architecture": "x86_64", "board": "", "gpus": f"{name}, 580.1, {capability}, 8192 MiB"}
+
+
+def phone(**changes: str) -> dict:
+    return {"board": "", "android": "SM-S928B", "chip": "SM8650", **changes}
+
+
+PI = {"board": "Raspberry Pi 5 Model B"}
+
+
 @pytest.mark.parametrize(
     ("profile", "changes", "runtime", "is_local", "tier"),
     [
         (ORIN_NANO, {}, "tensorrt", False, Tier.DEVICE),
         (ORIN_NANO, {}, "tensorrt", True, Tier.DEVICE),
         (ORIN_NANO, {}, "trtexec", False, Tier.DEVICE),
-        (RTX_40, {"board": "GeForce RTX 4090"}, "trtexec", False, Tier.REFERENCE),
-        (RTX_40, {"board": "GeForce RTX 4090"}, "tensorrt_rtx", False, Tier.DEVICE),
         (ORIN_NANO, {}, "onnxruntime", False, Tier.REFERENCE),
         (ORIN_NANO, {"board": "Made-up Jetson AGX Orin"}, "tensorrt", False, Tier.REFERENCE),
-        (H100, {"board": "", "gpus": "NVIDIA H200, 1, 9.0, 1 MiB"}, "tensorrt", False, Tier.DEVICE),
+        (RTX_40, card("NVIDIA GeForce RTX 4090", "8.9"), "trtexec", False, Tier.REFERENCE),
+        (RTX_40, card("NVIDIA GeForce RTX 4090", "8.9"), "tensorrt_rtx", False, Tier.DEVICE),
+        (RTX_40, card("NVIDIA RTX 5000 Ada Generation", "8.9"), "tensorrt_rtx", False, Tier.DEVICE),
+        (RTX_40, card("NVIDIA L4", "8.9"), "tensorrt_rtx", False, Tier.PROXY),
+        (RTX_40, card("Quadro RTX 4000", "7.5"), "tensorrt_rtx", False, Tier.REFERENCE),
+        (RTX_50, card("NVIDIA RTX 5000 Ada Generation", "8.9"), "tensorrt_rtx", False, Tier.REFERENCE),
+        (RTX_30, card("NVIDIA RTX 3000 Ada Generation Laptop GPU", "8.9"), "tensorrt_rtx", False, Tier.REFERENCE),
+        (RTX_30, card("NVIDIA RTX A2000", "8.6"), "tensorrt_rtx", False, Tier.DEVICE),
+        (H100, card("NVIDIA H200", "9.0"), "tensorrt", False, Tier.DEVICE),
+        (H100, card("NVIDIA GH200 480GB", "9.0"), "tensorrt", False, Tier.PROXY),
         (H100, {"board": "", "gpus": ""}, "tensorrt", False, Tier.REFERENCE),
+        (EXECUTORCH, PI, "onnxruntime", False, Tier.REFERENCE),
+        (ANDROID_CPU, PI, "onnxruntime", False, Tier.PROXY),
+        (ANDROID_CPU, {"board": "", "cpu_info": "model name : AWS Graviton\n"}, "onnxruntime", False, Tier.PROXY),
+        (ANDROID_CPU, phone(), "onnxruntime", False, Tier.DEVICE),
+        (ANDROID_CPU, phone(architecture="x86_64"), "onnxruntime", False, Tier.REFERENCE),
+        (IOS, {"board": "", "architecture": "arm64", "system": "Linux 6"}, "onnxruntime", False, Tier.REFERENCE),
+        (QNN, phone(), "onnxruntime", False, Tier.REFERENCE),
+        (QNN, phone(chip="", android="SM8650 QRD"), "onnxruntime", False, Tier.REFERENCE),
+        (ONNX_CPU, PI, "onnxruntime", False, Tier.DEVICE),
+        (ONNX_CPU, PI, "onnxruntime", True, Tier.REFERENCE),
         (None, {}, "onnxruntime", False, Tier.DEVICE),
         (None, {}, "onnxruntime", True, Tier.REFERENCE),
     ],
 )
 def test_device_is_only_the_machine_of_the_profile_with_its_own_runtime(profile, changes, runtime, is_local, tier):
-    found, reason = tier_of(profile, probe(**changes), runtime, is_local=is_local)
-    assert found == tier
+    provider = "CPUExecutionProvider" if runtime == "onnxruntime" else "GPU"
+    found, reason = tier_of(profile, probe(**changes), runtime, provider, is_local=is_local)
+    assert found == tier, reason
     assert reason
 
 
+@pytest.mark.parametrize(
+    ("profile", "changes", "provider", "tier"),
+    [
+        (QNN, phone(), "QNNExecutionProvider", Tier.DEVICE),
+        (QNN, phone(chip="Tensor G4", android="Pixel 9"), "QNNExecutionProvider", Tier.REFERENCE),
+        (IOS, {"board": "", "architecture": "arm64", "system": "iOS 18.1"}, "CoreMLExecutionProvider", Tier.DEVICE),
+        (IOS, {"board": "", "architecture": "arm64", "system": "Darwin 24"}, "CoreMLExecutionProvider", Tier.PROXY),
+    ],
+)
+def test_the_provider_and_the_chip_of_a_phone_decide(profile, changes, provider, tier):
+    found, reason = tier_of(profile, probe(**changes), "onnxruntime", provider, is_local=False)
+    assert found == tier, reason
+
+
 def test_each_profile_has_its_runtime():
-    assert [own_runtime(profile) for profile in (None, ORIN_NANO, RTX_40)] == [
+    assert [own_runtime(profile) for profile in (None, ORIN_NANO, RTX_40, ONNX_CPU, EXECUTORCH)] == [
         "onnxruntime",
         "tensorrt",
         "tensorrt_rtx",
+        "onnxruntime",
+        "",
     ]
+    assert best_runtime(EXECUTORCH, probe()) == "onnxruntime"
 
 
 def missing(name: str, reason: str) -> dict:

@@ -209,7 +209,7 @@ def test_here_a_jetson_artifact_needs_tensorrt_and_never_becomes_device(capsys, 
     code, run = validate(capsys, jetson_artifact, "local", "--set", "runtime=onnxruntime")
     assert code == 0
     assert run["tier"] == "reference"
-    assert "is not the device of jetson-orin-nano" in run["reason"]
+    assert "is not the runtime of jetson-orin-nano" in run["reason"]
 
 
 @pytest.fixture

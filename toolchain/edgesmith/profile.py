@@ -47,7 +47,10 @@ class Device(_Sourced):
         default=None, pattern=r"^\d+\.\d$", description="Of an NVIDIA GPU, such as 8.7."
     )
     machines: tuple[str, ...] = Field(
-        default=(), description="Parts of names by which such machines know themselves, such as Orin Nano."
+        default=(), description="Words in names by which such machines or chips know themselves, such as Orin Nano."
+    )
+    systems: tuple[str, ...] = Field(
+        default=(), description="Operating systems of it, such as Android or iOS; empty where any will do."
     )
     architectures: tuple[str, ...] = Field(
         default=(), description="What uname -m prints on it, such as aarch64; empty where several systems carry it."
@@ -80,6 +83,7 @@ class Runtime(_Sourced):
     versions: str = Field(description="Versions, as a requirement specifier such as >=10.3,<11.")
     opset: int = Field(ge=9, description="Highest ONNX opset that all of these versions read.")
     platform: str = Field(default="", description="Software release that brings it, such as JetPack 6.2.")
+    provider: str = Field(default="", description="Execution provider of ONNX Runtime, such as CPUExecutionProvider.")
 
 
 class DeepLearningAccelerator(_Sourced):

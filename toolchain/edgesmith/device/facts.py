@@ -69,6 +69,9 @@ class Probe(_Answer):
     driver: str
     gpus: str
     android: str
+    """Model of a phone; empty on other systems."""
+    chip: str
+    """Model of a phone's processor, such as SM8650."""
     cuda_runtime: bool
     trtexec: str
     """Path of trtexec; empty where there is none."""
@@ -80,6 +83,16 @@ class Probe(_Answer):
         """The name by which the machine knows itself: board, phone or GPU, else the processor."""
         found = _PROCESSOR.search(self.cpu_info)
         return self.board or self.android or self.gpu.get("name", "") or (found[1] if found else self.architecture)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names by which the machine, its GPU and its chip know themselves."""
+        return tuple(filter(None, (self.board, self.gpu.get("name", ""), self.chip, self.android)))
+
+    @property
+    def operating_system(self) -> str:
+        """Android, Linux, iOS, Darwin or Windows. Python on Android may call the kernel's name."""
+        return "Android" if self.android or self.chip else self.system.partition(" ")[0]
 
     @property
     def gpu(self) -> dict[str, str]:
@@ -101,6 +114,7 @@ class Probe(_Answer):
             "free_memory_kib": self.state.memory_kib.get("MemAvailable", 0),
             "jetson_linux": read_jetson_release(self.jetson_release),
             "jetpack": self.jetpack,
+            "chip": self.chip,
             "gpu": self.gpu.get("name", ""),
             "driver": self.gpu.get("driver", "") or (driver[1] if driver else ""),
             **{name: module.version for name, module in self.modules.items()},
@@ -117,6 +131,8 @@ class Reply(_Answer):
     before: State
     after: State
     tegrastats: str
+    waiting_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the time in which the timing thread could have run but had no processor."""
     cooling_seconds: float
     runtime: str
     provider: str
@@ -131,8 +147,6 @@ class Reply(_Answer):
     taps: tuple[str, ...] = ()
     """Names of all outputs of the tapped graph."""
     loadgen: str = ""
-    waiting_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the time in which the timing thread could have run but had no processor."""
     """Summary that MLPerf's load generator wrote."""
 
 

@@ -1,5 +1,7 @@
 """Which runtime a device runs an artifact in, and what its numbers are then worth."""
 
+import re
+
 from edgesmith.device import faults
 from edgesmith.device.facts import Probe
 from edgesmith.host.records import Tier
@@ -13,7 +15,7 @@ TRTEXEC = "trtexec"
 LOADGEN = "mlperf_loadgen"
 """Python module of MLPerf's load generator."""
 
-_BY_PROFILE = {"TensorRT": TENSORRT, "TensorRT-RTX": TENSORRT_RTX}
+_BY_PROFILE = {"TensorRT": TENSORRT, "TensorRT-RTX": TENSORRT_RTX, "ONNX Runtime": ONNX_RUNTIME}
 _OTHER_ARCHITECTURE = ("wrong ELF class", "invalid ELF header", "Exec format error", "incompatible architecture")
 _INSTALL = {
     "numpy": "Install numpy there (apt-get install python3-numpy), or name another interpreter (--set python=PATH).",
@@ -22,18 +24,27 @@ _INSTALL = {
     LOADGEN: "Run `python3 -m pip install mlcommons-loadgen` there, or leave --loadgen out.",
     TENSORRT_RTX: "Run `python3 -m pip install tensorrt-rtx` there, with the driver of the card.",
 }
+_OWN = "with the target's runtime"
 _INSTEAD = " With --set runtime=onnxruntime the graph runs there in ONNX Runtime, and its numbers stay reference."
 
 
 def own_runtime(profile: Profile | None) -> str:
-    """Return the module of the runtime that a target is made for; ONNX Runtime where it has no device profile."""
-    names = [runtime.name for runtime in profile.runtimes] if profile else []
-    return next((_BY_PROFILE[name] for name in names if name in _BY_PROFILE), ONNX_RUNTIME)
+    """Return the module of the runtime that a target is made for; empty where the worker has no way to run it.
+
+    Without a device profile it is ONNX Runtime.
+    """
+    if profile is None:
+        return ONNX_RUNTIME
+    return next((_BY_PROFILE[runtime.name] for runtime in profile.runtimes if runtime.name in _BY_PROFILE), "")
 
 
 def best_runtime(profile: Profile | None, probe: Probe) -> str:
-    """Return the target's runtime, or trtexec where the device has that and no Python module of TensorRT."""
-    runtime = own_runtime(profile)
+    """Return what the device runs the artifact in.
+
+    It is the target's runtime, or trtexec where the device has that and no Python module of TensorRT. A runtime that
+    the worker cannot run is replaced by ONNX Runtime.
+    """
+    runtime = own_runtime(profile) or ONNX_RUNTIME
     module = probe.modules.get(runtime)
     usable = module is not None and module.version and probe.cuda_runtime
     return TRTEXEC if runtime == TENSORRT and not usable and probe.trtexec else runtime
@@ -88,19 +99,70 @@ def require_architecture(address: str, probe: Probe, profile: Profile | None) ->
         raise faults.wrong_architecture(address, reason, f"the device of the target, {profile.device.processor}")
 
 
-def tier_of(profile: Profile | None, probe: Probe, runtime: str, *, is_local: bool) -> tuple[Tier, str]:
+def tier_of(profile: Profile | None, probe: Probe, runtime: str, provider: str, *, is_local: bool) -> tuple[Tier, str]:
     """Return what numbers from this machine are worth, and why.
 
-    `device` is only for the machine that the target's profile names, with the target's own runtime. A target whose
-    profile names none, or that has no profile, is for any processor: there a machine that the user reaches as a device
-    is the device.
+    `device` is only for the machine that the target's profile names, with the target's own runtime and provider. A
+    target whose profile names none, or that has no profile, is for any machine of its architectures and systems: there
+    a machine that the user reaches as a device is the device. Another machine of the same kind is a `proxy`.
+
+    Args:
+        profile: The target's device; None where it has none.
+        probe: What the machine is.
+        runtime: Module or program that ran the model.
+        provider: Execution provider that ran it.
+        is_local: Whether it is the machine that this process runs on.
     """
-    if profile is None or not profile.device.machines:
-        if is_local:
-            return Tier.REFERENCE, "the machine that compiles, with no device named"
-        return Tier.DEVICE, f"{probe.machine}, with the target's runtime"
-    if not any(name.casefold() in probe.machine.casefold() for name in profile.device.machines):
-        return Tier.REFERENCE, f"{probe.machine} is not the device of {profile.name} ({profile.device.processor})"
-    if (TENSORRT if runtime == TRTEXEC else runtime) != own_runtime(profile):
-        return Tier.REFERENCE, f"{runtime} is not the runtime of {profile.name} ({own_runtime(profile)})"
-    return Tier.DEVICE, f"{probe.machine}, with the target's runtime"
+    if profile is None:
+        return _unnamed(probe, is_local=is_local)
+    other = _other_runtime(profile, runtime, provider) or _other_kind(profile, probe)
+    if other:
+        return Tier.REFERENCE, other
+    words = profile.device.machines
+    is_named = not words or any(_has_word(name, word) for name in probe.names for word in words)
+    has_system = not profile.device.systems or probe.operating_system in profile.device.systems
+    if is_named and has_system:
+        return _unnamed(probe, is_local=is_local) if not words else (Tier.DEVICE, f"{probe.machine}, {_OWN}")
+    reason = (
+        f"{probe.machine} ({probe.operating_system}) is not the device of {profile.name}, {profile.device.processor}"
+    )
+    # Without a fact that both share, there is no knowing that they are of one kind.
+    is_alike = bool(profile.device.compute_capability or (profile.device.architectures and not words))
+    return Tier.PROXY if is_alike and not is_local and _tells_kind(profile, probe) else Tier.REFERENCE, reason
+
+
+def _unnamed(probe: Probe, *, is_local: bool) -> tuple[Tier, str]:
+    if is_local:
+        return Tier.REFERENCE, "the machine that compiles, with no device named"
+    return Tier.DEVICE, f"{probe.machine}, {_OWN}"
+
+
+def _other_runtime(profile: Profile, runtime: str, provider: str) -> str:
+    """Return how what ran the model differs from what the target is made for; empty if it does not."""
+    own = own_runtime(profile)
+    if (TENSORRT if runtime == TRTEXEC else runtime) != own:
+        return f"{runtime} is not the runtime of {profile.name} ({own or profile.runtimes[0].name})"
+    wanted = {each.provider for each in profile.runtimes if each.provider}
+    if wanted and provider not in wanted:
+        return f"it ran in {provider}, and {profile.name} is for {' or '.join(sorted(wanted))}"
+    return ""
+
+
+def _other_kind(profile: Profile, probe: Probe) -> str:
+    """Return why no machine of this kind can be the device; empty if one can."""
+    device, capability = profile.device, probe.gpu.get("compute_capability", "")
+    if device.architectures and probe.architecture not in device.architectures:
+        return f"{probe.machine} is {probe.architecture}, and {profile.name} is {' or '.join(device.architectures)}"
+    if device.compute_capability and capability and capability != device.compute_capability:
+        return f"{probe.machine} has compute capability {capability}, and {profile.name} {device.compute_capability}"
+    return ""
+
+
+def _tells_kind(profile: Profile, probe: Probe) -> bool:
+    """Return whether a GPU, where one is the device, says what it is."""
+    return not profile.device.compute_capability or bool(probe.gpu.get("compute_capability"))
+
+
+def _has_word(name: str, word: str) -> bool:
+    """Return whether a name has a word or several: H200 is in NVIDIA H200, and not in GH200."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", name, re.IGNORECASE) is not None

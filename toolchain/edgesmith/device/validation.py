@@ -316,7 +316,9 @@ def _summarize(
     ledger: Ledger,
     unit: str,
 ) -> DeviceRun:
-    tier, reason = tier_of(visit.target.profile, found.probe, found.runtime, is_local=transport.is_local)
+    tier, reason = tier_of(
+        visit.target.profile, found.probe, found.runtime, found.reply.provider, is_local=transport.is_local
+    )
     seen = Seen(
         address=transport.address,
         tier=tier,

@@ -39,6 +39,7 @@ def probe() -> Facts:
             "nvidia-smi", "--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader"
         ),
         "android": _tool("getprop", "ro.product.model"),
+        "chip": _tool("getprop", "ro.soc.model"),
         "cuda_runtime": cuda_library() is not None,
         "trtexec": which("trtexec") or "",
         "modules": {name: _version(name) for name in MODULES},
@@ -58,13 +59,13 @@ def state() -> Facts:
     }
 
 
-def _clocks() -> list[list[Any]]:
 def waited_seconds() -> float:
     """Return how long this thread could have run but had no processor, as Linux counts it; 0 where nobody does."""
     words = read_text("/proc/thread-self/schedstat").split()
     return int(words[1]) / 1e9 if len(words) > 1 and words[1].isdigit() else 0.0
 
 
+def _clocks() -> list[list[Any]]:
     """Return lowest, highest and present frequency of each processor policy and device, as the kernel shows them."""
     shown = []
     for folder in sorted(Path("/sys/devices/system/cpu/cpufreq").glob("policy*")):
