@@ -12,6 +12,8 @@ import onnx_ir as ir
 from edgesmith.graph.edit import constant_tensor
 from edgesmith_tensorrt.dialect import Accelerator
 
+OPEN_SIZES = "its dimensions are not all numbers"
+"""Why a node of a graph with open dimensions falls back."""
 _IMAGE_RANK = 4
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FREE = frozenset(("Identity", "Dropout"))
@@ -95,7 +97,7 @@ def _broken_limits(node: ir.Node, dla: Accelerator) -> Iterator[str]:
     for value in (node.inputs[0], node.outputs[0]):
         sizes = _sizes(value)
         if sizes is None:
-            yield "its dimensions are not all numbers"
+            yield OPEN_SIZES
         elif len(sizes) != _IMAGE_RANK:
             yield f"values have {len(sizes)} dimensions, and the DLA takes images of 4"
         elif sizes[0] > dla.largest_batch or max(sizes[1:]) > dla.largest_dimension:

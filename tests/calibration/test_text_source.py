@@ -179,6 +179,13 @@ def test_damaged_files_are_refused_with_all_four_parts(tmp_path, name, content, 
     assert all((error.value.expected, error.value.why, error.value.fix))
 
 
+def test_a_column_of_another_name_is_to_be_named_in_the_description(tmp_path):
+    (tmp_path / "a.csv").write_text("body,label\ngood,1\n")
+    with pytest.raises(DataError, match="no column 'text'") as error:
+        TextSource(tmp_path / "a.csv", encoder())
+    assert "YAML data description: text_column" in error.value.fix
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         TextSource(tmp_path / "none.csv", encoder())

@@ -43,6 +43,15 @@ def test_missing_numbers_and_long_names_keep_the_width(make, width: int):
     assert "–" in text
 
 
+def test_each_rule_says_once_what_it_found_in_the_artifact():
+    ledger = report_ledgers.minimal_ledger()
+    remarks = ("Joined scale and bias.", "dla-placement: 0 parts on the DLA.", "dla-placement: 2 nodes run on the GPU.")
+    rows = [row.model_copy(update={"remarks": remarks}) for row in ledger.rows]
+    text = printed(ledger_table(ledger.model_copy(update={"rows": tuple(rows)})), 200)
+    assert text.count("dla-placement: 0 parts on the DLA.") == 1
+    assert "2 nodes" not in text and "Joined" not in text
+
+
 def test_names_are_not_markup():
     ledger = report_ledgers.minimal_ledger()
     row = ledger.rows[0].model_copy(update={"stage": "[bold]x[/]", "reason": "[red]why[/]", "status": "undone"})

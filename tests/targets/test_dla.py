@@ -171,6 +171,12 @@ def test_the_rule_counts_and_names_and_is_silent_on_the_gpu(board):
     assert lint(model, find_target(REGISTRY, "jetson-agx-orin")) == []
 
 
+def test_open_sizes_are_told_with_the_option_that_fixes_them(board):
+    found = lint(graph([node("Relu", ["x"], "y")], {}, {"x": ["batch", 4, 8, "width"]}), board)
+    assert len(found) == 2
+    assert all("--shape batch=1 --shape width=SIZE" in finding.fix for finding in found)
+
+
 def test_more_parts_than_a_core_holds_are_found(board):
     names = ["x", *(f"v{index}" for index in range(35)), "y"]
     nodes = [node(("Relu", "Erf")[i % 2], [names[i]], names[i + 1]) for i in range(36)]

@@ -232,6 +232,6 @@ def _column(rows: Sequence[Mapping[str, str]], name: str, description: str) -> l
                 f"sample {number} of {description} has no column '{name}'",
                 expected=f"one of its columns: {', '.join(row)}",
                 why="texts and labels are found by the column's name",
-                fix="name the column in the data file: text_column, pair_column or label_column",
+                fix="name the column in a YAML data description: text_column, pair_column or label_column",
             )
     return [row[name] for row in rows]

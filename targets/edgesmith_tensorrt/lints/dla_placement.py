@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
+from edgesmith.frontends.fixed_dimensions import open_dimensions
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.lint import Finding
 from edgesmith.model import Model
 from edgesmith_tensorrt.dialect import TensorRTDialect
-from edgesmith_tensorrt.dla import place
+from edgesmith_tensorrt.dla import OPEN_SIZES, place
 
 
 def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
@@ -22,7 +23,9 @@ def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
     yield Finding(
         f"{fallen} of {total} nodes fall back from DLA core {dla.core} to the GPU: {placement.loadables} parts on the "
         f"DLA, {placement.transitions} transitions.",
-        "Build for the GPU where most nodes fall back (leave `core` out of the profile).",
+        _fix_sizes(model)
+        if OPEN_SIZES in placement.fallbacks
+        else "Build for the GPU where most nodes fall back (leave `core` out of the profile).",
         placement.accelerated if len(placement.accelerated) < fallen else (),
     )
     if placement.loadables > dla.loadables:
@@ -31,6 +34,15 @@ def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
             "Build for the GPU, or change the operators that cut the network.",
         )
     for reason, nodes in placement.fallbacks.items():
-        yield Finding(
-            f"{len(nodes)} nodes run on the GPU: {reason}.", "Choose an operator that the DLA runs, if it pays.", nodes
-        )
+        fix = _fix_sizes(model) if reason == OPEN_SIZES else "Choose an operator that the DLA runs, if it pays."
+        yield Finding(f"{len(nodes)} nodes run on the GPU: {reason}.", fix, nodes)
+
+
+def _fix_sizes(model: Model) -> str:
+    """Return how to give the open dimensions a size when the source is compiled."""
+    words = [f"--shape {name}={1 if axis == 0 else 'SIZE'}" for name, (_, axis) in open_dimensions(model.ir).items()]
+    if not words:
+        return "Export the model with fixed sizes."
+    return (
+        f"Fix the sizes of the inputs: `edgesmith compile` with {' '.join(words)}. Then lint the graph in the artifact."
+    )

@@ -26,8 +26,8 @@ def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
     if open_inputs:
         yield Finding(
             "Inputs have dimensions without a number and no optimization profile; trtexec would build for size 1.",
-            "Compile with `edgesmith compile`, which writes shapes to build.json, or give --minShapes, --optShapes "
-            "and --maxShapes.",
+            "Expected of a source: `edgesmith compile` writes the shapes to build.json. Where trtexec builds from this "
+            "very file, give it --minShapes, --optShapes and --maxShapes.",
             tuple(open_inputs),
         )
     unranked = [str(value.name) for value in model.graph.inputs if value.shape is None]

@@ -1,5 +1,6 @@
 """The ledger as a table for the terminal: legible at 80 columns, without colour, and when piped to a file."""
 
+import re
 from typing import TYPE_CHECKING
 
 from edgesmith.ledger import Ledger, LedgerRow, Measurement
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from edgesmith.measure.comparable import ComparedFigure
     from edgesmith.measure.compare import ArtifactComparison
 
+_FINDING = re.compile(r"([a-z0-9]+(?:-[a-z0-9]+)+): ")
+"""How a remark begins that is a finding: with the name of its rule."""
 _STAGE_LENGTH = 30
 _TIER_LETTERS = {"simulated": "S", "reference": "R", "proxy": "P", "device": "D"}
 
@@ -44,7 +47,9 @@ def ledger_table(ledger: Ledger) -> "RenderableType":
         table.add_row(*map(Text, _cells(row, ledger, unit)), style=_style(row, ledger))
     legend = [f"{letter} {name}" for name, letter in _TIER_LETTERS.items() if _has_tier(ledger, name)]
     notes = f"> chosen, latency as median [quartiles], tier: {', '.join(legend) or 'nothing measured'}"
-    return Group(table, Text(notes, style="dim"), *_reasons(ledger), Text(ledger.verdict, style="bold"))
+    return Group(
+        table, Text(notes, style="dim"), *_reasons(ledger), *_findings(ledger), Text(ledger.verdict, style="bold")
+    )
 
 
 def comparison_table(comparison: "ArtifactComparison") -> "RenderableType":
@@ -132,6 +137,18 @@ def _reasons(ledger: Ledger) -> "list[RenderableType]":
     from rich.text import Text
 
     return [Text(f"{shorten(row.stage, _STAGE_LENGTH)}: {row.reason}") for row in ledger.rows if row.reason]
+
+
+def _findings(ledger: Ledger) -> "list[RenderableType]":
+    """Return the first thing that each rule of the target found in the artifact; the report has the rest."""
+    from rich.text import Text
+
+    first: dict[str, str] = {}
+    for remark in ledger.chosen_row.remarks:
+        found = _FINDING.match(remark)
+        if found:
+            first.setdefault(found[1], remark)
+    return [Text(remark) for remark in first.values()]
 
 
 def _number(number: Measurement | None) -> str:
