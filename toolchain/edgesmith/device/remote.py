@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from edgesmith.device import faults
 from edgesmith.device.facts import Probe, Reply
 from edgesmith.device.runtimes import TENSORRT_RTX, TRTEXEC
-from edgesmith.device.shipment import BUILD_SCRIPT, ENGINE, SHELL_SCRIPT
+from edgesmith.device.shipment import BUILD_SCRIPT, SHELL_SCRIPT
 from edgesmith.device.transport import Finished, Workspace
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
@@ -19,6 +19,8 @@ AnswerT = TypeVar("AnswerT", bound=BaseModel)
 WORKER = "worker.pyz"
 _PACKAGE, _STARTER = "edgesmith_worker", "import sys; from edgesmith_worker.main import main; sys.exit(main())"
 REQUEST, ANSWER, OUTPUTS, TAPS = "request.json", "answer.json", "outputs.npz", "taps.npz"
+ENGINE_IS_WHOLE = "engine.whole"
+"""Written when trtexec has built the engine of the files that are there."""
 _PROBE_SECONDS = 600.0
 _GRACE_SECONDS = 30.0
 """The worker ends itself at its deadline; a device that does not even do that is given up after this time."""
@@ -78,11 +80,14 @@ def build_engine(place: Workspace, runtime: str, probe: Probe, timeout_seconds: 
     """
     address = place.transport.address
     if runtime == TRTEXEC:
-        if place.is_resumed and place.has(ENGINE):
+        if place.is_resumed and place.transport.run(["test", "-e", place.path(ENGINE_IS_WHOLE)]).code == 0:
             return "Engine of the try before."
+        # A build that is cut off leaves a part of an engine.
+        place.remove(ENGINE_IS_WHOLE)
         words = ["env", f"TRTEXEC={probe.trtexec}", "sh", place.path(SHELL_SCRIPT)]
         done = place.transport.run(words, timeout_seconds=timeout_seconds)
         _require_done(address, "building the engine", done)
+        place.transport.run(["touch", place.path(ENGINE_IS_WHOLE)])
         return "Engine built on the device with trtexec."
     words = [place.transport.python, place.path(BUILD_SCRIPT), "--module", runtime]
     if runtime == TENSORRT_RTX and probe.gpu:

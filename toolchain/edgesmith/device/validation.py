@@ -15,6 +15,7 @@ from edgesmith.device.plan import ValidationPlan
 from edgesmith.device.record import DeviceRun
 from edgesmith.device.remote import (
     ANSWER,
+    ENGINE_IS_WHOLE,
     OUTPUTS,
     TAPS,
     build_engine,
@@ -250,8 +251,9 @@ def _send(place: Workspace, visit: _Visit, runtime: str) -> None:
     if visit.labels and runtime == ONNX_RUNTIME:
         files += write_tapped(visit.shipment.entry, list(visit.labels), visit.scratch)
     if place.is_resumed and not all(place.holds(file, file.name) for file in files):
-        # An answer of the try before was to other files.
+        # The answer and the engine of the try before were made of other files.
         place.remove(ANSWER)
+        place.remove(ENGINE_IS_WHOLE)
     for file in files:
         place.push(file, file.name)
 
