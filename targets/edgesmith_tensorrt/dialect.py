@@ -6,6 +6,7 @@ fuses, keeps biases in float, and takes INT4 only as weights (TensorRT developer
 
 from dataclasses import dataclass, field
 
+from edgesmith.errors import TargetError
 from edgesmith.host.dialect import Dialect, TensorFormat, WeightFormat
 from edgesmith.profile import Profile
 
@@ -37,8 +38,24 @@ class TensorRTDialect(Dialect):
     """The DLA to build for; None where the engine runs on the GPU."""
 
 
+_CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
+"""Of the GPUs that TensorRT 10 and 11 build for; source: CUDA GPU compute capability table."""
+
+
 def dialect_of(profile: Profile) -> TensorRTDialect:
-    """Return the dialect of TensorRT on the device of `profile`."""
+    """Return the dialect of TensorRT on the device of `profile`.
+
+    Raises:
+        TargetError: Its compute capability is none that TensorRT builds for.
+    """
+    capability = profile.device.compute_capability
+    if capability is not None and capability not in _CAPABILITIES:
+        raise TargetError(
+            f"Profile {profile.name} has the compute capability {capability}, which no GPU for TensorRT has.",
+            expected=f"one of {', '.join(_CAPABILITIES)}",
+            why="Formats and engines depend on it.",
+            fix="Ask nvidia-smi --query-gpu=compute_cap --format=csv on the device.",
+        )
     weight_only = [WeightFormat("int8", block_sizes=_BLOCK_SIZES, opset=_BLOCKED_OPSET)]
     if profile.has("int4-weights"):
         weight_only.append(WeightFormat("int4", block_sizes=_BLOCK_SIZES, opset=_BLOCKED_OPSET))

@@ -9,7 +9,14 @@ from pydantic import ValidationError
 from edgesmith.device.comparison import OutputComparison
 from edgesmith.device.facts import Probe, Reply, State, read_jetson_release, read_power, read_power_mode, total_power
 from edgesmith.device.record import append_run, compare_runs, load_record
-from edgesmith.device.runtimes import best_runtime, own_runtime, require_architecture, require_runtime, tier_of
+from edgesmith.device.runtimes import (
+    best_runtime,
+    own_runtime,
+    require_architecture,
+    require_runtime,
+    tier_of,
+    unlisted_version,
+)
 from edgesmith.device.summary import Seen, conditions_of, percentiles, summarize_run
 from edgesmith.device.validation import require_one_power_mode
 from edgesmith.errors import DeviceError, MeasurementError
@@ -218,6 +225,18 @@ def test_device_is_only_the_machine_of_the_profile_with_its_own_runtime(profile,
 def test_the_provider_and_the_chip_of_a_phone_decide(profile, changes, provider, tier):
     found, reason = tier_of(profile, probe(**changes), "onnxruntime", provider, is_local=False)
     assert found == tier, reason
+
+
+@pytest.mark.parametrize(
+    ("version", "is_listed"),
+    [("10.3.0", True), ("10.16.1.11", True), ("10.7.0", False), ("12.0.0", False), ("made up", True)],
+)
+def test_a_version_of_the_runtime_that_the_profile_does_not_list_is_told(version, is_listed):
+    modules = {**made_up_probe()["modules"], "tensorrt": {"version": version, "reason": ""}}
+    told = unlisted_version(ORIN_NANO, probe(modules=modules), "tensorrt")
+    assert (told == "") == is_listed
+    assert is_listed or (version in told and ">=10.3,<10.4" in told)
+    assert unlisted_version(ORIN_NANO, probe(modules=modules), "onnxruntime") == ""
 
 
 def test_each_profile_has_its_runtime():

@@ -17,6 +17,9 @@ def registry():
     return load_registry()
 
 
+BOARD = 'extends = "jetson-orin-nano"\nname = "my-board"\nsummary = "Ours."\n'
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "my-board.toml"
     path.write_text(text, encoding="utf-8")
@@ -46,6 +49,16 @@ def test_a_users_profile_changes_facts_and_identity(registry, tmp_path):
     assert other.version != record.version
 
 
+def test_a_fact_that_a_user_changes_does_not_keep_the_source_of_the_other_one(registry, tmp_path):
+    text = BOARD + "[device]\nmemory_bytes = 4_000_000_000\n"
+    base = load_profile(SHIPPED)
+    _, target = find_target(registry, str(write(tmp_path, text)))
+    assert target.profile.device.source == f"my-board.toml says memory_bytes; all else: {base.device.source}"
+    assert target.profile.formats.source == base.formats.source
+    _, cited = find_target(registry, str(write(tmp_path, text + 'source = "Our data sheet"\n')))
+    assert cited.profile.device.source == "Our data sheet"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -55,6 +68,11 @@ def test_a_users_profile_changes_facts_and_identity(registry, tmp_path):
         ('extends = "jetson-orin-nano"\n[device]\ncolour = "red"\n', "device.colour"),
         ('extends = "jetson-orin-nano"\n[formats]\nhardware = ["int3"]\n', "formats.hardware.0"),
         ("= broken", "cannot be read"),
+        (BOARD + '[[runtimes]]\nname = "TensorRT"\nversions = "banana"\nopset = 21\nsource = "x"\n', "banana"),
+        (BOARD + '[[runtimes]]\nname = "Tensorrt"\nversions = ">=10"\nopset = 21\nsource = "x"\n', "runtime Tensorrt"),
+        (BOARD + '[device]\ncompute_capability = "99.9"\n', r"compute capability 99\.9"),
+        (BOARD.replace("nano", "nx") + "[dla]\ncore = 5\n", "core 5 of "),
+        (BOARD.replace("my-board", "jetson-orin-nano"), "as an installed target"),
         ("#" * 200_000, "200000 bytes"),
     ],
 )

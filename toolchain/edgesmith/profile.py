@@ -14,15 +14,28 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgesmith.errors import TargetError
 
 Format = Literal["float32", "float16", "bfloat16", "int8", "uint8", "int4-weights", "int2-weights", "float8", "float4"]
 
 _LARGEST_BYTES = 100_000
+
+
+def _require_specifier(text: str) -> str:
+    try:
+        SpecifierSet(text)
+    except InvalidSpecifier as error:
+        raise ValueError(f"{text!r} is no range of versions such as >=10.3,<11") from error
+    return text
+
+
+VersionRange = Annotated[str, AfterValidator(_require_specifier)]
+"""A requirement specifier as in Python packages."""
 
 
 class _Facts(BaseModel):
@@ -80,7 +93,7 @@ class Runtime(_Sourced):
     """One range of runtime versions that the device can run."""
 
     name: str = Field(description="Name of the runtime, such as TensorRT.")
-    versions: str = Field(description="Versions, as a requirement specifier such as >=10.3,<11.")
+    versions: VersionRange = Field(min_length=1, description="Versions, as a requirement specifier such as >=10.3,<11.")
     opset: int = Field(ge=9, description="Highest ONNX opset that all of these versions read.")
     platform: str = Field(default="", description="Software release that brings it, such as JetPack 6.2.")
     provider: str = Field(default="", description="Execution provider of ONNX Runtime, such as CPUExecutionProvider.")
@@ -95,10 +108,16 @@ class DeepLearningAccelerator(_Sourced):
     largest_dimension: int = Field(ge=1)
     loadables_per_core: int = Field(ge=1)
     layers: tuple[str, ...] = Field(description="ONNX operators that it runs; all others fall back to the GPU.")
-    versions: tuple[str, ...] = Field(default=(), description="Ranges of runtime versions that can use it.")
+    versions: tuple[VersionRange, ...] = Field(default=(), description="Ranges of runtime versions that can use it.")
     core: int | None = Field(
         default=None, ge=0, description="Core to build for; None builds for the GPU. Set it in a profile of your own."
     )
+
+    @model_validator(mode="after")
+    def _require_core(self) -> Self:
+        if self.core is not None and self.core >= self.cores:
+            raise ValueError(f"core {self.core} of {self.cores}: cores count from 0")
+        return self
 
 
 class HexagonArchitecture(_Facts):
@@ -202,6 +221,22 @@ def parse_profile(facts: Mapping[str, Any], location: str | Path) -> Profile:
             why="A misread fact would produce an artifact that the device cannot run.",
             fix="Correct that field; docs/targets/tensorrt.md lists all of them.",
         ) from error
+
+
+def with_sources(facts: Mapping[str, Any], changes: Mapping[str, Any], location: str | Path) -> dict[str, Any]:
+    """Return `facts` with a source of their own for tables in which `changes` gives facts and no source.
+
+    Args:
+        facts: A profile with the changes in it.
+        changes: What a user's file says.
+        location: That file.
+    """
+    sourced = dict(facts)
+    for name, table in changes.items():
+        if isinstance(table, Mapping) and table and "source" not in table and isinstance(sourced.get(name), Mapping):
+            rest = f"; all else: {sourced[name]['source']}" if "source" in sourced[name] else ""
+            sourced[name] = {**sourced[name], "source": f"{Path(location).name} says {', '.join(table)}{rest}"}
+    return sourced
 
 
 def extend(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 import re
 
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
 from edgesmith.device import faults
 from edgesmith.device.facts import Probe
 from edgesmith.host.records import Tier
@@ -129,6 +132,24 @@ def tier_of(profile: Profile | None, probe: Probe, runtime: str, provider: str, 
     # Without a fact that both share, there is no knowing that they are of one kind.
     is_alike = bool(profile.device.compute_capability or (profile.device.architectures and not words))
     return Tier.PROXY if is_alike and not is_local and _tells_kind(profile, probe) else Tier.REFERENCE, reason
+
+
+def unlisted_version(profile: Profile | None, probe: Probe, runtime: str) -> str:
+    """Return a sentence where the device's version of its own runtime is none that the profile lists; else nothing."""
+    module = probe.modules.get(runtime)
+    if profile is None or runtime != own_runtime(profile) or module is None:
+        return ""
+    ranges = [each.versions for each in profile.runtimes if _BY_PROFILE.get(each.name) == runtime]
+    try:
+        version = Version(module.version)
+    except InvalidVersion:
+        return ""
+    if any(SpecifierSet(each).contains(version, prereleases=True) for each in ranges):
+        return ""
+    return (
+        f"The device has {runtime} {version}, and {profile.name} is known with {' or '.join(ranges)}: "
+        "its facts may not hold for this version."
+    )
 
 
 def _unnamed(probe: Probe, *, is_local: bool) -> tuple[Tier, str]:

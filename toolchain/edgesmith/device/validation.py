@@ -30,6 +30,7 @@ from edgesmith.device.runtimes import (
     require_loadgen,
     require_runtime,
     tier_of,
+    unlisted_version,
 )
 from edgesmith.device.shipment import ENGINE, Shipment, load_model, read_shipment
 from edgesmith.device.summary import Seen, conditions_of, summarize_run
@@ -166,6 +167,9 @@ def _visit(place: Workspace, visit: _Visit) -> _Answered:
         require_architecture(address, probe, visit.target.profile)
     runtime = plan.runtime or best_runtime(visit.target.profile, probe)
     require_runtime(address, probe, runtime)
+    unlisted = unlisted_version(visit.target.profile, probe, runtime)
+    if unlisted and unlisted not in visit.remarks:
+        visit.remarks.append(unlisted)
     if plan.lock_clocks:
         restore_on_leave(place)
     if plan.loadgen:

@@ -41,7 +41,7 @@ def find_target(registry: "Registry", name: str) -> "tuple[TargetRecord, Target]
 
 
 def _extended(registry: "Registry", path: Path) -> "tuple[TargetRecord, Target]":
-    from edgesmith.profile import extend, parse_profile, read_facts
+    from edgesmith.profile import extend, load_profile, parse_profile, read_facts, with_sources
 
     changes = read_facts(path)
     parent = str(changes.pop("extends", ""))
@@ -54,7 +54,9 @@ def _extended(registry: "Registry", path: Path) -> "tuple[TargetRecord, Target]"
             why="The installed target brings the code that lowers and builds for the device.",
             fix="Add that line with the target nearest to your device.",
         )
-    profile = parse_profile(extend(read_facts(base.profile), changes), path)
+    profile = parse_profile(with_sources(extend(read_facts(base.profile), changes), changes, path), path)
+    _require_own_name(registry, profile, path)
+    _require_runtimes(load_profile(base.profile), profile, path)
     facts = hashlib.sha256(profile.model_dump_json().encode()).hexdigest()
     record = replace(
         base,
@@ -66,6 +68,29 @@ def _extended(registry: "Registry", path: Path) -> "tuple[TargetRecord, Target]"
         extends=base.name,
     )
     return registry.derive(record, base), _start(registry, base, registry.load(base), profile)
+
+
+def _require_own_name(registry: "Registry", profile: "Profile", path: Path) -> None:
+    if profile.name in {record.name for record in registry.targets()}:
+        raise TargetError(
+            f"Profile {path} is named {profile.name}, as an installed target is.",
+            expected="a name of its own",
+            why="Artifacts and numbers of two devices could not be told apart.",
+            fix='Add a line such as name = "my-board".',
+        )
+
+
+def _require_runtimes(base: "Profile", profile: "Profile", path: Path) -> None:
+    """Refuse a runtime that the extended target has no code for, such as one that is misspelt."""
+    known = {runtime.name for runtime in base.runtimes}
+    unknown = [runtime.name for runtime in profile.runtimes if runtime.name not in known]
+    if unknown:
+        raise TargetError(
+            f"In profile {path}, the runtime {unknown[0]} is not one of {base.name}.",
+            expected=" or ".join(sorted(known)),
+            why="The installed target lowers for its own runtime, and the device would run another.",
+            fix="Write that name, or extend the target that is made for the other runtime.",
+        )
 
 
 def _start(
