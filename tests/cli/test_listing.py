@@ -75,7 +75,11 @@ def test_targets_lists_tier_and_runner(capsys):
     targets = {target["name"]: target for target in run_json(capsys, "targets", "--json")}
     assert targets["onnx-cpu"]["runner"] == "local"
     assert targets["onnx-cpu"]["distribution"] == f"edgesmith {__version__}"
-    assert "onnx-cpu" in run(capsys, "targets")[1]
+    shown = " ".join(run(capsys, "targets")[1].split())
+    assert "onnx-cpu" in shown
+    assert shown.count("measured by reference, tier reference") == 1
+    assert "Unless said otherwise: measured by reference, tier reference" in shown
+    assert shown.count("measured by local") == 1
 
 
 def test_plugins_lists_the_broken_ones_with_their_error(capsys):

@@ -1,10 +1,13 @@
 """`edgesmith inspect`: what is in a model, and which methods apply to it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from edgesmith.cli import main
-from edgesmith.testing import tiny_mlp
+from edgesmith.cli.inspect import describe
+from edgesmith.testing import tiny_bert, tiny_mlp
+from edgesmith_calibration.preprocessing import TextPreprocessing
 
 BAD_PLUGINS = Path(__file__).parents[1] / "bad_plugins"
 COPY = str(BAD_PLUGINS / "raises_in_observer.py")
@@ -31,6 +34,7 @@ def test_inspect_shows_structure_cost_and_which_methods_apply(capsys, tmp_path, 
     assert verdicts["copy"]["verdict"] == "ok"
     assert verdicts["crash-in-check"]["verdict"] == "refuse"
     assert "check crashed" in verdicts["crash-in-check"]["reason"]
+    assert "source model" not in verdicts["recover"]["reason"]
     code, out, _ = run(capsys, "--plugin", COPY, "inspect", str(source))
     assert code == 0
     assert "2 Gemm, 1 Relu" in out
@@ -103,3 +107,15 @@ def test_help_is_a_result_also_beside_json(capsys):
     code, out, _ = run(capsys, "inspect", "--json", "--help")
     assert code == 0
     assert "Example: edgesmith inspect" in " ".join(out.split())
+
+
+def test_texts_are_as_long_as_the_model_takes_them():
+    def sequence(preprocessing):
+        model = tiny_bert()
+        return describe(replace(model, task=model.task.model_copy(update={"preprocessing": preprocessing})))["cost"][
+            "dimensions"
+        ]["sequence"]
+
+    assert sequence(TextPreprocessing(max_length=24)) == 24
+    assert sequence(TextPreprocessing(max_length=512)) == 128
+    assert sequence(None) == 128

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgesmith.errors import PluginError, TargetError
+from edgesmith.errors import TargetError
 from edgesmith.host.loader import load_registry
 from edgesmith.host.targets import find_target
 from edgesmith.profile import extend, load_profile, parse_profile, read_facts
@@ -82,8 +82,12 @@ def test_a_wrong_profile_is_refused_with_the_place(registry, tmp_path, text, wor
 
 
 def test_an_unknown_base_is_named(registry, tmp_path):
-    with pytest.raises(PluginError, match="jetson-orin-nona"):
-        find_target(registry, str(write(tmp_path, 'extends = "jetson-orin-nona"\nname = "x"\n')))
+    path = write(tmp_path, 'extends = "jetson-orin-nona"\nname = "x"\n')
+    with pytest.raises(
+        TargetError, match=f"In profile {path}, extends: there is no target 'jetson-orin-nona'"
+    ) as error:
+        find_target(registry, str(path))
+    assert "Did you mean `jetson-orin-nano`?" in error.value.fix
 
 
 def test_a_missing_profile_file_is_an_error_of_the_family(registry, tmp_path):

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING
 
 from edgesmith.data import DataChoice, first_batch
 from edgesmith.errors import TargetError
-from edgesmith.frontends.fixed_dimensions import fix_dimensions, open_dimensions
+from edgesmith.frontends.fixed_dimensions import fix_dimensions, open_dimensions, text_lengths
 from edgesmith.measure.machine import library_versions
 from edgesmith.model import Model
 from edgesmith.plan import Plan
 from edgesmith.store import Store, make_key
-from edgesmith_calibration.preprocessing import TextPreprocessing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,10 +48,8 @@ def _further_sizes(
 ) -> dict[str, int]:
     dimensions = {name: place for name, place in open_dimensions(model.ir).items() if name not in given}
     chosen = {name: batch_size for name, (_, axis) in dimensions.items() if axis == 0}
-    preprocessing = model.task.preprocessing
-    if isinstance(preprocessing, TextPreprocessing) and not choice.is_prepared:
-        tokens = {name for name, (value, axis) in dimensions.items() if axis == 1 and value in preprocessing.inputs}
-        chosen |= dict.fromkeys(tokens, preprocessing.max_length)
+    if not choice.is_prepared:
+        chosen |= {name: length for name, length in text_lengths(model).items() if name in dimensions}
     missing = {name: place for name, place in dimensions.items() if name not in chosen}
     sample = _first_sample(model, choice) if missing else {}
     for name, (value, axis) in missing.items():

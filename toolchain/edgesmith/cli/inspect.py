@@ -62,10 +62,13 @@ def command(
 
 def describe(model: "Model") -> dict[str, object]:
     """Return inputs, outputs, operators, structure and cost of a model as JSON data."""
-    from edgesmith.graph.cost import count_cost
+    from edgesmith.frontends.fixed_dimensions import text_lengths
+    from edgesmith.graph.cost import USUAL_SEQUENCE, count_cost
     from edgesmith.graph.structure import find_structure
 
     graph = model.ir.graph
+    # Longer texts than the model takes are cut, so nobody pays for them.
+    short_texts = {name: length for name, length in text_lengths(model).items() if length < USUAL_SEQUENCE}
     operators = Counter(node.op_type for node in graph.all_nodes())
     return {
         "source": model.provenance.source,
@@ -75,7 +78,7 @@ def describe(model: "Model") -> dict[str, object]:
         "outputs": [f"{value.name} {value.dtype} {value.shape}" for value in graph.outputs],
         "operators": dict(operators.most_common()),
         "remarks": list(model.provenance.remarks),
-        "cost": count_cost(model.ir).to_json(),
+        "cost": count_cost(model.ir, short_texts).to_json(),
         "structure": find_structure(model.ir).to_json(),
     }
 
@@ -122,7 +125,8 @@ def _ask(
         check_needs(record)
         options = registry.validate_options(record, {})
         with tempfile.TemporaryDirectory(prefix="edgesmith-") as scratch:
-            context = Context(options, dialect, Path(scratch), calibration=RandomInputs(model))
+            # The model is what a run would start from, too.
+            context = Context(options, dialect, Path(scratch), calibration=RandomInputs(model), source=model)
             return check_method(registry, record, model, context, isolation=isolation)
     except (PluginError, RecipeError, StepError) as error:
         return Verdict.refuse(error.what)

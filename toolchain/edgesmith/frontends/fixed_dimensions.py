@@ -24,6 +24,16 @@ def open_dimensions(model: ir.Model) -> dict[str, tuple[str, int]]:
     return found
 
 
+def text_lengths(model: Model) -> dict[str, int]:
+    """Return the length that texts are cut to for each open dimension that counts their tokens, by its name."""
+    preprocessing = model.task.preprocessing
+    if not isinstance(preprocessing, TextPreprocessing):
+        return {}
+    dimensions = open_dimensions(model.ir).items()
+    tokens = {name for name, (value, axis) in dimensions if axis == 1 and value in preprocessing.inputs}
+    return dict.fromkeys(tokens, preprocessing.max_length)
+
+
 def fix_dimensions(model: Model, sizes: Mapping[str, int]) -> Model:
     """Return `model` with these sizes written into its inputs, and everything that follows from them computed.
 

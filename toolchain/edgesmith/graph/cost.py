@@ -20,7 +20,9 @@ from edgesmith.serialization import weight_bytes
 Shape = tuple[int, ...]
 
 # Shorter sequences are tried when a default one does not fit the network's table of positions.
-_SEQUENCES = (128, 64, 32, 16)
+USUAL_SEQUENCE = 128
+"""Length that is taken for dimensions without a number, where nothing says better."""
+_SEQUENCES = (USUAL_SEQUENCE, 64, 32, 16)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgesmith.errors import TargetError
+from edgesmith.errors import PluginError, TargetError
 from edgesmith.host.containment import call_plugin, plugin_fault
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.records import TargetRecord
@@ -45,7 +45,12 @@ def _extended(registry: "Registry", path: Path) -> "tuple[TargetRecord, Target]"
 
     changes = read_facts(path)
     parent = str(changes.pop("extends", ""))
-    base = registry.target(parent) if parent else None
+    try:
+        base = registry.target(parent) if parent else None
+    except PluginError as error:
+        raise TargetError(
+            f"In profile {path}, extends: {error.what}.", expected=error.expected, why=error.why, fix=error.fix
+        ) from error
     if base is None or not base.profile:
         known = ", ".join(record.name for record in registry.targets() if record.profile)
         raise TargetError(
