@@ -50,7 +50,8 @@ def measure_in_child(
     with tempfile.TemporaryDirectory(prefix="edgesmith-memory-") as scratch:
         archive = Path(scratch) / "inputs.npz"
         # By position: an input may be called `file`, as is a parameter of savez, or hold what no file name can.
-        np.savez(archive, *inputs.values())
+        # Texts, which numpy would pickle as objects, have a type of their own, which ONNX Runtime takes too.
+        np.savez(archive, *(array.astype(np.str_) if array.dtype.kind == "O" else array for array in inputs.values()))
         request = {
             "model": str(entry.resolve()),
             "inputs": str(archive),

@@ -24,11 +24,13 @@ class ArrayArchive:
         """Write the arrays of one batch, by position: an output may be called what no file can."""
         import numpy
 
-        for position, array in enumerate(arrays.values()):
+        for position, array in enumerate(map(numpy.asarray, arrays.values())):
+            # Texts, which numpy would pickle as objects, have a type of their own, which ONNX Runtime takes too.
+            plain = array.astype(numpy.str_) if array.dtype.kind == "O" else array
             # Without the time of writing, the same arrays give the same file, and it need not be sent again.
             entry = zipfile.ZipInfo(f"{index}-{position}.npy")
             with self._archive.open(entry, "w", force_zip64=True) as stream:
-                numpy.lib.format.write_array(stream, numpy.asarray(array), allow_pickle=False)
+                numpy.lib.format.write_array(stream, plain, allow_pickle=False)
 
 
 def read_batch(archive: Any, index: int, names: Sequence[str]) -> Facts:
