@@ -18,7 +18,7 @@ from edgesmith_tensorrt.precision import (
     calibration_samples,
     full_precision_nodes,
     largest_error,
-    run_without_rounding,
+    run_without_pairs,
     with_types,
 )
 
@@ -46,8 +46,8 @@ def lower_to_bfloat16(model: ir.Model, context: Context[Any]) -> ir.Model:
             node.metadata_props[_KEEP] = "1"
     count = _round_values(candidate)
     candidate.metadata_props[_MARK] = "1"
-    before = run_without_rounding(model, samples, context.threads)
-    error = largest_error(before, run_without_rounding(candidate, samples, context.threads))
+    before = run_without_pairs(model, samples, context.threads)
+    error = largest_error(before, run_without_pairs(candidate, samples, context.threads))
     if error > TOLERANCE:
         context.notes.remark(
             f"The graph stays in float32: in bfloat16 its outputs change by {error:.1%}; {TOLERANCE:.0%} is allowed."

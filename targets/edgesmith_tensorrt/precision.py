@@ -1,7 +1,7 @@
 """Decides what of a graph stays in float32 when the rest becomes float16, and proves the result.
 
-ONNX Runtime computes float16 graphs on a CPU in float32 and rounds at casts only, so running the result shows a wrong
-rewrite, but no overflow. Overflow is therefore looked for in the values of the float32 graph.
+The result is run with every value rounded to float16, beside the original, so both overflow and lost digits show. What
+comes near the end of the range is looked for in the values of the float32 graph, inputs included.
 
 Kept in float32: normalizations that are written out in arithmetic (their squares overflow), angles of positions
 (float16 counts whole numbers up to 2048 only), scales too small for float16, and whatever overflowed on real inputs.
@@ -51,7 +51,7 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
     samples = list(calibration_samples(model, context))
     typed = with_types(model)
     joined = frozenset(str(node.name) for node in join_layer_norms(typed))
-    before = run_without_rounding(model, samples, context.threads)
+    before = run_without_pairs(model, samples, context.threads)
     overflowing = overflowing_values(typed, samples, context.threads)
     error = float("inf")
     for sensitive in (False, True):
@@ -62,7 +62,7 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
         if count == 0:
             break
         try:
-            error = largest_error(before, run_without_rounding(candidate, samples, context.threads))
+            error = largest_error(before, run_without_pairs(candidate, samples, context.threads))
         except ModelError as fault:
             context.notes.remark(f"In float16 the graph does not run: {fault.what}")
             continue
@@ -152,9 +152,15 @@ def _position_nodes(node: ir.Node) -> list[ir.Node]:
 
 
 def overflowing_values(model: ir.Model, samples: Sequence[Inputs], threads: int) -> frozenset[str]:
-    """Return the names of the float32 values of the main graph that come near the range of float16 on the samples."""
+    """Return the names of the float32 values of the main graph that come near the range of float16 on the samples.
+
+    Its inputs are among them: they are cast to float16 before anything is computed.
+    """
     names = [str(value.name) for node in model.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT]
-    found: set[str] = set()
+    wide = {str(value.name) for value in model.graph.inputs if value.dtype == ir.DataType.FLOAT}
+    found = {
+        name for name in wide for inputs in samples if name in inputs and _peak(inputs[name]) * _HEADROOM > LARGEST
+    }
     for start in range(0, len(names), _TAPS_PER_RUN):
         chosen = names[start : start + _TAPS_PER_RUN]
         session = ReferenceSession(model, taps=chosen, threads=threads)
@@ -187,7 +193,7 @@ def with_types(model: ir.Model) -> ir.Model:
     return copy
 
 
-def _without_rounding(model: ir.Model) -> ir.Model:
+def _without_pairs(model: ir.Model) -> ir.Model:
     """Return a copy in which what a QuantizeLinear rounds goes on as it was."""
     copy = model.clone()
     editor = GraphEditor(copy.graph)
@@ -199,9 +205,9 @@ def _without_rounding(model: ir.Model) -> ir.Model:
     return copy
 
 
-def run_without_rounding(model: ir.Model, samples: Sequence[Inputs], threads: int) -> list[Inputs]:
-    """Return the outputs for each sample, with the pairs of activations taken out."""
-    session = ReferenceSession(_without_rounding(model), threads=threads)
+def run_without_pairs(model: ir.Model, samples: Sequence[Inputs], threads: int) -> list[Inputs]:
+    """Return the outputs for each sample, with the pairs of activations taken out and float16 rounded."""
+    session = ReferenceSession(_without_pairs(model), threads=threads, round_half=True)
     return [session.run(inputs) for inputs in samples]
 
 

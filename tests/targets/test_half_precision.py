@@ -154,6 +154,28 @@ def test_values_that_overflow_on_samples_stay_in_float32():
     assert relative_error(run(model, data)["y"], run(result, data)["y"]) < 1e-3
 
 
+def test_inputs_of_the_graph_that_overflow_are_read_in_float32():
+    nodes = [node("Mul", ["x", "small"], "n"), node("MatMul", ["n", "w"], "y")]
+    weights = {"small": np.float32(1e-4), "w": normal(8, 8, scale=0.3)}
+    model, data = graph(nodes, weights, {"x": ["n", 8]}), {"x": normal(4, 8, scale=2e5)}
+    assert np.isnan(rounded(half(model), data)).any()  # the hazard is real
+    result = model.with_ir(lower_to_half(model.ir, context(None, data, SIGNED)))
+    assert types(result)["node_n"] == "FLOAT" and types(result)["node_y"] == "FLOAT16"
+    assert relative_error(run(model, data)["y"], rounded(result, data)) < 1e-2
+
+
+def test_the_result_is_judged_with_every_value_rounded():
+    # 4099 is no number of float16, and what is left of it after the subtraction is all that the output holds.
+    weights = {"large": np.float32(4096), "one": np.float32(3)}
+    nodes = [node("Add", ["x", "large"], "p"), node("Add", ["p", "one"], "q"), node("Sub", ["q", "large"], "y")]
+    model, data = graph(nodes, weights, {"x": ["n", 8]}), {"x": normal(4, 8)}
+    assert relative_error(run(model, data)["y"], rounded(half(model), data)) > 0.1
+    used = context(None, data, SIGNED)
+    result = model.with_ir(lower_to_half(model.ir, used))
+    assert relative_error(run(model, data)["y"], rounded(result, data)) < 1e-2
+    assert any("stays in float32" in remark for remark in used.notes.remarks)
+
+
 def test_the_numbers_that_stand_for_infinity_in_a_mask_are_clipped_not_kept():
     nodes = [node("Where", ["mask", "scores", "lowest"], "m"), node("Softmax", ["m"], "y")]
     weights = {"lowest": np.float32(np.finfo(np.float32).min)}

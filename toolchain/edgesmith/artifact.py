@@ -9,12 +9,14 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from edgesmith.errors import MeasurementError, ModelError
+from edgesmith.errors import DataError, MeasurementError, ModelError
+from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.runnable import runnable_inputs
 from edgesmith.files import hash_file, replace_directory
 from edgesmith.graph.cost import count_cost
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.building import build_files, finish_files
+from edgesmith.host.interfaces import Build
 from edgesmith.ledger import FILE_NAME as LEDGER_FILE
 from edgesmith.ledger import Ledger
 from edgesmith.measure.runner import Runner
@@ -126,7 +128,7 @@ def write_artifact(
         cost = count_cost(source.ir)
         structure = {"structure": find_structure(source.ir).to_json(), "cost": cost.to_json()}
         (partial / "structure.json").write_text(json.dumps(structure, indent=2))
-        _write_validator(partial, partial / build.entry, lowered, runner)
+        _write_validator(partial, build, lowered, runner)
         manifest = {
             "format": 1,
             "entry": build.entry,
@@ -146,19 +148,24 @@ def write_artifact(
     return Artifact(directory, ledger)
 
 
-def _write_validator(directory: Path, entry: Path, lowered: Model, runner: Runner) -> None:
+def _write_validator(directory: Path, build: Build, lowered: Model, runner: Runner) -> None:
     """Write inputs, the outputs they gave here, and a script that compares them anywhere.
 
     The inputs are random, so that no sample of the user's data travels with the artifact. A graph that does not run
     on such inputs is validated by the hashes of its files alone. Other runtimes than ONNX Runtime bring their own.
     """
+    entry = directory / build.entry
     if entry.suffix != ".onnx":
         return
     copyfile(Path(__file__).with_name("artifact_validator.py"), directory / "validate.py")
     try:
         inputs = runnable_inputs(lowered.ir)
-        outputs = next(iter(runner.outputs(entry, [Batch(inputs=inputs, labels=None)])))
-    except (MeasurementError, ModelError):
+        if build.recipe.get("runtime") == "onnxruntime":
+            outputs = next(iter(runner.outputs(entry, [Batch(inputs=inputs, labels=None)])))
+        else:
+            # The script has ONNX Runtime alone, so it sees what that computes: float16 without its rounding.
+            outputs = ReferenceSession(entry).run(inputs)
+    except (MeasurementError, ModelError, DataError):
         return
     arrays = {f"input/{name}": array for name, array in inputs.items()}
     arrays |= {f"output/{name}": array for name, array in outputs.items()}

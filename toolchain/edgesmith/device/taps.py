@@ -68,7 +68,7 @@ def compare_taps(
         names: Names of all outputs of the tapped graph, in the order of the archive.
         labels: Value name to where it stands.
     """
-    session = ReferenceSession(entry, taps=list(labels))
+    session = ReferenceSession(entry, taps=list(labels), round_half=True)
     divergences = {name: Divergence() for name in labels}
     with np.load(archive, allow_pickle=False) as seen_batches:
         for index, batch in enumerate(batches):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from edgesmith.errors import DataError, ModelError
+from edgesmith.execution.half_rounding import uses_half, with_half_rounding
 from edgesmith.execution.handover import write_linked
 from edgesmith.graph.edit import constant_tensor
 from edgesmith.serialization import INLINE_BYTES
@@ -100,6 +101,8 @@ class ReferenceSession:
         threads: Threads used inside one operator.
         prepack: Whether constant weights are copied into the order that products read them in. Without, loading a
             graph needs next to no memory for weights in files, and running it is slower.
+        round_half: Whether values in float16 are rounded to it, as on a device that computes in float16. ONNX Runtime
+            by itself keeps them in float32 on a CPU, where neither overflow nor lost digits show.
         pool: Whether memory for values is kept from run to run. Many runs gain by it, since the system need not hand
             out and clear the same pages each time; the session then holds what its largest run needed, and a little
             more.
@@ -118,13 +121,16 @@ class ReferenceSession:
         threads: int = 1,
         prepack: bool = True,
         pool: bool = False,
+        round_half: bool = False,
     ) -> None:
         if isinstance(model, ir.Model):
             graph: ir.Model | None = model
         else:
             _require_file(Path(model))
-            # A path without taps is opened by the runtime itself; only the upper levels need a look inside.
-            graph = _read(Path(model)) if taps or optimization in ("extended", "all") else None
+            # A path without taps is opened by the runtime itself; only the upper levels and float16 need a look inside.
+            graph = _read(Path(model)) if taps or round_half or optimization in ("extended", "all") else None
+        if round_half and graph is not None and uses_half(graph):
+            model = graph = with_half_rounding(graph)
         options = ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimization]
         options.intra_op_num_threads = threads

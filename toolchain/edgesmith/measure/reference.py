@@ -26,7 +26,10 @@ OPTIMIZATION: "Optimization" = "basic"
 
 
 class ReferenceRunner(Runner):
-    """Computes outputs in ONNX Runtime on this machine. Times and memory of another device cannot be had here."""
+    """Computes outputs in ONNX Runtime on this machine. Times and memory of another device cannot be had here.
+
+    Values in float16 are rounded to it, as the device does and ONNX Runtime on a CPU by itself does not.
+    """
 
     measures_cost = False
 
@@ -49,7 +52,7 @@ class ReferenceRunner(Runner):
         from edgesmith.execution.reference import ReferenceSession
 
         try:
-            session = ReferenceSession(entry, optimization=OPTIMIZATION, threads=self.threads)
+            session = ReferenceSession(entry, optimization=OPTIMIZATION, threads=self.threads, round_half=True)
             for batch in batches:
                 missing = [name for name in session.input_names if name not in batch.inputs]
                 if missing:
