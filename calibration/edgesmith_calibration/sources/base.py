@@ -93,13 +93,14 @@ def require_batch_size(batch_size: int) -> None:
         )
 
 
-def check_batch(batch: Batch, description: str, name_of: Callable[[int], str]) -> None:
+def check_batch(batch: Batch, description: str, start: int, name_of: Callable[[int], str]) -> None:
     """Refuse a batch that would spoil a statistic or a score.
 
     Args:
         batch: The batch.
         description: Where it comes from.
-        name_of: Returns what a sample is called, by its position in the batch.
+        start: Position of its first sample in the source.
+        name_of: Returns what a sample is called, by its position in the source.
 
     Raises:
         DataError: Arrays disagree on the number of samples, or a floating-point input is not finite.
@@ -116,7 +117,7 @@ def check_batch(batch: Batch, description: str, name_of: Callable[[int], str]) -
             value = "NaN" if np.isnan(array).any() else "infinity"
             spoilt = ~np.isfinite(array.reshape(array.shape[0], -1)).all(axis=1)
             raise DataError(
-                f"input '{name}' holds {value} in {name_of(int(spoilt.argmax()))}; it is the first such sample",
+                f"input '{name}' holds {value} in {name_of(start + int(spoilt.argmax()))}; it is the first such sample",
                 expected="finite values",
                 why="one such value spoils every statistic and score that it reaches",
                 fix="remove or repair the samples concerned",

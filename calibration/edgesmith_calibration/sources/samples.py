@@ -38,7 +38,7 @@ class SampleSource(DataSource):
         require_batch_size(batch_size)
         start = 0
         for batch in self.read(np.arange(len(self)), batch_size):
-            check_batch(batch, self.description, lambda index, start=start: self.name_of(start + index))
+            check_batch(batch, self.description, start, self.name_of)
             start += batch.size
             yield batch
 
