@@ -232,6 +232,26 @@ def test_shell_completion_offers_commands(shell):
     assert "targets" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("compile --target jetson-orin-", {"jetson-orin-nano", "jetson-orin-nx"}),
+        ("lint model.onnx --target rtx-4", {"rtx-40"}),
+        ("inspect model.onnx --target onnx", {"onnx-cpu"}),
+        ("compile --recipe int", {"int8", "int8-dynamic"}),
+        ("methods quantize-w", {"quantize-weights"}),
+    ],
+)
+def test_shell_completion_offers_names_of_what_is_installed(typed, offered):
+    environment = {
+        "_EDGESMITH_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"edgesmith {typed}",
+        "COMP_CWORD": str(len(typed.split())),
+    }
+    result = CliRunner().invoke(app, [], env=environment, prog_name="edgesmith")
+    assert set(result.output.split()) == offered
+
+
 def test_progress_is_silent_without_a_terminal_and_for_json(capsys, monkeypatch):
     with make_progress() as progress:
         assert isinstance(progress, SilentProgress)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgesmith.cli.completion import recipe_names, target_names
 from edgesmith.cli.output import show_line, write_json, write_text
 from edgesmith.cli.settings import Source, isolation_of, registry_of, time_limit
 
@@ -24,7 +25,10 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
     target: Annotated[
         str | None,
         typer.Option(
-            "--target", metavar="NAME", help="Target; see `edgesmith targets`. Default: the recipe's, or onnx-cpu."
+            "--target",
+            metavar="NAME",
+            help="Target; see `edgesmith targets`. Default: the recipe's, or onnx-cpu.",
+            autocompletion=target_names,
         ),
     ] = None,
     recipe: Annotated[
@@ -33,6 +37,7 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
             "--recipe",
             metavar="FILE|NAME",
             help="A recipe file, or auto, int8, int8-dynamic or float. Default: int8.",
+            autocompletion=recipe_names,
             show_default=False,
         ),
     ] = "int8",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgesmith.cli.completion import target_names
 from edgesmith.cli.output import write_json, write_table, write_text
 from edgesmith.cli.settings import AsJson, Source, isolation_of, registry_of, time_limit
 
@@ -28,7 +29,13 @@ def command(
     context: typer.Context,
     source: Source,
     target: Annotated[
-        str, typer.Option("--target", metavar="NAME", help="Target whose dialect the methods are asked about.")
+        str,
+        typer.Option(
+            "--target",
+            metavar="NAME",
+            help="Target whose dialect the methods are asked about.",
+            autocompletion=target_names,
+        ),
     ] = "onnx-cpu",
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Ask each method in a process of its own, within limits.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgesmith.cli.completion import target_names
 from edgesmith.cli.output import write_json, write_table, write_text
 from edgesmith.cli.settings import AsJson, Source, isolation_of, registry_of, time_limit
 
@@ -22,7 +23,13 @@ def command(
     context: typer.Context,
     source: Source,
     target: Annotated[
-        str, typer.Option("--target", metavar="NAME", help="Installed target, or a profile file of your own.")
+        str,
+        typer.Option(
+            "--target",
+            metavar="NAME",
+            help="Installed target, or a profile file of your own.",
+            autocompletion=target_names,
+        ),
     ],
     engine_layers: Annotated[
         Path | None,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgesmith.cli.completion import method_names
 from edgesmith.cli.output import write_json, write_table, write_text
 from edgesmith.cli.settings import AsJson, registry_of
 
@@ -17,7 +18,10 @@ EXAMPLE = "edgesmith methods quantize-int8"
 
 def command(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Show one method with its options.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show one method with its options.", show_default=False, autocompletion=method_names),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the installed methods: what they do, what they need, and what they promise."""
