@@ -62,7 +62,7 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
             graph = marked(model, options).graph
         except RecipeError as error:
             return Verdict.refuse(str(error))
-        sites = find_weight_sites(graph, options.obstacle, notes.skip, operators=options.operators)
+        sites = _sites(graph, context, notes)
         if not sites:
             return Verdict.skip(f"no weight can be quantized ({_reasons(notes)})")
         if options.needs.data and (context.calibration is None or len(context.calibration) == 0):
@@ -88,7 +88,7 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
         raise_opset(result.ir, _needed_opset(options, context.dialect))
         protected = find_protected(result, options)
         protected.mark(result.graph)
-        sites = find_weight_sites(result.graph, options.obstacle, context.notes.skip, operators=options.operators)
+        sites = _sites(result.graph, context, context.notes)
         if not sites:
             raise _nothing_to_do(context.notes)
         taken = [node_name(node) for site in sites for node in site.nodes]
@@ -102,7 +102,7 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
         _allow_rounded_inputs(written, options)
         result = division.finish([node_name(node) for site in written for node in site.nodes], context.notes)
         common_passes.RemoveUnusedNodesPass()(result.ir)
-        context.notes.remark(_summary(written, options))
+        context.notes.remark(_summary(written, options, context.dialect))
         return result
 
 
@@ -158,8 +158,8 @@ def _allow_rounded_inputs(sites: Sequence[WeightSite], options: QuantizeWeightsO
 
 def _round(site: WeightSite, options: QuantizeWeightsOptions, dialect: Dialect) -> BlockCodes:
     """Return the codes nearest to the weight."""
-    bits, size, symmetric = _bits(site, options), _block_size(site, options), _symmetric(options, dialect)
-    if _has_offsets(site, options):
+    bits, size, symmetric = _bits(site, options), _block_size(site, options, dialect), _symmetric(options, dialect)
+    if _has_offsets(site, options, dialect):
         weight = np.ascontiguousarray(site.rows(), np.float32)
         grid = _grid(weight, bits, size, site, options, dialect)
         return BlockCodes(round_to_grid(weight, grid), grid.scale, grid.zero_point, bits, grid.block_size)
@@ -174,7 +174,7 @@ def _round_by_output(
         return _round(site, options, dialect)
     weight = np.ascontiguousarray(site.rows(), np.float32)
     bits = _bits(site, options)
-    grid = _grid(weight, bits, _block_size(site, options), site, options, dialect)
+    grid = _grid(weight, bits, _block_size(site, options, dialect), site, options, dialect)
     rounded = round_second_order(
         weight,
         gram,
@@ -198,16 +198,16 @@ def _grid(
     weight: Float, bits: int, size: int | None, site: WeightSite, options: QuantizeWeightsOptions, dialect: Dialect
 ) -> BlockGrid:
     """Return the grid of a weight or a part of it, with scales that the type of the weight holds."""
-    if size is not None and _has_offsets(site, options):
+    if size is not None and _has_offsets(site, options, dialect):
         grid = fit_offset_blocks(weight, bits, size)
     else:
         grid = fit_blocks(weight, bits, size, _symmetric(options, dialect), "mse")
     return half_grid(grid) if site.weight.dtype == ir.DataType.FLOAT16 else grid
 
 
-def _has_offsets(site: WeightSite, options: QuantizeWeightsOptions) -> bool:
+def _has_offsets(site: WeightSite, options: QuantizeWeightsOptions, dialect: Dialect) -> bool:
     """Return whether the blocks of a weight get offsets: not tables, which are selected from, nor shorter blocks."""
-    size = _block_size(site, options)
+    size = _block_size(site, options, dialect)
     return options.offsets and size is not None and not site.gathers and site.shape[site.input_axis] % size == 0
 
 
@@ -215,10 +215,30 @@ def _bits(site: WeightSite, options: QuantizeWeightsOptions) -> int:
     return (options.table_bits or options.bits) if site.gathers else options.bits
 
 
-def _block_size(site: WeightSite, options: QuantizeWeightsOptions) -> int | None:
+def _block_size(site: WeightSite, options: QuantizeWeightsOptions, dialect: Dialect) -> int | None:
     """Return the block size of a weight, or None for one scale per output channel."""
-    size = options.block_size
-    return size if size is not None and site.is_matrix and site.shape[site.input_axis] > size else None
+    if not _is_blocked(site, options) or options.block_size is None:
+        return None
+    form = _format(_bits(site, options), options, dialect)
+    return options.block_size if form is None else form.fitting_block(site.shape[site.input_axis], options.block_size)
+
+
+def _is_blocked(site: WeightSite, options: QuantizeWeightsOptions) -> bool:
+    """Return whether a weight is divided into blocks: a matrix with rows longer than one."""
+    return options.block_size is not None and site.is_matrix and site.shape[site.input_axis] > options.block_size
+
+
+def _sites(graph: ir.Graph, context: Context[QuantizeWeightsOptions], notes: Notes) -> list[WeightSite]:
+    """Return the weights that can be quantized; one that no block size of the target divides is left alone."""
+    options, found = context.options, []
+    for site in find_weight_sites(graph, options.obstacle, notes.skip, operators=options.operators):
+        if _is_blocked(site, options) and _block_size(site, options, context.dialect) is None:
+            length = site.shape[site.input_axis]
+            reason = f"{context.dialect.name} takes whole blocks only, and none of its sizes up to {options.block_size}"
+            leave_alone(site, f"{reason} divides {length} inputs", notes.skip)
+        else:
+            found.append(site)
+    return found
 
 
 def _symmetric(options: QuantizeWeightsOptions, dialect: Dialect) -> bool:
@@ -283,11 +303,14 @@ def _first_opset(form: WeightFormat, options: QuantizeWeightsOptions) -> int:
     return max(form.opset, BLOCK_OPSET)
 
 
-def _summary(sites: Sequence[WeightSite], options: QuantizeWeightsOptions) -> str:
+def _summary(sites: Sequence[WeightSite], options: QuantizeWeightsOptions, dialect: Dialect) -> str:
     counts = Counter(_bits(site, options) for site in sites)
     parts = " and ".join(f"{count} weights to {bits} bits" for bits, count in sorted(counts.items()))
     form = "per channel" if options.block_size is None else f"in blocks of {options.block_size}"
-    return f"Rounded {parts} {form} ({options.rounding})."
+    sizes = [_block_size(site, options, dialect) for site in sites]
+    smaller = Counter(size for size in sizes if size not in (None, options.block_size))
+    others = "".join(f", {count} of them in blocks of {size}, which divide them" for size, count in smaller.items())
+    return f"Rounded {parts} {form}{others} ({options.rounding})."
 
 
 def _reasons(notes: Notes) -> str:

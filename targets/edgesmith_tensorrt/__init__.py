@@ -12,6 +12,7 @@ EDGESMITH_API = 1
 _LINTS = {
     "zero-points": "Zero points other than 0, where codes must be symmetric.",
     "code-types": "Codes of a type that the device does not have.",
+    "whole-blocks": "Blocks of codes that do not divide a weight.",
     "integer-bias": "Biases in int32, where they must be float.",
     "integer-operators": "Operators on codes, where quantization must be written as pairs.",
     "channel-alignment": "Channel counts that do not fill the tensor cores.",

@@ -1,7 +1,8 @@
 """The quantized form that TensorRT takes, derived from a device profile.
 
 TensorRT quantizes symmetrically with zero point 0, wants Q/DQ on the inputs of a product and none on outputs that it
-fuses, keeps biases in float, and takes INT4 only as weights (TensorRT developer guide, Explicit Quantization).
+fuses, keeps biases in float, and takes INT4 only as weights (TensorRT developer guide, Explicit Quantization). Its
+parser takes the block size from the shapes of weight and scales, so a shorter last block would move all others.
 """
 
 from dataclasses import dataclass, field
@@ -56,9 +57,9 @@ def dialect_of(profile: Profile) -> TensorRTDialect:
             why="Formats and engines depend on it.",
             fix="Ask nvidia-smi --query-gpu=compute_cap --format=csv on the device.",
         )
-    weight_only = [WeightFormat("int8", block_sizes=_BLOCK_SIZES, opset=_BLOCKED_OPSET)]
+    weight_only = [WeightFormat("int8", block_sizes=_BLOCK_SIZES, opset=_BLOCKED_OPSET, whole_blocks=True)]
     if profile.has("int4-weights"):
-        weight_only.append(WeightFormat("int4", block_sizes=_BLOCK_SIZES, opset=_BLOCKED_OPSET))
+        weight_only.append(WeightFormat("int4", block_sizes=_BLOCK_SIZES, opset=_BLOCKED_OPSET, whole_blocks=True))
     if profile.has("float8"):
         weight_only.append(WeightFormat("float8e4m3fn"))
     return TensorRTDialect(

@@ -20,6 +20,8 @@ from edgesmith_tensorrt.dialect import dialect_of
 from edgesmith_tensorrt.engine_layers import read_engine
 from edgesmith_tensorrt.gate import GateResult, ask_compiler, build_here
 from edgesmith_tensorrt.lints.integer_operators import OPERATORS, RUNTIME_DOMAIN
+from edgesmith_tensorrt.lints.reading import PAIRS
+from edgesmith_tensorrt.lints.whole_blocks import has_partial_block
 from edgesmith_tensorrt.precision import lower_to_half
 
 FILE_NAME = "model.onnx"
@@ -54,6 +56,9 @@ class TensorRT(Target):
                 return Verdict.refuse(reason, nodes=(name,))
             if node.op_type in OPERATORS:
                 reason = f"{node.op_type} is a form that TensorRT does not parse; it takes QuantizeLinear pairs"
+                return Verdict.refuse(reason, nodes=(name,))
+            if node.op_type in PAIRS and has_partial_block(node):
+                reason = f"{node.op_type} {name} ends in a shorter block, and TensorRT takes whole blocks only"
                 return Verdict.refuse(reason, nodes=(name,))
         return Verdict.ok()
 

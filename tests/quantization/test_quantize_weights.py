@@ -232,6 +232,32 @@ def test_dialects_decide_the_form():
     assert sqnr(run(product(), data)["y"], run(result, data)["y"]) > 15
 
 
+WHOLE = replace(
+    SYMMETRIC, name="whole", weight_only=(WeightFormat("int4", block_sizes=(16, 32, 128), opset=21, whole_blocks=True),)
+)
+
+
+@pytest.mark.parametrize(("inputs", "wanted", "taken"), [(192, 128, 32), (96, 32, 32), (48, 32, 16)])
+def test_where_blocks_must_be_whole_the_largest_that_divides_is_taken(inputs, wanted, taken):
+    used = context(QuantizeWeightsOptions(bits=4, block_size=wanted), None, WHOLE)
+    result = QuantizeWeights().apply(product(inputs), used)
+    (dequantize,) = [each for each in result.graph if each.op_type == "DequantizeLinear"]
+    assert dequantize.attributes.get_int("block_size") == taken
+    codes, scales = (value.shape for value in dequantize.inputs[:2])
+    assert codes[0] == scales[0] * taken
+    assert (f"blocks of {taken}, which divide them" in " ".join(used.notes.remarks)) == (taken != wanted)
+    data = {"x": normal(8, inputs)}
+    assert sqnr(run(product(inputs), data)["y"], run(result, data)["y"]) > 15
+
+
+def test_a_weight_that_no_whole_blocks_divide_stays_in_float():
+    verdict = check(product(100), dialect=WHOLE, bits=4, block_size=32)
+    assert verdict.status == "skip" and "divides 100 inputs" in verdict.reason
+    with pytest.raises(StepError, match="divides 100 inputs"):
+        quantize(product(100), dialect=WHOLE, bits=4, block_size=32)
+    assert check(product(100), dialect=SYMMETRIC, bits=4, block_size=32).status == "ok"
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -60,6 +60,26 @@ def test_zero_points_are_found_and_zero_is_not():
     assert finding.nodes == ("node_q", "node_d")
 
 
+def blocks(inputs, size=32):
+    """A product whose weight is stored in blocks, the last of them shorter where the size does not divide."""
+    weights = {"w": np.ones((inputs, 16), np.int8), "s": np.full((-(-inputs // size), 16), 0.1, np.float32)}
+    nodes = [node("DequantizeLinear", ["w", "s"], "v", axis=0, block_size=size), node("MatMul", ["x", "v"], "y")]
+    return graph(nodes, weights, {"x": [8, inputs]}, opset=21)
+
+
+def test_a_shorter_last_block_is_found_and_refused():
+    _, device = find_target(REGISTRY, "jetson-orin-nano")
+    assert "whole-blocks" not in findings(blocks(96))
+    assert device.check(blocks(96)).status == "ok"
+    (finding,) = findings(blocks(100))["whole-blocks"]
+    assert finding.nodes == ("node_v",)
+    verdict = device.check(blocks(100))
+    assert verdict.status == "refuse" and "whole blocks only" in verdict.reason
+    record, processor = find_target(REGISTRY, "onnx-cpu")
+    lints = {found.lint for found in run_lints(REGISTRY, record, blocks(100), processor.dialect)}
+    assert "whole-blocks" not in lints
+
+
 def test_types_that_the_device_lacks_are_found_with_the_reason():
     (finding,) = findings(pair(0, np.uint8))["code-types"]
     assert "uint8" in finding.hazard

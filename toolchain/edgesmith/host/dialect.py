@@ -40,6 +40,14 @@ class WeightFormat:
     """First ONNX opset that can write it."""
     offsets: bool = False
     """Whether blocks may have an offset in float that is added after they are dequantized."""
+    whole_blocks: bool = False
+    """Whether the last block of a row must be as long as the others, so that a block size divides the row."""
+
+    def fitting_block(self, length: int, wanted: int) -> int | None:
+        """Return the largest block size up to `wanted` that rows of `length` may have; None where none fits."""
+        if not self.whole_blocks:
+            return wanted
+        return max((size for size in self.block_sizes if size <= wanted and length % size == 0), default=None)
 
 
 @dataclass(frozen=True, slots=True)
