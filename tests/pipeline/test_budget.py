@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgesmith.budget import conclude, metric_drop, misses, reason_to_undo
+from edgesmith.budget import conclude, metric_drop, misses, reason_to_undo, untimed_gain
 from edgesmith.host.records import Tier
 from edgesmith.ledger import LedgerRow, Measurement
 from edgesmith.recipe import Budget
@@ -71,6 +71,25 @@ def test_lower_is_better_metrics_lose_upwards() -> None:
 )
 def test_a_step_pays_in_what_the_budget_names(budget: Budget, stage: LedgerRow, undone: bool) -> None:
     assert bool(reason_to_undo(stage, row(index=0), row(index=0), budget, higher_is_better=True)) is undone
+
+
+def untimed(size: float) -> LedgerRow:
+    return row(size=size).model_copy(update={"latency_ms": None, "speedup": None, "speedup_step": None})
+
+
+def test_what_nobody_timed_is_kept_for_its_size_alone_and_says_so() -> None:
+    before, after = untimed(100), untimed(25)
+    assert reason_to_undo(after, before, before, Budget(), higher_is_better=True) == ""
+    told = untimed_gain(after, before)
+    assert "100 bytes to 25 bytes" in told and "latency was not measured, and it may be slower" in told
+    assert "edgesmith validate ARTIFACT --on DEVICE" in told and "edgesmith compare" in told
+    assert untimed_gain(row(speedup=2, low=1.9), row()) == ""
+
+
+def test_a_budget_of_time_undoes_what_nobody_timed_and_says_how_to_time_it() -> None:
+    reason = reason_to_undo(untimed(25), untimed(100), untimed(100), Budget(min_speedup=1.5), higher_is_better=True)
+    assert "nothing shows that it improves time (its speed was not measured, smaller)" in reason
+    assert "edgesmith validate ARTIFACT --on DEVICE" in reason
 
 
 def test_the_verdict_says_gain_cost_and_distance() -> None:

@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from edgesmith.ledger import LedgerRow, Measurement
 from edgesmith.recipe import Budget
 
+_MEASURE_BOTH = (
+    "To know, compile with and without the step, run `edgesmith validate ARTIFACT --on DEVICE` on both artifacts, and "
+    "`edgesmith compare` them."
+)
+
 
 def metric_drop(row: LedgerRow, source: LedgerRow, *, higher_is_better: bool) -> float | None:
     """Return how much metric the stage lost against the source, in the metric's unit; negative is a gain.
@@ -56,7 +61,8 @@ def reason_to_undo(
 
     A step pays when it keeps the metric within the budget and improves what the budget names. Where the budget names
     neither time nor size, it pays when it is faster, or smaller without being slower. A speed-up counts when its lower
-    quartile is above 1, a slow-down when its upper quartile is below.
+    quartile is above 1, a slow-down when its upper quartile is below. Where nothing was timed, smaller is enough, since
+    nothing shows that it is slower; `untimed_gain` says so.
     """
     drop = metric_drop(row, source, higher_is_better=higher_is_better)
     unit = _unit_of_change(row.metric.unit if row.metric else "")
@@ -72,10 +78,26 @@ def reason_to_undo(
     wants_size = budget.max_size_bytes is not None
     if (faster and (wants_time or not wants_size)) or (smaller and (wants_size or not (wants_time or slower))):
         return ""
-    speedup = f"{row.speedup_step.value:.2f}x" if row.speedup_step else "not measured"
     asked = " and ".join(name for name, wanted in (("time", wants_time), ("size", wants_size)) if wanted)
     change = "smaller" if smaller else "not smaller"
-    return f"it does not improve {asked or 'time, nor size at equal time'} ({speedup} the speed before it, {change})"
+    what = asked or "time, nor size at equal time"
+    if row.speedup_step is None:
+        hint = f" {_MEASURE_BOTH}" if wants_time else ""
+        return f"nothing shows that it improves {what} (its speed was not measured, {change}).{hint}"
+    return f"it does not improve {what} ({row.speedup_step.value:.2f}x the speed before it, {change})"
+
+
+def untimed_gain(row: LedgerRow, before: LedgerRow) -> str:
+    """Return what to know of a step that was kept though nobody timed it; empty where it was timed."""
+    if row.speedup_step is not None:
+        return ""
+    smaller = ""
+    if before.size_bytes is not None and row.size_bytes is not None:
+        smaller = f" ({_plain(before.size_bytes.value, 'bytes')} to {_plain(row.size_bytes.value, 'bytes')})"
+    return (
+        f"Kept because it is smaller{smaller}, and not because it is faster: its latency was not measured, and it may "
+        f"be slower. {_MEASURE_BOTH}"
+    )
 
 
 def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_is_better: bool) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgesmith.budget import conclude, reason_to_undo
+from edgesmith.budget import conclude, reason_to_undo, untimed_gain
 from edgesmith.data import fitted
 from edgesmith.errors import StepError
 from edgesmith.graph.cost import count_cost
@@ -94,9 +94,9 @@ def run_plan(
             continue
         stage = _build_stage(plan, label, change.model, workshop)
         row = meter.measure(_with_cost(change.row, change.model, yardstick), stage, current, first)
-        reason = judge.reason_to_undo(current, stage) if plan.recipe.keep == "if-pays" else ""
-        if reason:
-            row = row.model_copy(update={"status": "undone", "reason": reason})
+        reason, doubt = judge.judge(current, stage) if plan.recipe.keep == "if-pays" else ("", "")
+        if reason or doubt:
+            row = row.model_copy(update={"status": "undone" if reason else "ok", "reason": reason or doubt})
         entries.append(_Entry(row, stage, current))
         current = current if reason else stage
     row = LedgerRow(index=len(entries), stage=lowering, distribution=plan.target_distribution)
@@ -132,8 +132,8 @@ class _Judge:
     source: Stage
     higher_is_better: bool
 
-    def reason_to_undo(self, before: Stage, after: Stage) -> str:
-        """Return why the step from `before` to `after` does not pay, or an empty string if it does."""
+    def judge(self, before: Stage, after: Stage) -> tuple[str, str]:
+        """Return why the step from `before` to `after` does not pay, and what is not known of one that does."""
         old, new = self._lowered(before), self._lowered(after)
         stages = ((self.source, None), (old, self.source), (new, old))
         rows = [
@@ -142,7 +142,8 @@ class _Judge:
         ]
         timed = self.meter.time([(row, *pair) for row, pair in zip(rows, stages, strict=True)])
         budget = self.plan.recipe.budget
-        return reason_to_undo(timed[2], timed[1], timed[0], budget, higher_is_better=self.higher_is_better)
+        reason = reason_to_undo(timed[2], timed[1], timed[0], budget, higher_is_better=self.higher_is_better)
+        return reason, "" if reason else untimed_gain(timed[2], timed[1])
 
     def _lowered(self, stage: Stage) -> Stage:
         row = LedgerRow(index=0, stage=f"{stage.label}, lowered")
