@@ -21,7 +21,8 @@ SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 HALF, BRAIN = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 _FULL = ir.DataType.FLOAT
 _SCHEMA_NAMES = {HALF: "tensor(float16)", BRAIN: "tensor(bfloat16)"}
-_TYPE_ATTRIBUTES = {"Cast": "to", "RandomNormalLike": "dtype", "RandomUniformLike": "dtype"}
+_TYPE_ATTRIBUTES = {"Cast": "to"}
+_TYPED_BY_ATTRIBUTE = frozenset(("Cast", "Constant", "ConstantOfShape"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def write_half(model: ir.Model, keep: Collection[ir.Node], dtype: ir.DataType = 
     editor, writer = GraphEditor(graph), _Writer(graph, dtype)
     converted = 0
     for node in tuple(graph):
-        slots = _slots(node, graph.opset_imports, dtype)
+        slots = _slots(node, graph.opset_imports, dtype, writer.half)
         if node in keep or not slots.convertible or not (slots.inputs or slots.outputs):
             writer.read_full(editor, node)
         else:
@@ -64,14 +65,15 @@ class _Writer:
     def __init__(self, graph: ir.Graph, dtype: ir.DataType) -> None:
         self._graph = graph
         self._type = dtype
-        self._half: set[ir.Value] = set()
+        self.half: set[ir.Value] = set()
+        """Values that were float32 and are so no longer; a source may have others of 16 bits, which stay."""
         self._other: dict[ir.Value, ir.Value] = {}
         """A value to the one that holds it in the other type."""
 
     def read_full(self, editor: GraphEditor, node: ir.Node) -> None:
         """Let a node that stays as it is read float32."""
         for value in self._captured(node):
-            if value in self._half:
+            if value in self.half:
                 editor_value = self._cast(editor, value, _FULL)
                 for user, index in tuple(value.uses()):
                     if user is node or user.graph is not self._graph:
@@ -82,20 +84,20 @@ class _Writer:
         for index, value in enumerate(node.inputs):
             if value is None:
                 continue
-            if index in slots.inputs and value not in self._half:
+            if index in slots.inputs and value not in self.half:
                 node.replace_input_with(index, self._in_half(editor, value))
-            elif index not in slots.inputs and value in self._half and node.op_type not in _TYPE_ATTRIBUTES:
+            elif index not in slots.inputs and value in self.half and node.op_type not in _TYPE_ATTRIBUTES:
                 node.replace_input_with(index, self._cast(editor, value, _FULL))
         _convert_attributes(node, self._type)
         for index in slots.outputs:
             output = node.outputs[index]
             output.type = ir.TensorType(self._type)
-            self._half.add(output)
+            self.half.add(output)
 
     def restore_outputs(self, editor: GraphEditor) -> None:
         """Cast outputs of the graph back to float32, under their names."""
         for index, output in enumerate(tuple(self._graph.outputs)):
-            if output not in self._half:
+            if output not in self.half:
                 continue
             name = output.name
             output.name = editor.value_name(f"{name}_half")
@@ -119,7 +121,7 @@ class _Writer:
                 if tensor is None
                 else editor.add_initializer(f"{value.name}_half", as_half(tensor.numpy(), self._type))
             )
-            self._half.add(self._other[value])
+            self.half.add(self._other[value])
         return self._other[value]
 
     def _cast(self, editor: GraphEditor, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -147,6 +149,8 @@ def fits_half(array: np.ndarray) -> bool:
 
 
 def _convert_attributes(node: ir.Node, dtype: ir.DataType) -> None:
+    if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.zeros(1, np.float32)))
     name = _TYPE_ATTRIBUTES.get(node.op_type)
     if name is not None and name in node.attributes and node.attributes[name].value == int(_FULL):
         node.attributes[name] = ir.AttrInt64(name, int(dtype))
@@ -155,8 +159,12 @@ def _convert_attributes(node: ir.Node, dtype: ir.DataType) -> None:
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(as_half(value.as_tensor().numpy(), dtype)))
 
 
-def _slots(node: ir.Node, opsets: dict[str, int], dtype: ir.DataType) -> _Slots:
-    """Return the float inputs and outputs of a node whose type its schema leaves open."""
+def _slots(node: ir.Node, opsets: dict[str, int], dtype: ir.DataType, half: Collection[ir.Value]) -> _Slots:
+    """Return the inputs and outputs of a node that are or were float32 and whose type its schema leaves open.
+
+    A node whose output has a type that follows from none of these inputs stays as it is, such as EyeLike with its
+    `dtype`; those that make constants and casts get another attribute.
+    """
     nothing = _Slots((), (), False)
     version = opsets.get(node.domain, 0)
     if not onnx.defs.has(node.op_type, version, node.domain):
@@ -172,15 +180,21 @@ def _slots(node: ir.Node, opsets: dict[str, int], dtype: ir.DataType) -> _Slots:
         found = []
         for index, value in enumerate(values):
             formal = formals[min(index, len(formals) - 1)]
-            if value is not None and value.dtype in (_FULL, dtype) and formal.type_str in allowed:
+            if value is not None and (value.dtype == _FULL or value in half) and formal.type_str in allowed:
                 types.append(allowed[formal.type_str])
+                names.append(formal.type_str)
                 found.append(index)
         return found
 
     types: list[list[str]] = []
+    names: list[str] = []
     inputs = open_slots(node.inputs, list(schema.inputs)) if schema.inputs else []
     if node.op_type in _TYPE_ATTRIBUTES:
         # The output's type is an attribute; the input may be of any.
         inputs = []
+    bound = frozenset(names)
+    if node.op_type == "DequantizeLinear":
+        bound |= {formal.type_str for formal in schema.outputs if "output_dtype" not in node.attributes}
     outputs = open_slots(node.outputs, list(schema.outputs))
-    return _Slots(tuple(inputs), tuple(outputs), all(_SCHEMA_NAMES[dtype] in each for each in types))
+    follows = node.op_type in _TYPED_BY_ATTRIBUTE or bound.issuperset(names)
+    return _Slots(tuple(inputs), tuple(outputs), follows and all(_SCHEMA_NAMES[dtype] in each for each in types))

@@ -60,7 +60,10 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
         kept |= {node: "normalization that was written out" for node in candidate.graph if node.name in joined}
         count = write_half(candidate, kept.keys())
         if count == 0:
-            break
+            context.notes.remark(
+                "No node of the graph can be changed from float32 to float16, so types stay as they are."
+            )
+            return model.clone()
         try:
             error = largest_error(before, run_without_pairs(candidate, samples, context.threads))
         except ModelError as fault:
@@ -71,8 +74,9 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
             for remark in _remarks(kept, count, error):
                 context.notes.remark(remark)
             return candidate
+    change = f"change by {error:.1%}" if np.isfinite(error) else "are not finite"
     context.notes.remark(
-        f"The graph stays in float32: in float16 its outputs change by {error:.1%}, and {TOLERANCE:.0%} is allowed."
+        f"The graph stays in float32: in float16 its outputs {change}, and a change of {TOLERANCE:.0%} is allowed."
     )
     return model.clone()
 

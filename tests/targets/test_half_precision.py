@@ -365,3 +365,38 @@ def test_a_normalization_that_is_an_output_keeps_its_name():
     (norm,) = join_layer_norms(joined.ir)
     assert norm.outputs[0].name == "y"
     assert relative_error(run(model, data)["y"], run(joined, data)["y"]) < 1e-5
+
+
+def test_a_graph_that_came_in_float16_keeps_its_types():
+    weights = {"w": normal(8, 8).astype(np.float16)}
+    kind = ir.DataType.FLOAT16.value
+    nodes = [node("MatMul", ["x", "w"], "a"), node("Relu", ["a"], "y")]
+    model = graph(nodes, weights, {"x": ["n", 8]}, types={"x": kind, "y": kind})
+    for each in model.graph:
+        each.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+    data = {"x": normal(4, 8).astype(np.float16)}
+    used = context(None, data, SIGNED)
+    result = model.with_ir(lower_to_half(model.ir, used))
+    assert result.graph.outputs[0].dtype == ir.DataType.FLOAT16
+    np.testing.assert_array_equal(run(result, data)["y"], run(model, data)["y"])
+    assert not any("inf" in remark for remark in used.notes.remarks)
+
+
+TYPED_BY_THEMSELVES = {
+    "a constant without a value": [node("Shape", ["h"], "s"), node("ConstantOfShape", ["s"], "z")],
+    "a type in an attribute": [node("EyeLike", ["h"], "z", dtype=1)],
+    "a type that an attribute leaves out": [node("EyeLike", ["h"], "z")],
+}
+
+
+@pytest.mark.parametrize("case", TYPED_BY_THEMSELVES)
+def test_operators_that_choose_their_type_do_not_keep_the_graph_in_float32(case):
+    nodes = [node("MatMul", ["x", "w"], "h"), *TYPED_BY_THEMSELVES[case], node("Add", ["h", "z"], "m")]
+    model = graph([*nodes, node("MatMul", ["m", "w"], "y")], {"w": normal(8, 8, scale=0.3)}, {"x": [1, 8]})
+    for each in model.graph:
+        kind = ir.DataType.INT64 if each.op_type == "Shape" else ir.DataType.FLOAT
+        each.outputs[0].type = ir.TensorType(kind)
+    data = {"x": normal(1, 8)}
+    result = model.with_ir(lower_to_half(model.ir, context(None, data, SIGNED)))
+    assert types(result)["node_h"] == types(result)["node_y"] == "FLOAT16"
+    assert relative_error(run(model, data)["y"], rounded(result, data)) < 1e-2
