@@ -13,7 +13,6 @@ from edgesmith.errors import ModelError, RecipeError
 from edgesmith.files import require_replaceable, require_writable
 from edgesmith.fixed_sizes import fix_sizes
 from edgesmith.graph.structure import find_structure, label_values
-from edgesmith.host.candidate import OWN_DISTRIBUTION
 from edgesmith.host.containment import call_plugin, first_words, log_traceback, plugin_fault
 from edgesmith.host.loader import load_registry
 from edgesmith.host.needs import check_needs
@@ -24,6 +23,7 @@ from edgesmith.measure.contained import ContainedRunner, MetricMaker
 from edgesmith.measure.machine import library_versions, usable_cores
 from edgesmith.measure.runner import LatencyPlan
 from edgesmith.model import Model
+from edgesmith.own_code import OWN_DISTRIBUTION
 from edgesmith.pipeline import Workshop, run_plan
 from edgesmith.plan import Plan, make_plan
 from edgesmith.progress import Progress, SilentProgress

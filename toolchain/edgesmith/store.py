@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edgesmith.files import hash_directory, replace_directory, write_atomically
+from edgesmith.own_code import own_version
 
 if TYPE_CHECKING:
     from edgesmith.model import Model
@@ -41,8 +42,10 @@ def default_store_directory() -> Path:
 
 
 def make_key(parts: Mapping[str, object]) -> str:
-    """Return the key of a result that depends on exactly `parts`, which must be JSON data."""
-    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Return the key of a result that depends on exactly `parts`, which must be JSON data, and on Edgesmith's code."""
+    text = json.dumps(
+        {"format": FORMAT, "code": own_version(), **parts}, sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -28,8 +28,8 @@ from edgesmith.host.records import (
     TargetRecord,
 )
 from edgesmith.host.validation import check_record
+from edgesmith.own_code import OWN_DISTRIBUTION
 
-OWN_DISTRIBUTION = "edgesmith"
 REGISTER_HOOKS: dict[str, type[Record]] = {
     "register_methods": MethodRecord,
     "register_targets": TargetRecord,

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgesmith.host.candidate import OWN_DISTRIBUTION
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.records import TargetRecord
+from edgesmith.own_code import OWN_DISTRIBUTION
 
 if TYPE_CHECKING:
     from edgesmith.host.registry import Registry

@@ -5,7 +5,6 @@ pluggy's own loader stops at the first broken import and does not name the distr
 
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ from packaging.utils import canonicalize_name
 
 from edgesmith.errors import PluginError
 from edgesmith.files import hash_file
-from edgesmith.host.candidate import OWN_DISTRIBUTION, Candidate, duplicate_name
+from edgesmith.host.candidate import Candidate, duplicate_name
 from edgesmith.host.containment import first_words
 from edgesmith.host.first_imports import FirstImports
 from edgesmith.host.names import suggest
@@ -31,6 +30,7 @@ from edgesmith.host.plugin import Plugin, Tombstone, Trace
 from edgesmith.host.records import Record
 from edgesmith.host.registry import Registry
 from edgesmith.host.sudden_ends import sudden_ends
+from edgesmith.own_code import OWN_DISTRIBUTION, content, is_editable
 from edgesmith.store import default_store_directory
 
 ENTRY_POINT_GROUP = "edgesmith"
@@ -161,8 +161,8 @@ def _entry_point_candidate(
         if not entry.pattern.match(entry.value):
             raise ValueError(f"{entry.value!r} cannot be a module")
         origin = PluginOrigin(name, version, entry.name, entry.value, "")
-        if _is_editable(distribution):
-            origin = replace(origin, version=version + _content(origin.package))
+        if is_editable(distribution):
+            origin = replace(origin, version=version + content(origin.package))
         return Candidate(name, origin.version, entry.name, entry.load, tuple(distribution.requires or ()), origin)
     except Exception as error:  # noqa: BLE001  contains whatever is wrong with what one distribution says of itself
         return Candidate(name, version, entry.name, partial(_refuse, entry, distribution, error))
@@ -190,26 +190,6 @@ def _refuse(
         why=f"It was not imported: {first_words(error)}.",
         fix="Plugin author: write the entry point as \"name = 'package.module'\". User: reinstall the plugin.",
     )
-
-
-def _is_editable(distribution: importlib.metadata.Distribution) -> bool:
-    """Whether what is imported is the author's own folder, and so may change at any time (PEP 610)."""
-    try:
-        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-        return bool(origin.get("dir_info", {}).get("editable"))
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _content(package: str) -> str:
-    """Return a version suffix that follows the Python files of a package: results are cached by the version."""
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        return ""
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))] or [Path(spec.origin or "")]
-    hashes = [hash_file(file) for file in files if file.is_file()]
-    return f"+{sha256(' '.join(hashes).encode()).hexdigest()[:12]}"
 
 
 def file_candidate(path: Path) -> Candidate:

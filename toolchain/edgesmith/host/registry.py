@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from edgesmith.errors import PluginError
-from edgesmith.host.candidate import OWN_DISTRIBUTION, import_breaks
+from edgesmith.host.candidate import import_breaks
 from edgesmith.host.containment import call_plugin, importing, log_traceback
 from edgesmith.host.names import suggest
 from edgesmith.host.observers import Observers
@@ -22,6 +22,7 @@ from edgesmith.host.records import (
     RunnerRecord,
     TargetRecord,
 )
+from edgesmith.own_code import OWN_DISTRIBUTION
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from edgesmith.host.candidate import OWN_DISTRIBUTION
 from edgesmith.host.plugin import Plugin
+from edgesmith.own_code import OWN_DISTRIBUTION
 from edgesmith.store import default_store_directory
 
 _FOLDER = "under-way"

@@ -6,13 +6,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import StepError, TargetError
-from edgesmith.host.candidate import OWN_DISTRIBUTION
 from edgesmith.host.context import Context
 from edgesmith.host.interfaces import Build, Target
 from edgesmith.host.verdict import Verdict
 from edgesmith.isolation.limits import Isolation
 from edgesmith.isolation.parent import Job, note, run_isolated, verdict_in
 from edgesmith.isolation.request import Work
+from edgesmith.own_code import OWN_DISTRIBUTION
 
 if TYPE_CHECKING:
     from edgesmith.engine import EngineReport
