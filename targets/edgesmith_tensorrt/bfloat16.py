@@ -40,7 +40,7 @@ def lower_to_bfloat16(model: ir.Model, context: Context[Any]) -> ir.Model:
     samples = list(calibration_samples(model, context))
     candidate = with_types(model)
     joined = {node.name for node in join_layer_norms(candidate)}
-    kept = full_precision_nodes(candidate, frozenset())
+    kept = full_precision_nodes(candidate, {})
     for node in candidate.graph:
         if node in kept or node.name in joined:
             node.metadata_props[_KEEP] = "1"

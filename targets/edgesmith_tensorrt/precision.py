@@ -3,11 +3,11 @@
 The result is run with every value rounded to float16, beside the original, so both overflow and lost digits show. What
 comes near the end of the range is looked for in the values of the float32 graph, inputs included.
 
-Kept in float32: normalizations that are written out in arithmetic (their squares overflow), angles of positions
-(float16 counts whole numbers up to 2048 only), scales too small for float16, and whatever overflowed on real inputs.
+Kept in float32: normalizations that are written out in arithmetic (their squares overflow), angles of positions,
+numbers that become indices, constants and scales that float16 does not hold, and what left its range on real inputs.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from edgesmith.execution.runnable import runnable_inputs
 from edgesmith.graph.edit import GraphEditor, constant_value
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Context
-from edgesmith_tensorrt.half_precision import LARGEST, fits_half, write_half
+from edgesmith_tensorrt.half_limits import STAND_IN, constant_nodes, index_nodes, whole_values
+from edgesmith_tensorrt.half_precision import LARGEST, SMALLEST_NORMAL, fits_half, write_half
 from edgesmith_tensorrt.layer_norms import join_layer_norms
 
 TOLERANCE = 1e-2
@@ -29,8 +30,7 @@ TOLERANCE = 1e-2
 
 _HEADROOM = 4.0
 """A value may grow this much beyond what the samples showed before it overflows."""
-_STAND_IN = 1e30
-"""Beyond this, a number stands for infinity, as in masks. Clipping it to the largest float16 changes nothing."""
+_BELOW = "values below the range of float16"
 _TAPS_PER_RUN = 256
 _SAMPLES = 4
 _SENSITIVE = frozenset(
@@ -52,11 +52,12 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
     typed = with_types(model)
     joined = frozenset(str(node.name) for node in join_layer_norms(typed))
     before = run_without_pairs(model, samples, context.threads)
-    overflowing = overflowing_values(typed, samples, context.threads)
+    unfit = unfit_values(typed, samples, context.threads)
     error = float("inf")
     for sensitive in (False, True):
         candidate = typed.clone()
-        kept = full_precision_nodes(candidate, overflowing, sensitive=sensitive)
+        kept = full_precision_nodes(candidate, unfit, sensitive=sensitive)
+        kept |= dict.fromkeys(constant_nodes(candidate.graph), "constant that float16 does not hold")
         kept |= {node: "normalization that was written out" for node in candidate.graph if node.name in joined}
         count = write_half(candidate, kept.keys())
         if count == 0:
@@ -81,15 +82,15 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
     return model.clone()
 
 
-def full_precision_nodes(model: ir.Model, overflowing: Collection[str], *, sensitive: bool = False) -> Reasons:
+def full_precision_nodes(model: ir.Model, unfit: Mapping[str, str], *, sensitive: bool = False) -> Reasons:
     """Return the nodes of the main graph that must compute in float32, each with the reason.
 
     Args:
         model: The float32 graph.
-        overflowing: Names of values beyond the range of float16.
+        unfit: Names of values that float16 does not hold, each with the reason.
         sensitive: Whether operators that are known to be sensitive must, too.
     """
-    reasons: Reasons = {}
+    reasons: Reasons = dict.fromkeys(index_nodes(model.graph), "becomes an index")
     by_name = {node.name: node for node in model.graph}
     for norm in find_structure(model).norms:
         if not norm.fused:
@@ -102,8 +103,11 @@ def full_precision_nodes(model: ir.Model, overflowing: Collection[str], *, sensi
         if sensitive and node.op_type in _SENSITIVE:
             reasons[node] = "sensitive operator"
     for node in model.graph:
-        if any(value is not None and value.name in overflowing for value in (*node.inputs, *node.outputs)):
-            reasons.setdefault(node, "values beyond the range of float16")
+        for value in (*node.outputs, *node.inputs):
+            reason = unfit.get(str(value.name), "") if value is not None else ""
+            # Beside what it is added to, a small number that is lost changes nothing.
+            if reason and not (reason == _BELOW and node.op_type in ("Add", "Sub") and value in node.inputs):
+                reasons.setdefault(node, reason)
     _keep_pairs_alike(model.graph, reasons)
     return reasons
 
@@ -155,28 +159,38 @@ def _position_nodes(node: ir.Node) -> list[ir.Node]:
     return found
 
 
-def overflowing_values(model: ir.Model, samples: Sequence[Inputs], threads: int) -> frozenset[str]:
-    """Return the names of the float32 values of the main graph that come near the range of float16 on the samples.
+def unfit_values(model: ir.Model, samples: Sequence[Inputs], threads: int) -> dict[str, str]:
+    """Return the names of the float32 values of the main graph that float16 does not hold on the samples, with reasons.
 
-    Its inputs are among them: they are cast to float16 before anything is computed.
+    Those are values near the end of its range or wholly below its normal numbers, and whole numbers that it would
+    change. Inputs of the graph are among them: they are cast to float16 before anything is computed.
     """
     names = [str(value.name) for node in model.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT]
-    wide = {str(value.name) for value in model.graph.inputs if value.dtype == ir.DataType.FLOAT}
-    found = {
-        name for name in wide for inputs in samples if name in inputs and _peak(inputs[name]) * _HEADROOM > LARGEST
-    }
+    wide = [str(value.name) for value in model.graph.inputs if value.dtype == ir.DataType.FLOAT]
+    whole = {str(value.name) for value in whole_values(model.graph)}
+    peaks = {name: max((_peak(inputs[name]) for inputs in samples if name in inputs), default=0.0) for name in wide}
+    changed: set[str] = set()
     for start in range(0, len(names), _TAPS_PER_RUN):
         chosen = names[start : start + _TAPS_PER_RUN]
         session = ReferenceSession(model, taps=chosen, threads=threads)
         for inputs in samples:
             results = session.run(inputs)
-            found |= {name for name in chosen if _peak(results[name]) * _HEADROOM > LARGEST}
-    return frozenset(found)
+            peaks |= {name: max(peaks.get(name, 0.0), _peak(results[name])) for name in chosen}
+            changed |= {name for name in whole.intersection(chosen) if not _is_exact(results[name])}
+    reasons = dict.fromkeys(changed, "whole numbers too large to be exact in float16")
+    reasons |= {name: _BELOW for name in peaks if 0 < peaks[name] < SMALLEST_NORMAL}
+    return reasons | {name: "values beyond the range of float16" for name in peaks if peaks[name] * _HEADROOM > LARGEST}
 
 
 def _peak(array: NDArray[Any]) -> float:
     magnitudes = np.abs(array)
-    return float(np.max(magnitudes, initial=0.0, where=magnitudes < _STAND_IN))
+    return float(np.max(magnitudes, initial=0.0, where=magnitudes < STAND_IN))
+
+
+def _is_exact(array: NDArray[Any]) -> bool:
+    """Return whether float16 holds every number, but for those that it clips."""
+    inside = array[np.abs(array) <= LARGEST]
+    return bool(np.array_equal(inside.astype(np.float16), inside))
 
 
 def calibration_samples(model: ir.Model, context: Context[None]) -> Iterator[Inputs]:

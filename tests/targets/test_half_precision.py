@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.runnable import runnable_inputs
 from edgesmith_tensorrt.half_precision import LARGEST, as_half, fits_half, write_half
-from edgesmith_tensorrt.precision import full_precision_nodes, lower_to_half, overflowing_values
+from edgesmith_tensorrt.precision import full_precision_nodes, lower_to_half, unfit_values
 from small_graphs import SIGNED, context, graph, node, quantize, run
 
 
@@ -148,7 +148,7 @@ def test_values_that_overflow_on_samples_stay_in_float32():
     nodes = [node("Mul", ["x", "big"], "p"), node("Mul", ["p", "small"], "q"), node("Relu", ["q"], "y")]
     weights = {"big": np.float32(1e4), "small": np.float32(1e-4)}
     model, data = graph(nodes, weights, {"x": ["n", 8]}), {"x": normal(4, 8, scale=20)}
-    kept = {each.name for each in full_precision_nodes(model.ir, overflowing_values(model.ir, [data], 1))}
+    kept = {each.name for each in full_precision_nodes(model.ir, unfit_values(model.ir, [data], 1))}
     assert kept == {"node_p", "node_q"}
     result = model.with_ir(lower_to_half(model.ir, context(None, data, SIGNED)))
     assert relative_error(run(model, data)["y"], run(result, data)["y"]) < 1e-3
@@ -190,7 +190,7 @@ def test_the_numbers_that_stand_for_infinity_in_a_mask_are_clipped_not_kept():
 
 def test_angles_of_positions_stay_in_float32(tiny_llama):
     inputs = runnable_inputs(tiny_llama.ir)
-    reasons = full_precision_nodes(tiny_llama.ir, overflowing_values(tiny_llama.ir, [inputs], 1))
+    reasons = full_precision_nodes(tiny_llama.ir, unfit_values(tiny_llama.ir, [inputs], 1))
     assert "angle of a position" in set(reasons.values())
     result = lower_to_half(tiny_llama.ir, context(None, None, SIGNED))
     for each in result.graph:
@@ -228,7 +228,7 @@ def test_a_scale_too_small_for_float16_keeps_its_node_in_float32():
     weights = {"w": normal(8, 8) * np.float32(1e-4)}
     model, data = graph([node("MatMul", ["x", "w"], "y")], weights, {"x": ["n", 8]}), {"x": normal(16, 8)}
     quantized = quantize(model, data, SIGNED)
-    reasons = full_precision_nodes(quantized.ir, overflowing_values(quantized.ir, [data], 1))
+    reasons = full_precision_nodes(quantized.ir, unfit_values(quantized.ir, [data], 1))
     assert "scale too small for float16" in set(reasons.values())
     result = model.with_ir(lower_to_half(quantized.ir, context(None, data, SIGNED)))
     assert relative_error(run(quantized, data)["y"], run(result, data)["y"]) < 0.02
