@@ -56,8 +56,8 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
     error = float("inf")
     for sensitive in (False, True):
         candidate = typed.clone()
-        kept = full_precision_nodes(candidate, unfit, sensitive=sensitive)
-        kept |= dict.fromkeys(constant_nodes(candidate.graph), "constant that float16 does not hold")
+        kept: Reasons = dict.fromkeys(constant_nodes(candidate.graph), "constant that float16 does not hold")
+        kept |= full_precision_nodes(candidate, unfit, sensitive=sensitive)
         kept |= {node: "normalization that was written out" for node in candidate.graph if node.name in joined}
         count = write_half(candidate, kept.keys())
         if count == 0:

@@ -49,6 +49,10 @@ class TensorRT(Target):
         reason = too_new(model.graph, self.device.name, self.dialect.opset)
         if reason:
             return Verdict.refuse(f"{reason}, and leave out steps whose formats need more")
+        handed_on = [str(value.name) for value in model.graph.outputs if value.is_graph_input()]
+        if handed_on:
+            reason = f"{', '.join(handed_on)} is an input and an output of the graph, which TensorRT does not build"
+            return Verdict.refuse(f"{reason}; leave it out of the outputs, since whoever feeds it has it")
         for node in model.graph.all_nodes():
             name = node.name or node.op_type
             if node.domain == RUNTIME_DOMAIN:
@@ -73,6 +77,9 @@ class TensorRT(Target):
         lower = lower_to_bfloat16 if self.device.formats.tensors == "bfloat16" else lower_to_half
         lowered = model.with_ir(lower(model.ir, context))
         record_shapes(lowered, context.calibration)
+        if self.check(lowered).status == "refuse":
+            # Whoever compiles is told why; NVIDIA's compiler would say less.
+            return lowered
         folder = context.scratch / "gate"
         folder.mkdir()
         self.build(lowered, folder)

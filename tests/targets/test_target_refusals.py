@@ -7,7 +7,7 @@ from edgesmith.frontends.fixed_dimensions import fix_dimensions
 from edgesmith.host.loader import load_registry
 from edgesmith.host.targets import find_target
 from edgesmith_onnxruntime.qnn.target import _remedy
-from small_graphs import graph, node
+from small_graphs import context, graph, node
 
 REGISTRY = load_registry()
 
@@ -19,6 +19,19 @@ def test_an_opset_that_is_too_new_is_refused_with_the_one_to_export(name):
     model.ir.graph.opset_imports[""] = target.dialect.opset + 1
     verdict = target.check(model)
     assert verdict.status == "refuse" and f"opset_version={target.dialect.opset}" in verdict.reason
+
+
+def test_an_input_that_is_also_an_output_is_refused_by_name():
+    _, target = find_target(REGISTRY, "jetson-orin-nano")
+    model = graph([node("Relu", ["x"], "y")], {}, {"x": ["n", 4], "past": ["n", 4]})
+    assert target.check(model).status == "ok"
+    model.graph.outputs.append(model.graph.inputs[1])
+    verdict = target.check(model)
+    assert verdict.status == "refuse" and "past is an input and an output" in verdict.reason
+    # Lowering leaves the word to this verdict, and asks no compiler.
+    used = context(None, {"x": np.ones((4, 4), np.float32), "past": np.ones((4, 4), np.float32)}, target.dialect)
+    assert target.check(target.lower(model, used)) == verdict
+    assert not any("compiler" in remark or "compute capability" in remark for remark in used.notes.remarks)
 
 
 def test_what_qualcomms_compiler_rejects_in_codes_is_not_told_to_be_quantized():
