@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from measure_models import ArrayData, dense_model
 
 from edgesmith.errors import MeasurementError
+from edgesmith.host.records import Tier
+from edgesmith.measure.contained import ContainedRunner
 from edgesmith.measure.divergence import LOWEST_DB, Divergence, layer_errors, output_error
 from edgesmith.measure.local import LocalRunner
+from edgesmith.measure.reference import ReferenceRunner
+from small_graphs import graph, node
 
 
 def measured(expected, actual) -> Divergence:
@@ -85,6 +89,27 @@ def test_layer_errors_accumulate_from_the_first_changed_layer(tmp_path: Path, da
     assert errors[0].sqnr_db > 100
     assert all(error.sqnr_db < 60 for error in errors[1:])
     assert errors[1].layer == "block 1 / output"
+
+
+def test_layer_errors_round_float16_where_the_outputs_are_rounded(data: ArrayData):
+    # Around 4096 float16 counts in steps of 2 or 4, so the quarter that is added is lost there.
+    nodes = [node("Cast", ["x"], "small", to=10), node("Add", ["small", "large"], "lifted")]
+    nodes += [node("Add", ["lifted", "more"], "moved"), node("Sub", ["moved", "large"], "back")]
+    nodes.append(node("Cast", ["back"], "y", to=1))
+    before, after = (
+        graph(nodes, {"large": np.float16(4096), "more": np.float16(more)}, {"x": ["n", 16]}).ir for more in (0, 0.25)
+    )
+    labels = {"back": "head"}
+    (loose,) = layer_errors(before, after, labels, data)
+    (rounded,) = layer_errors(before, after, labels, data, round_half=True)
+    assert rounded.sqnr_db == math.inf
+    assert loose.sqnr_db < 30
+
+
+def test_who_rounds_float16_says_so():
+    runners = (ReferenceRunner(), ContainedRunner("a plugin", ReferenceRunner, threads=1, tier=Tier.REFERENCE))
+    assert all(runner.rounds_half for runner in runners)
+    assert not LocalRunner().rounds_half
 
 
 def test_no_common_values_give_no_layer_errors(small: Path, data: ArrayData):

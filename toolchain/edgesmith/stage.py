@@ -200,8 +200,8 @@ class StageMeter:
 
     def _layer_errors(self, before: Stage, stage: Stage) -> tuple[LayerError, ...]:
         labels = self._yardstick.labels
-        data = self._yardstick.evaluation
-        key = self._key("layers", before, stage, data=data.fingerprint, labels=dict(labels))
+        data, round_half = self._yardstick.evaluation, self._yardstick.runner.rounds_half
+        key = self._key("layers", before, stage, data=data.fingerprint, labels=dict(labels), round_half=round_half)
         found = self._store.facts(key)
         if found is None:
             errors = layer_errors(
@@ -211,6 +211,7 @@ class StageMeter:
                 data.take(_LAYER_SAMPLES),
                 batch_size=_LAYER_BATCH,
                 threads=self._yardstick.runner.threads,
+                round_half=round_half,
                 progress=self._progress,
             )
             found = {"layers": [_as_json(error) for error in errors]}

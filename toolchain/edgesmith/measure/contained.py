@@ -35,7 +35,7 @@ class ContainedRunner(Runner):
         self._author, self._module = author, kind.__module__
         self._runner = self._call("start", lambda: kind(threads=threads, tier=tier))
         self.threads, self.tier = self._runner.threads, self._runner.tier
-        self.measures_cost = self._runner.measures_cost
+        self.measures_cost, self.rounds_half = self._runner.measures_cost, self._runner.rounds_half
 
     def conditions(self, inputs: Arrays) -> Conditions:
         """Return its conditions."""

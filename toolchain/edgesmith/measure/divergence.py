@@ -118,6 +118,7 @@ def layer_errors(
     *,
     batch_size: int = 4,
     threads: int = 1,
+    round_half: bool = False,
     progress: Progress | None = None,
 ) -> tuple[LayerError, ...]:
     """Return how far values inside the graph moved, in the order of `labels`.
@@ -132,6 +133,7 @@ def layer_errors(
         data: A few samples; take at most 32 of the calibration data, since every value is read out.
         batch_size: Samples per run. Bounds the memory that the values take.
         threads: Intra-op threads.
+        round_half: Whether values in float16 are rounded to it, as on a device that computes in float16.
         progress: Shows the advance.
     """
     from edgesmith.execution.reference import ReferenceSession
@@ -140,8 +142,8 @@ def layer_errors(
     taps = [name for name in labels if name in common]
     if not taps:
         return ()
-    expected_session = ReferenceSession(before, taps=taps, threads=threads)
-    actual_session = ReferenceSession(after, taps=taps, threads=threads)
+    expected_session = ReferenceSession(before, taps=taps, threads=threads, round_half=round_half)
+    actual_session = ReferenceSession(after, taps=taps, threads=threads, round_half=round_half)
     divergences = {name: Divergence() for name in taps}
     total = math.ceil(len(data) / batch_size)
     for batch in (progress or SilentProgress()).track(data.batches(batch_size), "comparing layers", total):

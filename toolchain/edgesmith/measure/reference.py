@@ -32,6 +32,7 @@ class ReferenceRunner(Runner):
     """
 
     measures_cost = False
+    rounds_half = True
 
     def conditions(self, inputs: "Mapping[str, np.ndarray]") -> Conditions:
         """Return the conditions under which outputs are computed."""

@@ -170,6 +170,8 @@ class Runner(ABC):
 
     measures_cost: bool = True
     """Whether latency and memory can be measured; otherwise it yields outputs only."""
+    rounds_half: bool = False
+    """Whether outputs are those of a device that rounds values in float16, which ONNX Runtime on a CPU does not."""
 
     def __init__(self, *, threads: int = 1, tier: Tier = Tier.REFERENCE) -> None:
         most = self.most_threads()
