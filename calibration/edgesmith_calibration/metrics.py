@@ -283,7 +283,8 @@ def _not_finite(name: str) -> DataError:
         f"output '{name}' holds NaN or infinity",
         expected="finite outputs",
         why="a score of outputs that are not numbers means nothing",
-        fix="find the step that broke the model in the ledger, and leave it out or change its options",
+        fix="check that the source's own outputs are finite on this data; where they are, leave out the step or change "
+        "its options, and calibrate on samples as large as these",
     )
 
 

@@ -95,6 +95,16 @@ def test_the_validator_accepts_values_that_are_not_finite_on_both_sides(tmp_path
     assert passed.returncode == 0, passed.stdout
 
 
+def test_outputs_that_are_not_finite_are_told_with_the_stage_and_no_ledger_is_pointed_to(tmp_path: Path) -> None:
+    model = save(tmp_path, "g (float[batch,8] x) => (float[batch,8] y) { y = Sqrt(x) }")
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=random.normal(size=(40, 8)).astype(np.float32), labels=random.integers(0, 8, 40))
+    out = tmp_path / "artifact"
+    with pytest.raises(DataError, match=r"output 'y' holds NaN or infinity \(stage: source\)") as caught:
+        edgesmith.compile(model, recipe="float", data=tmp_path / "x.npz", out=out, settings=settings(tmp_path))
+    assert "ledger" not in caught.value.fix and not out.exists()
+
+
 def test_evaluated_samples_are_taken_out_of_calibration_also_from_python(job: Job) -> None:
     source = NpzSource(job.folder / "evaluation.npz")
     with pytest.raises(DataError):

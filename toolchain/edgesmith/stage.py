@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
+from edgesmith.errors import DataError
 from edgesmith.execution.handover import obstacle_to_running
 from edgesmith.host.records import MetricRecord
 from edgesmith.ledger import LayerError, LedgerRow, Measurement, OutputError
@@ -152,15 +153,20 @@ class StageMeter:
         key = self._key("metric", *compared, metric=metric, data=yardstick.evaluation.fingerprint)
         found = self._store.facts(key)
         if found is None:
-            evaluation = evaluate(
-                yardstick.runner,
-                stage.entry,
-                yardstick.evaluation,
-                yardstick.make_metric,
-                reference=reference.entry if reference else None,
-                plan=EvaluationPlan(batch_size=_EVALUATION_BATCH),
-                progress=self._progress,
-            )
+            try:
+                evaluation = evaluate(
+                    yardstick.runner,
+                    stage.entry,
+                    yardstick.evaluation,
+                    yardstick.make_metric,
+                    reference=reference.entry if reference else None,
+                    plan=EvaluationPlan(batch_size=_EVALUATION_BATCH),
+                    progress=self._progress,
+                )
+            except DataError as error:
+                # No ledger is written that could tell which stage it was.
+                what = f"{error.what} (stage: {stage.label})"
+                raise DataError(what, expected=error.expected, why=error.why, fix=error.fix) from error
             scores = None if evaluation.scores is None else evaluation.scores.tolist()
             found = {"value": evaluation.value, "samples": evaluation.samples, "scores": scores}
             self._store.keep_facts(key, found)
