@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgesmith.data import RandomInputs
 from edgesmith.errors import DataError, ModelError
+from edgesmith.execution.half_rounding import with_half_rounding
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.runnable import batch_dimensions, dimension_name, dimensions_for, runnable_dimensions
 from edgesmith.execution.sample import sample_inputs
@@ -52,7 +53,9 @@ def optimization_shapes(model: Model, samples: "DataSource | None" = None) -> Sh
     """
     if all(isinstance(size, int) for value in model.graph.inputs for size in value.shape or ()):
         return {}
-    graph, session = model.ir, ReferenceSession(model.ir)
+    # ONNX Runtime has no kernel in float16 for some operators; in float32 a graph takes the same sizes.
+    graph = with_half_rounding(model.ir)
+    session = ReferenceSession(graph)
     seen = _sample_sizes(graph, samples)
     known = {size for sizes in seen for size in sizes.values()}
     cut = _cut(model)

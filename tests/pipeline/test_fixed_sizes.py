@@ -26,7 +26,7 @@ FLOAT = {"name": "float", "steps": []}
 
 
 def fixed(model: edgesmith.Model, target: str, folder: Path, choice: DataChoice | None = None, **shapes: int):
-    plan = make_plan(load_registry(), Recipe(steps=(), shapes=shapes), target, has_calibration=False)
+    plan = make_plan(load_registry(), Recipe(steps=(), shapes=shapes), target)
     return fix_sizes(model, plan, choice or choose_data(None), batch_size=1, store=Store(folder))
 
 

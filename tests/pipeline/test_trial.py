@@ -66,7 +66,7 @@ class RecordingRunner(LocalRunner):
 
 
 def make_trial(tmp_path, runner, calibration=None):
-    plan = make_plan(load_registry(), Recipe(steps=()), "onnx-cpu", has_calibration=False)
+    plan = make_plan(load_registry(), Recipe(steps=()), "onnx-cpu")
     model = tiny_mlp()
     context = Context(None, plan.target.dialect, tmp_path, calibration=RandomInputs(model))
     inputs = {"x": np.zeros((3, 8), np.float32)}

@@ -92,9 +92,10 @@ def compile(
     """
     settings = settings or Settings()
     registry = settings.registry or load_registry()
-    _require_source(source, registry)
     chosen_recipe, choice = load_recipe(recipe), choose_data(data)
-    plan = make_plan(registry, chosen_recipe, target, has_calibration=choice.has_calibration)
+    plan = make_plan(registry, chosen_recipe, target)
+    _require_source(source, registry)
+    plan.require_needs(has_data=choice.has_calibration)
     if settings.isolation is not None:
         plan = replace(plan, target=apart(registry, plan.target_record, plan.target, settings.isolation))
     out = Path(out)

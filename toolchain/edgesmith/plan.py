@@ -53,22 +53,36 @@ class Plan:
     target_distribution: str
     steps: tuple[PlannedStep, ...]
 
+    def require_needs(self, *, has_data: bool) -> None:
+        """Raise unless everything that the steps and the target need is there.
 
-def make_plan(registry: "Registry", recipe: Recipe, target: str | None, *, has_calibration: bool) -> Plan:
-    """Resolve names, validate options, and check order and needs.
+        Args:
+            has_data: Whether calibration data is given.
+
+        Raises:
+            RecipeError: Data or a GPU is missing.
+            PluginError: A package is missing or out of range.
+        """
+        from edgesmith.host.needs import check_needs
+
+        for step in self.steps:
+            check_needs(step.needing, has_data=has_data)
+        check_needs(self.target_record)
+
+
+def make_plan(registry: "Registry", recipe: Recipe, target: str | None) -> Plan:
+    """Resolve names, validate options, and check the order.
 
     Args:
         registry: The installed plugins.
         recipe: What to do.
         target: Target name, or a profile file that extends one; None takes the recipe's, or `onnx-cpu`.
-        has_calibration: Whether calibration data will be there.
 
     Raises:
-        RecipeError: A method, option or order is wrong, or a step needs what is not there.
+        RecipeError: A method, option or order is wrong.
         PluginError: A name belongs to a broken plugin, or to two plugins.
         TargetError: A profile file is wrong.
     """
-    from edgesmith.host.needs import check_needs
     from edgesmith.host.order import check_order
     from edgesmith.host.targets import find_target
 
@@ -78,9 +92,6 @@ def make_plan(registry: "Registry", recipe: Recipe, target: str | None, *, has_c
     if recipe.metric is not None:
         registry.metric(recipe.metric)
     check_order(tuple(step.record for step in steps), registry)
-    for step in steps:
-        check_needs(step.needing, has_data=has_calibration)
-    check_needs(target_record)
     return Plan(
         recipe=recipe,
         target_record=target_record,
