@@ -6,8 +6,8 @@ from pathlib import Path
 
 from edgesmith.files import hash_directory, hash_file
 from edgesmith.frontends.normalize import normalize_with_remarks
-from edgesmith.frontends.versions import library_versions
 from edgesmith.host.interfaces import Frontend
+from edgesmith.measure.machine import library_versions
 from edgesmith.model import METADATA_FILE, Model, Provenance
 from edgesmith.serialization import external_files, read_with_files
 from edgesmith.task import Task
@@ -35,7 +35,7 @@ class OnnxFrontend(Frontend):
             model = Model.load(path)
         else:
             graph, files = read_with_files(path)
-            versions = library_versions("onnxscript", "onnx_ir", "onnx")
+            versions = library_versions(("onnxscript", "onnx_ir", "onnx"))
             provenance = Provenance(str(path), "onnx", _hash_files(path, *files), versions=versions)
             model = Model(graph, Task(), provenance)
         normalized = normalize_with_remarks(model.ir)

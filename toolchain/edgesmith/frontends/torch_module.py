@@ -23,8 +23,8 @@ from edgesmith.frontends.torch_export import (
     name_outputs,
     to_numpy,
 )
-from edgesmith.frontends.versions import library_versions
 from edgesmith.host.interfaces import Frontend
+from edgesmith.measure.machine import library_versions
 from edgesmith.model import Model, Provenance
 from edgesmith.serialization import check_weights
 from edgesmith.task import Task
@@ -90,7 +90,7 @@ class TorchModuleFrontend(Frontend):
             f"{type(source).__module__}.{type(source).__qualname__}",
             "torch",
             digest,
-            versions=library_versions("torch", "onnxscript", "onnx_ir", "onnx"),
+            versions=library_versions(("torch", "onnxscript", "onnx_ir", "onnx")),
             remarks=remarks + normalized.remarks,
         )
         return Model(normalized.model, Task(), provenance)

@@ -17,8 +17,8 @@ from edgesmith.frontends.normalize import normalize_with_remarks
 from edgesmith.frontends.preprocessing import image_preprocessing, read_json, text_preprocessing
 from edgesmith.frontends.torch_export import Signature, call_module, export_module, name_outputs, quiet
 from edgesmith.frontends.torch_module import prove_export
-from edgesmith.frontends.versions import library_versions
 from edgesmith.host.interfaces import Frontend
+from edgesmith.measure.machine import library_versions
 from edgesmith.model import METADATA_FILE, Model, Provenance
 from edgesmith.serialization import check_weights
 from edgesmith.task import Task
@@ -93,7 +93,7 @@ class TransformersFrontend(Frontend):
             name,
             "transformers",
             self.fingerprint(source),
-            versions=library_versions("transformers", "torch", "onnxscript", "onnx_ir", "onnx"),
+            versions=library_versions(("transformers", "torch", "onnxscript", "onnx_ir", "onnx")),
             remarks=remarks + normalized.remarks,
         )
         return Model(normalized.model, task, provenance, assets)
