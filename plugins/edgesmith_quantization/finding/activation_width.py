@@ -10,14 +10,13 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from edgesmith.graph.attention import FUSED_ATTENTION
 from edgesmith.host.context import Context
 from edgesmith.host.dialect import Dialect
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 
 WIDE_OPSET = 21
 """First ONNX opset whose QuantizeLinear writes 16 bits."""
-
-_FUSED = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention"})
 
 
 def width_problem(options: QuantizeInt8Options, dialect: Dialect) -> str:
@@ -54,7 +53,7 @@ def multiplies_activations(graph: ir.Graph) -> bool:
     constant = set(graph.initializers.values())
     for node in graph:
         known = [value is None or value in constant for value in node.inputs]
-        if node.op_type in _FUSED or (node.op_type == "MatMul" and not any(known)):
+        if node.op_type in FUSED_ATTENTION or (node.op_type == "MatMul" and not any(known)):
             return True
         if all(known):
             constant.update(node.outputs)

@@ -67,7 +67,8 @@ class Attention:
 
 
 _PRODUCTS = frozenset({"MatMul", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "MatMulIntegerToFloat", "Einsum"})
-_FUSED = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention"})
+FUSED_ATTENTION = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention"})
+"""Operators of ONNX and ONNX Runtime that are a whole attention layer."""
 # What may stand between a projection and its product: everything that treats one position at a time.
 _ON_THE_WAY = (
     CARRYING | MOVING | ELEMENTWISE | {"ReduceMean", "ReduceSum", "ReduceL2", "LpNormalization", "RotaryEmbedding"}
@@ -79,7 +80,7 @@ def find_attentions(flow: Dataflow, linears: Sequence[Linear]) -> list[Attention
     """Return all attention layers in the order of the data."""
     layers = by_node(flow, linears)
     found = [_from_softmax(flow, node, layers) for node in flow.nodes if node.op_type == "Softmax"]
-    found += [_from_fused(flow, node, layers) for node in flow.nodes if node.op_type in _FUSED]
+    found += [_from_fused(flow, node, layers) for node in flow.nodes if node.op_type in FUSED_ATTENTION]
     present = [attention for attention in found if attention is not None]
     return sorted(present, key=lambda attention: flow.order(flow.value(attention.context)))
 
