@@ -98,7 +98,7 @@ def test_a_bad_model(job: Job, capsys: pytest.CaptureFixture[str], case: str) ->
 
 def test_a_missing_source_is_told_before_missing_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(["compile", str(tmp_path / "nothing.onnx"), "--out", str(tmp_path / "artifact")], capsys)
-    assert "There is no file" in said
+    assert "nothing.onnx` does not exist" in said
     assert "calibration data" not in said
 
 

@@ -48,6 +48,19 @@ def test_a_network_becomes_a_measured_artifact(job: Job) -> None:
     assert "quantize-int8" in report and "<script src" not in report
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_without_data_batches_of_the_settings_are_measured(job: Job, batch_size: int) -> None:
+    artifact = edgesmith.compile(
+        job.model, out=job.folder / "artifact", recipe="float", settings=replace(settings(job), batch_size=batch_size)
+    )
+    source = artifact.ledger.rows[0]
+    assert source.latency_ms and source.latency_ms.conditions["batch"] == batch_size
+    counted = json.loads((artifact.directory / "structure.json").read_text())["cost"]
+    assert counted["dimensions"] == {"batch": batch_size}
+    assert counted["macs"] == source.macs
+    assert f"MACs are counted for batch {batch_size}." in artifact.report.read_text()
+
+
 def test_the_artifact_validates_itself_and_notices_damage(job: Job) -> None:
     artifact = edgesmith.compile(job.model, out=job.folder / "artifact", data=job.data, settings=settings(job))
     # Isolated mode: the validator must not need Edgesmith, nor the folder it is started in.

@@ -28,6 +28,7 @@ from edgesmith.pipeline import Workshop, run_plan
 from edgesmith.plan import Plan, make_plan
 from edgesmith.progress import Progress, SilentProgress
 from edgesmith.recipe import Recipe, load_recipe
+from edgesmith.serialization import require_model_file
 from edgesmith.stage import Yardstick
 from edgesmith.store import Store, make_key
 
@@ -116,7 +117,7 @@ def compile(
         outcome = run_plan(plan, model, opened.calibration, yardstick, workshop)
     command = settings.command or _command(source, plan, recipe, data, out)
     with settings.progress.stage("writing the artifact"):
-        return write_artifact(out, plan, model, outcome, yardstick.runner, command, workshop)
+        return write_artifact(out, plan, model, outcome, yardstick, command, workshop)
 
 
 def load_source(source: object, workshop: Workshop, *, example_inputs: object = None) -> Model:
@@ -168,13 +169,8 @@ def _require_source(source: object, registry: "Registry") -> None:
     """
     if isinstance(source, Model) or (isinstance(source, str | Path) and (Path(source) / MANIFEST_FILE).is_file()):
         return
-    if isinstance(source, str | Path) and Path(source).suffix == ".onnx" and not Path(source).exists():
-        raise ModelError(
-            f"There is no file {source}.",
-            expected="a Hugging Face directory or hub id, or an .onnx file",
-            why="There is nothing to compile.",
-            fix="Check the spelling and the working directory.",
-        )
+    if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
+        require_model_file(Path(source))
     _frontend_for(source, registry)
 
 
@@ -205,7 +201,7 @@ def _yardstick(
     model: Model, data: RunData, plan: Plan, workshop: Workshop, settings: Settings, processes: ExitStack
 ) -> Yardstick:
     registry = workshop.registry
-    evaluation = data.evaluation or RandomInputs(model)
+    evaluation = data.evaluation or RandomInputs(model, batch_size=settings.batch_size)
     record = choose_metric(model, data, plan.recipe.metric, registry)
     if plan.recipe.budget.max_metric_drop is not None and not record.needs_labels:
         raise RecipeError(

@@ -24,6 +24,7 @@ from edgesmith.model import ASSETS_DIRECTORY, Model
 from edgesmith.pipeline import Outcome, Workshop, noted_target
 from edgesmith.plan import Plan
 from edgesmith.report import render_report
+from edgesmith.stage import Yardstick
 from edgesmith.task import Task
 from edgesmith_calibration.sources import Batch
 
@@ -93,7 +94,7 @@ def _damaged(directory: Path, problem: str) -> ModelError:
 
 
 def write_artifact(
-    directory: Path, plan: Plan, source: Model, outcome: Outcome, runner: Runner, command: str, workshop: Workshop
+    directory: Path, plan: Plan, source: Model, outcome: Outcome, yardstick: Yardstick, command: str, workshop: Workshop
 ) -> Artifact:
     """Write everything at once: either the whole artifact is at `directory` afterwards, or what was there before.
 
@@ -102,7 +103,7 @@ def write_artifact(
         plan: What was done.
         source: The model before the first step, for its structure.
         outcome: The lowered model and the ledger.
-        runner: Where the validator's expected outputs come from.
+        yardstick: The runner that the validator's expected outputs come from, and the sizes that MACs are counted for.
         command: Command line that does the same again.
         workshop: Whose plugins may add sections to the report, and whether the target works in this process.
 
@@ -125,10 +126,10 @@ def write_artifact(
         (partial / "recipe.yaml").write_text(yaml.safe_dump(recipe_data, sort_keys=False))
         (partial / LEDGER_FILE).write_text(ledger.model_dump_json(indent=2))
         # The structure of the source is what people recognise; fused nodes of a runtime are not.
-        cost = count_cost(source.ir)
+        cost = count_cost(source.ir, yardstick.dimensions(source))
         structure = {"structure": find_structure(source.ir).to_json(), "cost": cost.to_json()}
         (partial / "structure.json").write_text(json.dumps(structure, indent=2))
-        _write_validator(partial, build, lowered, runner)
+        _write_validator(partial, build, lowered, yardstick.runner)
         manifest = {
             "format": 1,
             "entry": build.entry,

@@ -372,24 +372,11 @@ def _row(index: int, label: str, model: Model, yardstick: Yardstick) -> LedgerRo
 
 
 def _with_cost(row: LedgerRow, model: Model, yardstick: Yardstick) -> LedgerRow:
-    cost = count_cost(model.ir, _dimensions(model, yardstick))
+    cost = count_cost(model.ir, yardstick.dimensions(model))
     remarks = row.remarks
     if cost.unknown:
         remarks += (f"MACs leave out {len(cost.unknown)} nodes whose shapes depend on data.",)
     return row.model_copy(update={"parameters": cost.parameters, "macs": cost.macs, "remarks": remarks})
-
-
-def _dimensions(model: Model, yardstick: Yardstick) -> dict[str, int]:
-    """Return the sizes that the measured batch gives to the graph's symbolic dimensions."""
-    sizes: dict[str, int] = {}
-    for value in model.graph.inputs:
-        array = yardstick.inputs.get(value.name or "")
-        if array is None or value.shape is None:
-            continue
-        for dimension, size in zip(value.shape, array.shape, strict=False):
-            if not isinstance(dimension, int) and dimension.value is not None:
-                sizes[dimension.value] = size
-    return sizes
 
 
 def _origin(step: PlannedStep) -> dict[str, object]:

@@ -237,15 +237,25 @@ def _holds_nan(values: NDArray[Any]) -> bool:
     return bool(np.isnan(values).any())
 
 
+def require_model_file(path: Path) -> None:
+    """Refuse a path at which there is no file.
+
+    Raises:
+        ModelError: There is nothing, or a directory.
+    """
+    if path.is_file():
+        return
+    what = "is a directory" if path.is_dir() else "does not exist"
+    raise ModelError(
+        f"Model file `{path}` {what}.",
+        expected="an .onnx file",
+        why="There is nothing to read.",
+        fix="Check the spelling and the working directory.",
+    )
+
+
 def _parse(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "does not exist"
-        raise ModelError(
-            f"Model file `{path}` {what}.",
-            expected="an .onnx file",
-            why="There is nothing to read.",
-            fix="Check the path.",
-        )
+    require_model_file(path)
     try:
         if path.stat().st_size > 2**31:
             raise _damaged(path, "it is larger than protobuf allows (2 GiB)")

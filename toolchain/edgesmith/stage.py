@@ -66,6 +66,18 @@ class Yardstick:
     """Value name to its place in the structure, for errors per layer."""
     latency_plan: LatencyPlan
 
+    def dimensions(self, model: Model) -> dict[str, int]:
+        """Return the sizes that the measured batch gives to the graph's symbolic dimensions."""
+        sizes: dict[str, int] = {}
+        for value in model.graph.inputs:
+            array = self.inputs.get(value.name or "")
+            if array is None or value.shape is None:
+                continue
+            for dimension, size in zip(value.shape, array.shape, strict=False):
+                if not isinstance(dimension, int) and dimension.value is not None:
+                    sizes[dimension.value] = size
+        return sizes
+
 
 class StageMeter:
     """Fills ledger rows. Every number is stored as soon as it is known, so an interrupted run resumes."""

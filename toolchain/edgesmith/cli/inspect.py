@@ -151,9 +151,9 @@ def _show(source: str, report: dict[str, object]) -> None:
         most = [f"{count} {name}" for name, count in list(operators.items())[:_LARGEST_LIST]]
         rest = len(operators) - len(most)
         write_text(f"  operators {', '.join(most)}" + (f" and {rest} more kinds" if rest > 0 else ""))
-    for line in _cost_conditions(report["cost"]):
-        write_text(f"  {line}")
     view = read_structure({"cost": report["cost"], "structure": report["structure"]})
+    for line in view.conditions:
+        write_text(f"  {line}")
     write_table(
         ("what", "value"),
         [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in view.facts.items()],
@@ -170,17 +170,6 @@ def _show(source: str, report: dict[str, object]) -> None:
         if isinstance(row, dict)
     ]
     write_table(("method", "verdict", "why", "from"), rows, title="methods")
-
-
-def _cost_conditions(cost: object) -> list[str]:
-    """Return what the number of MACs holds for, in sentences."""
-    if not isinstance(cost, dict):
-        return []
-    sizes = ", ".join(f"{name} {size}" for name, size in cost["dimensions"].items())
-    lines = [f"MACs are counted for {sizes}"] if sizes else []
-    if cost["unknown"]:
-        lines.append(f"MACs leave out {len(cost['unknown'])} nodes whose shapes depend on data")
-    return lines + [str(line) for line in cost["assumptions"]]
 
 
 def _why(row: dict[str, object]) -> str:

@@ -33,6 +33,8 @@ class StructureView:
 
     summary: str
     facts: Mapping[str, int | float]
+    conditions: tuple[str, ...]
+    """What the number of MACs holds for, in sentences."""
     tables: tuple[StructureTable, ...]
 
 
@@ -55,7 +57,16 @@ def read_structure(data: Part) -> StructureView:
     for title, name, columns in _TABLES:
         if found := _parts(structure.get(name)):
             tables.append(_table(title, found, columns))
-    return StructureView(summary=_text(structure.get("summary")), facts=facts, tables=tuple(tables))
+    conditions = _cost_conditions(_part(data.get("cost")))
+    return StructureView(_text(structure.get("summary")), facts, conditions, tuple(tables))
+
+
+def _cost_conditions(cost: Part) -> tuple[str, ...]:
+    sizes = ", ".join(f"{name} {size}" for name, size in _part(cost.get("dimensions")).items())
+    lines = [f"MACs are counted for {sizes}."] if sizes else []
+    if unknown := _list(cost.get("unknown")):
+        lines.append(f"MACs leave out {len(unknown)} nodes whose shapes depend on data.")
+    return (*lines, *(f"{_text(line)}." for line in _list(cost.get("assumptions"))))
 
 
 def _block_table(blocks: Sequence[Part]) -> StructureTable:
@@ -184,8 +195,12 @@ def _part(value: object) -> Part:
     return value if isinstance(value, Mapping) else {}
 
 
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
 def _parts(value: object) -> list[Part]:
-    return [_part(one) for one in value] if isinstance(value, list) else []
+    return [_part(one) for one in _list(value)]
 
 
 def _text(value: object) -> str:
