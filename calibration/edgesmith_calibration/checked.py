@@ -47,7 +47,7 @@ class CheckedSource(DataSource):
         self._inputs = dict(inputs)
         self.description = source.description
         self.has_labels = source.has_labels
-        if batch_size is not None and len(self._source) == 0:
+        if batch_size is not None and not self._source:
             raise DataError(
                 f"there are {len(source)} samples in {source.description}",
                 expected=f"at least {batch_size}, the batch size that the graph insists on",

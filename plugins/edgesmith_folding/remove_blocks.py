@@ -38,7 +38,7 @@ class RemoveBlocks(Method[RemoveBlocksOptions]):
         options, data = context.options, context.calibration
         if options.blocks == () or (options.blocks is None and options.count == 0):
             return Verdict.skip("no block is to be removed; set ratio, count or blocks")
-        if options.reads_data and (data is None or len(data) == 0):
+        if options.reads_data and not data:
             return Verdict.refuse(
                 "scores and compensation look at calibration data; pass it with --data, or set score to random (or "
                 "name blocks) and compensation to none"

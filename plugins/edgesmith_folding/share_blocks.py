@@ -40,7 +40,7 @@ class ShareBlocks(Method[ShareBlocksOptions]):
         options, data = context.options, context.calibration
         if not options.shares:
             return Verdict.skip("a group of one block shares nothing; set group_size to 2 or more")
-        if options.needs.data and (data is None or len(data) == 0):
+        if options.needs.data and not data:
             return Verdict.refuse(
                 "weighted weights and losses look at calibration data; pass it with --data, or set weights to mean or "
                 "first and grouping to neighbours"

@@ -59,7 +59,7 @@ class PruneStructure(Method[PruneStructureOptions]):
 def _missing(context: StructureContext) -> str:
     """Return what the options need and the run does not have, or an empty string."""
     options = context.options
-    if options.reads_data and (context.calibration is None or len(context.calibration) == 0):
+    if options.reads_data and not context.calibration:
         return (
             "scores and refits look at calibration data; pass it with --data, or set score to magnitude and refit to "
             "none"

@@ -44,7 +44,7 @@ class PruneWeights(Method[PruneWeightsOptions]):
         layers = find_sparse_layers(model.ir, find_structure(model.ir), options, notes)
         if not layers:
             return Verdict.skip(f"no weight can be made sparse ({_reasons(notes)})")
-        if options.needs.data and (context.calibration is None or len(context.calibration) == 0):
+        if options.needs.data and not context.calibration:
             return Verdict.refuse(
                 "what weights are worth is measured on calibration data; pass it with --data, or set criterion to "
                 "magnitude and refit to false"

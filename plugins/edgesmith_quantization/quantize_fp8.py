@@ -51,7 +51,7 @@ class QuantizeFp8(Method[QuantizeFp8Options]):
             return Verdict.refuse(str(error))
         if not products.nodes:
             return Verdict.skip(f"no product can be quantized ({_reasons(notes)})")
-        if options.mode == "static" and (context.calibration is None or len(context.calibration) == 0):
+        if options.mode == "static" and not context.calibration:
             return Verdict.refuse("static mode needs calibration data; pass it with --data, or set mode to weight-only")
         return Verdict.ok(nodes=tuple(map(node_name, products.nodes)))
 

@@ -62,7 +62,7 @@ class QuantizeInt8(Method[QuantizeInt8Options]):
         candidates = find_candidates(graph, dialect, options, notes)
         if not candidates:
             return Verdict.skip(f"no product can be quantized ({why_none(graph, notes)})")
-        if options.mode == "static" and (context.calibration is None or len(context.calibration) == 0):
+        if options.mode == "static" and not context.calibration:
             return Verdict.refuse("static mode needs calibration data; pass it with --data, or set mode to dynamic")
         return Verdict.ok(nodes=tuple(candidate.name for candidate in candidates))
 

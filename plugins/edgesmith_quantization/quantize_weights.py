@@ -65,7 +65,7 @@ class QuantizeWeights(Method[QuantizeWeightsOptions]):
         sites = _sites(graph, context, notes)
         if not sites:
             return Verdict.skip(f"no weight can be quantized ({_reasons(notes)})")
-        if options.needs.data and (context.calibration is None or len(context.calibration) == 0):
+        if options.needs.data and not context.calibration:
             return Verdict.refuse(
                 "second-order rounding needs calibration data; pass it with --data, or set rounding to mse"
             )

@@ -130,7 +130,7 @@ def _problem(model: ir.Model, streams: list[VisionStream], context: AggregationC
             )
     if not options.needs.data:
         return ""
-    if data is None or len(data) == 0:
+    if not data:
         return f"the form {options.form} looks at calibration data; pass it with --data, or set form to pool"
     if options.form != "learned":
         return ""

@@ -112,7 +112,7 @@ def _obstacle(model: ir.Model, stream: VisionStream) -> str:
 def _measurable(context: MergeContext, streams: Sequence[VisionStream]) -> Verdict:
     if context.trial is None or not context.trial.measures_latency:
         return Verdict.refuse("speedup needs times of the target, and nothing is timed in this run; set ratio or r")
-    if context.calibration is None or len(context.calibration) == 0:
+    if not context.calibration:
         return Verdict.refuse("speedup compares outputs on calibration data; pass it with --data, or set ratio or r")
     if len(streams) > 1:
         return Verdict.refuse("speedup works on one vision transformer in a graph; set ratio or r")

@@ -40,7 +40,7 @@ class StaticAttention(Method[StaticAttentionOptions]):
         options, data = context.options, context.calibration
         if options.blocks == () or options.count == 0:
             return Verdict.skip("no block is to get a static map; set count or blocks")
-        if data is None or len(data) == 0:
+        if not data:
             return Verdict.refuse("static maps are means over calibration data; pass it with --data")
         try:
             graph = by_definition(model.ir)

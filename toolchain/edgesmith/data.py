@@ -231,7 +231,7 @@ def required_data(data: DataSource | None, purpose: str, *, why: str, fix: str =
     Raises:
         DataError: There is none, or no sample in it.
     """
-    if data is None or len(data) == 0:
+    if not data:
         raise DataError(
             f"there is no calibration data for {purpose}",
             expected="a data source with at least one sample",

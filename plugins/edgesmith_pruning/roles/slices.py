@@ -86,7 +86,7 @@ def _from_file(model: Model, options: AnalyseUnitsOptions, data: DataSource) -> 
     spec = load_data_spec(path).evaluation
     everything = DataSpec(evaluation=None if spec is None else spec.model_copy(update={"part": "all"}))
     attribute = DataChoice(everything, path.parent).open(model).evaluation
-    if attribute is None or len(attribute) == 0:
+    if not attribute:
         raise _empty(f"the file {path}")
     return Slices(attribute, without(data, attribute))
 

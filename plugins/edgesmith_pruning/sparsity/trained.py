@@ -63,11 +63,12 @@ class Selection:
     """Mean held-out loss of each candidate; none where nothing was drawn."""
     distances: tuple[int, ...]
     """Places in which each candidate differs from the mask of the largest weights."""
-    chosen: int
+    chosen: int | None
+    """Which candidate was trained on; None: the largest weights."""
 
     def sentence(self) -> str:
         """Return it for the report."""
-        if not self.scores:
+        if self.chosen is None:
             return f"At {self.sparsity:.1%} zeros the largest weights were trained on."
         scores = ", ".join(
             f"{score:.3g} ({distance})" for score, distance in zip(self.scores, self.distances, strict=True)
@@ -121,22 +122,24 @@ class SampleTrainSelect:
     def _stage(self, sparsity: float, before: Masks, generator: np.random.Generator) -> Masks:
         """Draw candidates, try each from the same start, and train the best."""
         start = {name: value.clone() for name, value in self._student.state_dict().items()}
-        drawn = self._candidates(sparsity, before, generator)
         largest = {layer.name: self._largest(layer, sparsity, before[layer.name]) for layer in self._layers}
-        scores = []
-        for masks in drawn:
-            self._student.load_state_dict(start)
-            found = list(self._train(masks, self._schedule.check_steps, _CHECK_RATE, decay=True))
-            scores.append(float(np.mean(found[-_SCORES:])))
-        best = int(np.argmin(scores)) if drawn else 0
-        chosen = drawn[best] if drawn else largest
+        drawn = self._candidates(sparsity, before, generator)
+        scores = tuple(self._check(masks, start) for masks in drawn)
+        best = int(np.argmin(scores)) if drawn else None
+        chosen = largest if best is None else drawn[best]
         distances = tuple(sum(int((each[name] != largest[name]).sum()) for name in each) for each in drawn)
-        self.selections.append(Selection(sparsity, tuple(scores), distances, best))
+        self.selections.append(Selection(sparsity, scores, distances, best))
         self._student.load_state_dict(start)
         last = sparsity == self._schedule.stages[-1]
         for _ in self._train(chosen, self._schedule.steps, _RATE, decay=last):
             pass
         return chosen
+
+    def _check(self, masks: Masks, start: Mapping[str, Tensor]) -> float:
+        """Return the mean held-out loss at the end of a short training from `start`."""
+        self._student.load_state_dict(start)
+        losses = list(self._train(masks, self._schedule.check_steps, _CHECK_RATE, decay=True))
+        return float(np.mean(losses[-_SCORES:]))
 
     def _candidates(self, sparsity: float, before: Masks, generator: np.random.Generator) -> list[Masks]:
         drawn = {

@@ -128,7 +128,7 @@ def _observe_channels(
 ) -> dict[ir.Value, ChannelSummary]:
     """Return the channels of what matrix products read, where something can be done about them."""
     options = context.options
-    if context.calibration is None or len(context.calibration) == 0:
+    if not context.calibration:
         return {}
     wanted = [
         activation

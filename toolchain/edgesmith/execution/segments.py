@@ -66,7 +66,7 @@ class SegmentedRun:
         threads: int = 1,
         memory_bytes: int = 1 << 29,
     ) -> None:
-        if len(data) == 0:
+        if not data:
             raise no_data()
         self._model, self._data = model, data
         self._batch_size, self._threads = fixed_batch(model) or batch_size, threads
