@@ -7,7 +7,16 @@ from device_fixtures import made_up, made_up_probe, made_up_reply, made_up_state
 from pydantic import ValidationError
 
 from edgesmith.device.comparison import OutputComparison
-from edgesmith.device.facts import Probe, Reply, State, read_jetson_release, read_power, read_power_mode, total_power
+from edgesmith.device.facts import (
+    Probe,
+    Reply,
+    State,
+    read_jetson_release,
+    read_power,
+    read_power_mode,
+    require_one_state,
+    total_power,
+)
 from edgesmith.device.record import append_run, compare_runs, load_record
 from edgesmith.device.runtimes import (
     best_runtime,
@@ -18,7 +27,6 @@ from edgesmith.device.runtimes import (
     unlisted_version,
 )
 from edgesmith.device.summary import Seen, conditions_of, percentiles, summarize_run
-from edgesmith.device.validation import require_one_power_mode
 from edgesmith.errors import DeviceError, MeasurementError
 from edgesmith.host.records import Tier
 from edgesmith.ledger import LedgerRow, OutputError
@@ -140,9 +148,15 @@ def test_runs_with_locked_and_unlocked_clocks_are_not_compared():
 
 
 def test_a_power_mode_that_changes_while_timing_makes_the_run_void():
-    require_one_power_mode("made-up", reply())
-    with pytest.raises(MeasurementError, match="changed from made_up_15W to made_up_7W"):
-        require_one_power_mode("made-up", reply(after=made_up_state("made_up_7W")))
+    require_one_state("made-up", reply().before, reply().after)
+    with pytest.raises(MeasurementError, match="power mode of made-up changed from made_up_15W to made_up_7W"):
+        require_one_state("made-up", reply().before, reply(after=made_up_state("made_up_7W")).after)
+
+
+def test_clocks_that_are_unlocked_while_timing_make_the_run_void():
+    locked, unlocked = (reply(before=made_up_state(clocks=(("made-up", low, 2, 2),))).before for low in (2, 1))
+    with pytest.raises(MeasurementError, match="clocks of made-up changed from locked to not locked"):
+        require_one_state("made-up", locked, unlocked)
 
 
 def test_the_record_keeps_every_run_and_infinite_ratios(tmp_path):

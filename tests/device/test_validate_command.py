@@ -328,7 +328,7 @@ def break_once(word):
 def test_a_connection_that_is_lost_once_is_made_again_and_the_work_goes_on(
     capsys, artifact, on, server, device_folder, monkeypatch, word
 ):
-    monkeypatch.setattr("edgesmith.device.validation._WAITS_SECONDS", (0.0,))
+    monkeypatch.setattr("edgesmith.device.insistence._WAITS_SECONDS", (0.0,))
     breaking = break_once(word)
     lost = break_once(" run ") if word == "mkdir" else breaking
     server.on_command = lambda line, process: lost(line, process) or breaking(line, process)
@@ -340,7 +340,7 @@ def test_a_connection_that_is_lost_once_is_made_again_and_the_work_goes_on(
 
 
 def test_what_is_there_already_is_not_sent_again(capsys, artifact, on, server, monkeypatch):
-    monkeypatch.setattr("edgesmith.device.validation._WAITS_SECONDS", (0.0,))
+    monkeypatch.setattr("edgesmith.device.insistence._WAITS_SECONDS", (0.0,))
     server.on_command = break_once(" run ")
     code, _ = validate(capsys, artifact, on)
     assert code == 0
@@ -351,7 +351,7 @@ def test_what_is_there_already_is_not_sent_again(capsys, artifact, on, server, m
 
 
 def test_results_that_are_there_are_fetched_and_nothing_runs_twice(capsys, artifact, on, server, monkeypatch):
-    monkeypatch.setattr("edgesmith.device.validation._WAITS_SECONDS", (0.0,))
+    monkeypatch.setattr("edgesmith.device.insistence._WAITS_SECONDS", (0.0,))
     done = []
 
     def run_then_break(line, process):
@@ -369,7 +369,7 @@ def test_results_that_are_there_are_fetched_and_nothing_runs_twice(capsys, artif
 
 
 def test_a_device_that_stays_away_can_be_taken_up_later(capsys, artifact, on, server, device_folder, monkeypatch):
-    monkeypatch.setattr("edgesmith.device.validation._WAITS_SECONDS", (0.0,))
+    monkeypatch.setattr("edgesmith.device.insistence._WAITS_SECONDS", (0.0,))
     away = []
 
     def go_away(line, process):

@@ -2,10 +2,12 @@
 
 import pytest
 
+from edgesmith.device.worker.machine import waited_seconds
+from edgesmith.device.worker.turns import interleave, quartiles
 from edgesmith.errors import MeasurementError
 from edgesmith.host.records import Tier
-from edgesmith.measure.latency import interleave, seconds_waited
-from edgesmith.measure.runner import Conditions, LatencyComparison, LatencyPlan, quartiles
+from edgesmith.measure.local import LocalRunner
+from edgesmith.measure.runner import Conditions, LatencyComparison, LatencyPlan
 
 CONDITIONS = Conditions(
     runtime="fake 1", provider="fake", optimization="all", threads=1, batch=1, shapes="x 1", processor="fake"
@@ -114,7 +116,7 @@ def test_busy_machine_is_reported():
 
 def test_nothing_to_time_is_an_error():
     with pytest.raises(MeasurementError, match="no stage"):
-        interleave({}, LatencyPlan())
+        LocalRunner().latency({}, {})
 
 
 @pytest.mark.parametrize("wrong", [{"min_rounds": 0}, {"max_seconds": 0}, {"max_rounds": 2}, {"precision": -1}])
@@ -129,6 +131,6 @@ def test_quartiles_of_one_and_of_several():
 
 
 def test_waiting_time_of_this_thread_grows_only():
-    before = seconds_waited()
+    before = waited_seconds()
     sum(range(100_000))
-    assert 0 <= before <= seconds_waited()
+    assert 0 <= before <= waited_seconds()

@@ -52,13 +52,14 @@ def command(
 
     from edgesmith.cli.progress import make_progress
     from edgesmith.device.address import open_transport, parse_address
-    from edgesmith.device.plan import parse_plan
+    from edgesmith.device.plan import ValidationPlan, parse_plan
     from edgesmith.device.record import append_run, compare_runs, last_run_on, load_record
     from edgesmith.device.validation import validate
     from edgesmith.report import render_report
 
     # Checked before anything is loaded or connected, so that a mistyped word answers at once.
-    plan, address = parse_plan(settings or (), keep=keep, loadgen=loadgen), parse_address(on)
+    given = {"keep": keep} | ({"loadgen": loadgen} if loadgen else {})
+    plan, address = parse_plan(ValidationPlan, settings or (), **given), parse_address(on)
     registry = registry_of(context)
     record = load_record(directory)
     with (

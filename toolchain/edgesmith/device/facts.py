@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from edgesmith.errors import MeasurementError
 
 _POWER_MODE = re.compile(r"^NV Power Mode:[ \t]*(\S.*?)[ \t\r]*$", re.MULTILINE)
 _RAIL = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)mW/\d+mW")
@@ -13,6 +16,10 @@ _DRIVER = re.compile(r"Kernel Module[^\n]*?\s(\d+\.\d[\d.]*)\s")
 _PROCESSOR = re.compile(r"^model name\s*:\s*(\S.*?)\s*$", re.MULTILINE)
 _TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "SYS5V", "VIN_SYS_5V0")
 """Rails that feed the whole module, by generation of board."""
+
+
+Times = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
+"""Milliseconds."""
 
 
 class _Answer(BaseModel):
@@ -47,6 +54,13 @@ class State(_Answer):
     def clocks_locked(self) -> bool | None:
         """Whether no clock can change, as after `jetson_clocks`; None where no clock can be read."""
         return all(low == high for _, low, high, _ in self.clocks) if self.clocks else None
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """Power mode and clocks, which must be equal for two times to be comparable."""
+        locked = self.clocks_locked
+        clocks = "unknown" if locked is None else "locked" if locked else "not locked"
+        return {"power_mode": self.power_mode_name or "none", "clocks": clocks}
 
     @property
     def hottest_celsius(self) -> float | None:
@@ -122,15 +136,12 @@ class Probe(_Answer):
         return {name: fact for name, fact in found.items() if fact}
 
 
-class Reply(_Answer):
-    """What the device saw while it ran the model."""
+class _Timed(_Answer):
+    """What the device says of everything that it times."""
 
     status: str
-    outputs: tuple[str, ...] = Field(min_length=1)
-    times_ms: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=1)
     before: State
     after: State
-    tegrastats: str
     waiting_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the time in which the timing thread could have run but had no processor."""
     cooling_seconds: float
@@ -139,6 +150,35 @@ class Reply(_Answer):
     optimization: str
     cuda_graph: str = ""
     """Used, or why not; empty where the runtime has none."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the times must know of the device."""
+        remarks = []
+        if self.cooling_seconds > 1:
+            remarks.append(f"Waited {self.cooling_seconds:.0f} s for the device to cool down.")
+        if self.cuda_graph not in ("", "used"):
+            remarks.append(f"Timed without a CUDA graph, which {self.cuda_graph}.")
+        if self.before.clocks_locked is False:
+            remarks.append(
+                "Clocks were not locked, so times depend on load and heat; on a Jetson run jetson_clocks first."
+            )
+        return tuple(remarks)
+
+
+class TimesReply(_Timed):
+    """What the device saw while it timed several models in turns."""
+
+    runs: Mapping[str, Times]
+    rounds: Mapping[str, Times]
+
+
+class Reply(_Timed):
+    """What the device saw while it ran the model."""
+
+    outputs: tuple[str, ...] = Field(min_length=1)
+    times_ms: Times
+    tegrastats: str
     clock_problem: str = ""
     """Why clocks were not locked though it was asked for."""
     engine_layers: str = ""
@@ -148,6 +188,24 @@ class Reply(_Answer):
     """Names of all outputs of the tapped graph."""
     loadgen: str = ""
     """Summary that MLPerf's load generator wrote."""
+
+
+def require_one_state(address: str, *states: State) -> None:
+    """Check that power mode and clocks were the same all the time.
+
+    Raises:
+        MeasurementError: They were changed.
+    """
+    for before, after in pairwise(state.conditions for state in states):
+        for name in before:
+            if before[name] != after[name]:
+                what = name.replace("_", " ")
+                raise MeasurementError(
+                    f"The {what} of {address} changed from {before[name]} to {after[name]} while it was timed.",
+                    expected=f"one state of the {what} for all runs",
+                    why="Times under different states are not comparable, and their median means nothing.",
+                    fix="Set the power mode with nvpmodel and the clocks with jetson_clocks, and start again.",
+                )
 
 
 def read_power_mode(text: str) -> str:

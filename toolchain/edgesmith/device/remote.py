@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from edgesmith.device import faults
-from edgesmith.device.facts import Probe, Reply
+from edgesmith.device.facts import Probe, Reply, TimesReply
 from edgesmith.device.runtimes import TENSORRT_RTX, TRTEXEC
 from edgesmith.device.shipment import BUILD_SCRIPT, SHELL_SCRIPT
 from edgesmith.device.transport import Finished, Workspace
@@ -113,21 +113,42 @@ def run_worker(
     Raises:
         DeviceError: The model did not run, was killed, or took too long.
     """
-    request_file = folder / REQUEST
-    request_file.write_text(json.dumps({**request, "deadline_seconds": int(timeout_seconds)}), encoding="utf-8")
-    if not (place.is_resumed and place.holds(request_file, REQUEST) and place.has(ANSWER)):
-        _start_worker(place, request_file, folder, timeout_seconds)
-    reply = _answer(place, ANSWER, folder, Reply)
+    reply = _ask_worker(place, "run", request, folder, timeout_seconds, Reply)
     for name in (OUTPUTS, TAPS) if reply.taps else (OUTPUTS,):
         place.transport.pull(place.path(name), folder / name)
     return reply, folder
 
 
-def _start_worker(place: Workspace, request_file: Path, folder: Path, timeout_seconds: float) -> None:
+def time_in_turns(place: Workspace, request: Mapping[str, object], folder: Path, timeout_seconds: float) -> TimesReply:
+    """Time several models on the device in turns.
+
+    Raises:
+        DeviceError: One of them did not run, or the worker was killed or took too long.
+    """
+    return _ask_worker(place, "time", request, folder, timeout_seconds, TimesReply)
+
+
+def _ask_worker(
+    place: Workspace,
+    task: str,
+    request: Mapping[str, object],
+    folder: Path,
+    timeout_seconds: float,
+    kind: type[AnswerT],
+) -> AnswerT:
+    """Let the worker do a task; an answer that is there from before the connection was lost is taken."""
+    request_file = folder / REQUEST
+    request_file.write_text(json.dumps({**request, "deadline_seconds": int(timeout_seconds)}), encoding="utf-8")
+    if not (place.is_resumed and place.holds(request_file, REQUEST) and place.has(ANSWER)):
+        _start_worker(place, task, request_file, folder, timeout_seconds)
+    return _answer(place, ANSWER, folder, kind)
+
+
+def _start_worker(place: Workspace, task: str, request_file: Path, folder: Path, timeout_seconds: float) -> None:
     address = place.transport.address
     place.remove(ANSWER)
     place.push(request_file, REQUEST)
-    words = [place.transport.python, place.path(WORKER), "run", place.path(REQUEST)]
+    words = [place.transport.python, place.path(WORKER), task, place.path(REQUEST)]
     done = place.transport.run(words, timeout_seconds=timeout_seconds + _GRACE_SECONDS)
     if done.signal_name == "SIGALRM":
         raise faults.took_too_long(address, "the model", timeout_seconds)

@@ -7,6 +7,7 @@ from packaging.version import InvalidVersion, Version
 
 from edgesmith.device import faults
 from edgesmith.device.facts import Probe
+from edgesmith.device.transport import Transport
 from edgesmith.host.records import Tier
 from edgesmith.profile import Profile
 
@@ -51,6 +52,19 @@ def best_runtime(profile: Profile | None, probe: Probe) -> str:
     module = probe.modules.get(runtime)
     usable = module is not None and module.version and probe.cuda_runtime
     return TRTEXEC if runtime == TENSORRT and not usable and probe.trtexec else runtime
+
+
+def usable_runtime(transport: Transport, probe: Probe, profile: Profile | None, wanted: str) -> str:
+    """Return what the device runs models in: `wanted`, or what is best there where that is empty.
+
+    Raises:
+        DeviceError: The device is of another architecture, or lacks the runtime.
+    """
+    if not transport.is_local:
+        require_architecture(transport.address, probe, profile)
+    runtime = wanted or best_runtime(profile, probe)
+    require_runtime(transport.address, probe, runtime)
+    return runtime
 
 
 def require_runtime(address: str, probe: Probe, runtime: str) -> None:

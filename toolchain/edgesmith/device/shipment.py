@@ -1,6 +1,7 @@
 """What of an artifact goes to the device, and the model that it holds."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,13 +43,9 @@ def read_shipment(directory: Path) -> Shipment:
     entry = read_entry(directory)
     manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
     known = manifest.get("files") if isinstance(manifest.get("files"), dict) else {}
-    # Weights of a large model stand beside it, in files whose names start with its own.
     built = dict(manifest["build"]) if isinstance(manifest.get("build"), dict) else {}
-    # What an engine is built from may be another graph than the one that the reference runs.
-    stems = (entry.name, str(built.get("model") or entry.name))
-    names = [name for name in known if name in _TRAVELS or name.startswith(stems)]
     files = []
-    for name in sorted(names):
+    for name in _travelling(sorted(known), entry.name, built):
         file, facts = directory / name, known[name]
         inside = directory.resolve() == file.resolve().parent
         if not inside or not file.is_file() or hash_file(file) != dict(facts).get("sha256"):
@@ -60,6 +57,14 @@ def read_shipment(directory: Path) -> Shipment:
     return Shipment(entry, str(manifest.get("target", "")), tuple(files), as_written)
 
 
+def stage_files(entry: Path) -> tuple[Path, ...]:
+    """Return what goes to a device of a stage whose files a target has just built around `entry`."""
+    recipe = entry.parent / BUILD_RECIPE
+    built = json.loads(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    names = sorted(file.name for file in entry.parent.iterdir() if file.is_file())
+    return tuple(entry.parent / name for name in _travelling(names, entry.name, built))
+
+
 def load_model(entry: Path) -> Model:
     """Return the model of an artifact as it is, with the task and the assets that travel with it.
 
@@ -68,6 +73,14 @@ def load_model(entry: Path) -> Model:
     """
     task, assets = read_use(entry.parent)
     return replace(Model.load(entry), task=task, assets=assets)
+
+
+def _travelling(names: Iterable[str], entry: str, built: Mapping[str, object]) -> list[str]:
+    """Return which files an engine or a session is made from."""
+    # Weights of a large model stand beside it, in files whose names start with its own.
+    # What an engine is built from may be another graph than the one that the reference runs.
+    stems = (entry, str(built.get("model") or entry))
+    return [name for name in names if name in _TRAVELS or name.startswith(stems)]
 
 
 def _changed(directory: Path, name: str) -> ModelError:

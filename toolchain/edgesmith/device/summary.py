@@ -11,11 +11,12 @@ from edgesmith.device.facts import Probe, Reply, read_power, total_power
 from edgesmith.device.loadgen import read_summary
 from edgesmith.device.record import DeviceRun
 from edgesmith.device.runtimes import TRTEXEC
+from edgesmith.device.worker.turns import quartiles
 from edgesmith.engine import EngineReport
 from edgesmith.host.records import Tier
 from edgesmith.ledger import LayerError, LedgerRow, Measurement
 from edgesmith.measure.reference import OPTIMIZATION
-from edgesmith.measure.runner import busy_remarks, quartiles, summarize
+from edgesmith.measure.runner import busy_remarks, name_shapes, summarize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,8 +57,6 @@ def conditions_of(
         threads: Threads of ONNX Runtime; None for runtimes on a GPU.
     """
     reply = seen.reply
-    shapes = (f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in inputs.items())
-    locked = reply.before.clocks_locked
     return {
         "runtime": reply.runtime,
         "provider": reply.provider,
@@ -65,10 +64,9 @@ def conditions_of(
         **({} if threads is None else {"threads": threads}),
         **({"cuda_graph": "used" if reply.cuda_graph == "used" else "not used"} if reply.cuda_graph else {}),
         "batch": batch,
-        "shapes": ", ".join(shapes),
+        "shapes": name_shapes(inputs),
         "processor": seen.probe.machine,
-        "power_mode": reply.before.power_mode_name or "none",
-        "clocks": "unknown" if locked is None else "locked" if locked else "not locked",
+        **reply.before.conditions,
     }
 
 
@@ -147,15 +145,9 @@ def _energy(reply: Reply, latency: Measurement) -> Measurement | None:
 
 
 def _state_remarks(reply: Reply) -> tuple[str, ...]:
-    remarks = list(busy_remarks(reply.waiting_share))
-    if reply.cooling_seconds > 1:
-        remarks.append(f"Waited {reply.cooling_seconds:.0f} s for the device to cool down.")
+    remarks = [*busy_remarks(reply.waiting_share), *reply.remarks]
     if reply.runtime.startswith(TRTEXEC):
         remarks.append("trtexec writes outputs with six digits, so gaps below a millionth cannot be seen.")
     if reply.clock_problem:
         remarks.append(f"Clocks could not be locked: {reply.clock_problem}.")
-    if reply.cuda_graph not in ("", "used"):
-        remarks.append(f"Timed without a CUDA graph, which {reply.cuda_graph}.")
-    if reply.before.clocks_locked is False:
-        remarks.append("Clocks were not locked, so times depend on load and heat; on a Jetson run jetson_clocks first.")
     return tuple(remarks)

@@ -145,13 +145,24 @@ class Workspace:
         done = self.transport.run(["sha256sum", self.path(name)], timeout_seconds=_HASH_SECONDS)
         return done.code == 0 and done.stdout.split()[:1] == [_hash(local)]
 
+    def inside(self, name: str) -> "Workspace":
+        """Return a directory in it, made if it is not there.
+
+        Raises:
+            DeviceError: It cannot be made.
+        """
+        made = self.transport.run(["mkdir", "-p", self.path(name)])
+        if made.code != 0:
+            raise faults.no_directory(self.transport.address, self.directory, made.last_line)
+        return Workspace(self.transport, self.path(name), self.remarks, self.is_resumed)
+
     def has(self, name: str) -> bool:
         """Return whether a file of that name is there and not empty."""
         return self.transport.run(["test", "-s", self.path(name)]).code == 0
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
-        self.transport.run(["rm", "-f", "--", self.path(name)])
+        """Remove a file or a directory, if it is there."""
+        self.transport.run(["rm", "-rf", "--", self.path(name)])
 
     def recover(self) -> None:
         """Connect again, stop what still works there, and go on with the files that are there.

@@ -1,16 +1,15 @@
 """Validates an artifact where it will run: copies it there, times it, and holds its outputs against the simulation."""
 
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from edgesmith.api import choose_metric
 from edgesmith.data import RandomInputs, RunData, choose_data, fixed_batch_size
 from edgesmith.device.comparison import OutputComparison, compare_outputs
-from edgesmith.device.facts import Probe, Reply
+from edgesmith.device.facts import Probe, Reply, require_one_state
+from edgesmith.device.insistence import insist
 from edgesmith.device.plan import ValidationPlan
 from edgesmith.device.record import DeviceRun
 from edgesmith.device.remote import (
@@ -25,12 +24,10 @@ from edgesmith.device.remote import (
 )
 from edgesmith.device.runtimes import (
     ONNX_RUNTIME,
-    best_runtime,
-    require_architecture,
     require_loadgen,
-    require_runtime,
     tier_of,
     unlisted_version,
+    usable_runtime,
 )
 from edgesmith.device.shipment import ENGINE, Shipment, load_model, read_shipment
 from edgesmith.device.summary import Seen, conditions_of, summarize_run
@@ -38,7 +35,7 @@ from edgesmith.device.taps import MOST_BATCHES, TAPPED_FILE, choose_taps, compar
 from edgesmith.device.transport import Transport, Workspace, workspace
 from edgesmith.device.worker.archive import ArrayArchive
 from edgesmith.engine import EngineReport
-from edgesmith.errors import ConnectionLostError, DataError, DeviceError, MeasurementError, TargetError
+from edgesmith.errors import DataError, TargetError
 from edgesmith.host.building import explain_engine
 from edgesmith.host.targets import find_target
 from edgesmith.ledger import LayerError, Ledger, load_ledger
@@ -51,11 +48,6 @@ if TYPE_CHECKING:
     from edgesmith.host.records import MetricRecord, TargetRecord
     from edgesmith.host.registry import Registry
     from edgesmith_calibration.sources import Batch
-
-ResultT = TypeVar("ResultT")
-
-_WAITS_SECONDS = (1.0, 5.0, 20.0, 60.0)
-"""Between tries to connect again: a glitch is over at once, and a board starts within a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +130,13 @@ def validate(
         visit = _Visit(shipment, samples, plan, target_record, target, labels, Path(scratch), progress)
         visit.remarks += [samples.remark] if samples.remark else []
         with workspace(transport, keep=plan.keep, resume=plan.resume) as place:
-            found = _insist(place, visit, lambda: _visit(place, visit))
+            found = insist(place, lambda: _visit(place, visit), plan.reconnects, progress)
         visit.remarks += place.remarks
         if plan.taps and not found.reply.taps:
             visit.remarks.append(_no_taps(found.runtime))
         if plan.cool_below and not found.reply.before.temperatures_celsius:
             visit.remarks.append("The device tells no temperature, so it was not waited for.")
-        require_one_power_mode(transport.address, found.reply)
+        require_one_state(transport.address, found.reply.before, found.reply.after)
         with progress.stage("comparing with the simulation"):
             metric = _metric(registry, ledger, samples)
             comparison = compare_outputs(
@@ -163,10 +155,7 @@ def _visit(place: Workspace, visit: _Visit) -> _Answered:
     plan, address, progress = visit.plan, place.transport.address, visit.progress
     with progress.stage(f"asking {address} what it is"):
         probe = probe_device(place, visit.scratch)
-    if not place.transport.is_local:
-        require_architecture(address, probe, visit.target.profile)
-    runtime = plan.runtime or best_runtime(visit.target.profile, probe)
-    require_runtime(address, probe, runtime)
+    runtime = usable_runtime(place.transport, probe, visit.target.profile, plan.runtime)
     unlisted = unlisted_version(visit.target.profile, probe, runtime)
     if unlisted and unlisted not in visit.remarks:
         visit.remarks.append(unlisted)
@@ -184,36 +173,6 @@ def _visit(place: Workspace, visit: _Visit) -> _Answered:
         reply, folder = run_worker(place, request, visit.scratch, plan.timeout)
     threads = int(str(request["threads"])) if runtime == ONNX_RUNTIME else None
     return _Answered(probe, runtime, threads, reply, folder)
-
-
-def _insist(place: Workspace, visit: _Visit, work: Callable[[], ResultT]) -> ResultT:
-    """Do `work`, and again where the connection is lost on the way, as often as the plan says."""
-    left = visit.plan.reconnects
-    while True:
-        try:
-            return work()
-        except ConnectionLostError as error:
-            left = _recover(place, visit, left, error)
-
-
-def _recover(place: Workspace, visit: _Visit, left: int, error: ConnectionLostError) -> int:
-    """Connect again; return how many tries are left then.
-
-    Raises:
-        DeviceError: No try is left; it is the error that broke the work.
-    """
-    while left > 0:
-        wait = _WAITS_SECONDS[min(visit.plan.reconnects - left, len(_WAITS_SECONDS) - 1)]
-        left -= 1
-        with visit.progress.stage(f"the connection was lost; trying again in {wait:g} s"):
-            time.sleep(wait)
-        try:
-            place.recover()
-        except DeviceError:
-            continue
-        visit.remarks.append(f"The connection was lost and made again: {error.what}")
-        return left
-    raise error
 
 
 def _open_samples(shipment: Shipment, data: "str | Path | None", plan: ValidationPlan) -> _Samples:
@@ -348,19 +307,3 @@ def _metric(registry: "Registry", ledger: Ledger, samples: _Samples) -> "MetricR
         return None
     name = ledger.metric if ledger.metric and registry.metric(ledger.metric).needs_labels else None
     return choose_metric(samples.model, samples.data, name, registry)
-
-
-def require_one_power_mode(address: str, reply: Reply) -> None:
-    """Check that the power mode was the same before and after the timing.
-
-    Raises:
-        MeasurementError: It was changed.
-    """
-    before, after = reply.before.power_mode_name, reply.after.power_mode_name
-    if before != after:
-        raise MeasurementError(
-            f"The power mode of {address} changed from {before or 'none'} to {after or 'none'} while it was timed.",
-            expected="one power mode for all runs",
-            why="Times of different power modes are not comparable, and their median means nothing.",
-            fix="Set the mode with `nvpmodel -m`, let nothing change it, and validate again.",
-        )

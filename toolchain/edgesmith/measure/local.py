@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgesmith.device.worker.turns import Run, interleave
 from edgesmith.errors import MeasurementError
-from edgesmith.measure.latency import Run, interleave
 from edgesmith.measure.machine import usable_cores
 from edgesmith.measure.memory import measure_in_child
 from edgesmith.measure.runner import (
@@ -46,6 +46,13 @@ class LocalRunner(Runner):
         self, entries: Mapping[str, Path], inputs: "Mapping[str, np.ndarray]", plan: LatencyPlan | None = None
     ) -> LatencyComparison:
         """Time the model files of all stages in turns, all loaded at once."""
+        if not entries:
+            raise MeasurementError(
+                "no stage to time",
+                expected="at least one model file",
+                why="a comparison needs something to run",
+                fix="pass the source or an artifact",
+            )
         runs = {label: self._runner_of(entry, inputs) for label, entry in entries.items()}
         timing = interleave(runs, plan or LatencyPlan())
         return LatencyComparison(

@@ -1,12 +1,12 @@
 """What a runner must offer: latency of stages against each other, peak memory, and outputs, with their conditions."""
 
-import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgesmith.device.worker.turns import quartiles
 from edgesmith.errors import MeasurementError
 from edgesmith.host.records import Tier
 from edgesmith.ledger import Measurement
@@ -81,7 +81,8 @@ class Conditions:
     """Runtime with version, such as "onnxruntime 1.31.1"."""
     provider: str
     optimization: str
-    threads: int
+    threads: int | None
+    """None on a GPU."""
     batch: int
     shapes: str
     """Input shapes, such as "input_ids 1x128"."""
@@ -95,7 +96,7 @@ class Conditions:
             "runtime": self.runtime,
             "provider": self.provider,
             "optimization": self.optimization,
-            "threads": self.threads,
+            **({} if self.threads is None else {"threads": self.threads}),
             "batch": self.batch,
             "shapes": self.shapes,
             "processor": self.processor,
@@ -110,16 +111,20 @@ def onnxruntime_conditions(inputs: "Mapping[str, np.ndarray]", *, optimization: 
     from edgesmith.measure.machine import processor_name
     from edgesmith_calibration.sources import Batch
 
-    shapes = [f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in inputs.items()]
     return Conditions(
         runtime=f"onnxruntime {onnxruntime.__version__}",
         provider=CPU_PROVIDER,
         optimization=optimization,
         threads=threads,
         batch=Batch(inputs).size,
-        shapes=", ".join(shapes),
+        shapes=name_shapes(inputs),
         processor=processor_name(),
     )
+
+
+def name_shapes(inputs: "Mapping[str, np.ndarray]") -> str:
+    """Return names and shapes of inputs as conditions have them."""
+    return ", ".join(f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in inputs.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,8 @@ class LatencyComparison:
     conditions: Conditions
     waiting_share: float = 0.0
     """Share of the time in which the timed thread could have run but had no processor: other work on the machine."""
+    notes: tuple[str, ...] = ()
+    """What else a reader of the times must know."""
 
     def latency_ms(self, label: str) -> Measurement:
         """Return the median time of one run of `label` in milliseconds, with quartiles."""
@@ -150,7 +157,7 @@ class LatencyComparison:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the times must know."""
-        return busy_remarks(self.waiting_share)
+        return (*self.notes, *busy_remarks(self.waiting_share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,30 +172,15 @@ class MemoryUse:
     """Peak of the same process before it opened the model: interpreter, numpy and runtime."""
 
 
-class Runner(ABC):
-    """Runs artifacts somewhere and returns outputs, latencies and memory use."""
+class Clock(ABC):
+    """Times stages in turns on one machine."""
 
     measures_cost: bool = True
-    """Whether latency and memory can be measured; otherwise it yields outputs only."""
-    rounds_half: bool = False
-    """Whether outputs are those of a device that rounds values in float16, which ONNX Runtime on a CPU does not."""
-
-    def __init__(self, *, threads: int = 1, tier: Tier = Tier.REFERENCE) -> None:
-        most = self.most_threads()
-        if not 1 <= threads <= most:
-            raise MeasurementError(
-                f"{threads} threads were asked for",
-                expected=f"a thread count from 1 to {most}",
-                why="times need a fixed thread count, and far more threads than cores hang the device",
-                fix="pass --threads with the number of cores that the deployed program will have",
-            )
-        self.threads = threads
-        self.tier = tier
-        """The tier of every number from this runner; never above what its hardware is."""
-
-    def most_threads(self) -> int:
-        """Return the largest thread count that is of any use on the device."""
-        return 1024
+    """Whether there are times, and of a runner memory too."""
+    times_lowered: bool = False
+    """Whether only lowered stages can be timed, because the runtime there takes nothing else."""
+    tier: Tier
+    """The tier of every number from this clock; never above what its hardware is."""
 
     @abstractmethod
     def conditions(self, inputs: "Mapping[str, np.ndarray]") -> Conditions:
@@ -208,6 +200,29 @@ class Runner(ABC):
         Raises:
             MeasurementError: A model cannot be loaded or run.
         """
+
+
+class Runner(Clock):
+    """Runs artifacts somewhere and returns outputs, latencies and memory use."""
+
+    rounds_half: bool = False
+    """Whether outputs are those of a device that rounds values in float16, which ONNX Runtime on a CPU does not."""
+
+    def __init__(self, *, threads: int = 1, tier: Tier = Tier.REFERENCE) -> None:
+        most = self.most_threads()
+        if not 1 <= threads <= most:
+            raise MeasurementError(
+                f"{threads} threads were asked for",
+                expected=f"a thread count from 1 to {most}",
+                why="times need a fixed thread count, and far more threads than cores hang the device",
+                fix="pass --threads with the number of cores that the deployed program will have",
+            )
+        self.threads = threads
+        self.tier = tier
+
+    def most_threads(self) -> int:
+        """Return the largest thread count that is of any use on the device."""
+        return 1024
 
     @abstractmethod
     def peak_memory(self, entry: Path, inputs: "Mapping[str, np.ndarray]", plan: MemoryPlan | None = None) -> MemoryUse:
@@ -245,11 +260,3 @@ def summarize(
         high=high if several else None,
         conditions=conditions or {},
     )
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return first quartile, median and third quartile of a non-empty sequence."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, median, high

@@ -5,6 +5,7 @@ trtexec, NVIDIA's own program around TensorRT.
 
     python3 worker.pyz probe ANSWER.json      # what the machine is and which runtimes it has
     python3 worker.pyz run REQUEST.json       # time and run the model as the request says
+    python3 worker.pyz time REQUEST.json      # time several models in turns
     python3 worker.pyz restore DIRECTORY      # put clocks back that a run locked
 
 Answers are files, since standard output belongs to the runtimes. Texts of the device's own tools are handed over as

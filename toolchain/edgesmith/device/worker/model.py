@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from .archive import Facts
+from .turns import Plan, visit, warm_up
 
 
 class WorkerModel:
@@ -41,8 +42,19 @@ class WorkerModel:
             times.append((time.perf_counter() - started) * 1e3)
         return times
 
+    def warm_up(self, plan: Plan) -> float:
+        """Run until times are stable, and return the time of one run in seconds."""
+        return warm_up(self.run, plan)
+
+    def visit(self, timed_runs: int, refill: bool) -> list[float]:
+        """Return the times of single runs in milliseconds, after an untimed one where `refill` says so."""
+        return visit(self.run, timed_runs, refill)
+
     def use_graph(self) -> None:
         """Let later runs on the same inputs be one launch, where the runtime can; the facts say whether it did."""
+
+    def drop_graph(self) -> None:
+        """Let later runs be many launches again."""
 
     def describe(self) -> tuple[str, str]:
         """Return the runtime's own description of its layers and of their times; nothing where it has none."""

@@ -104,10 +104,8 @@ class TensorRTModel(WorkerModel):
         """Copy the inputs of the next runs to the GPU and make room for the outputs."""
         import numpy
 
-        if self._graph is not None:
-            # It holds the addresses of the buffers that are given back here.
-            self._cuda.forget(self._graph)
-            self._graph = None
+        # It holds the addresses of the buffers that are given back here.
+        self.drop_graph()
         for address in self._addresses.values():
             self._cuda.free(address)
         self._addresses, self._shapes = {}, {}
@@ -146,6 +144,12 @@ class TensorRTModel(WorkerModel):
         except RuntimeError as error:
             self._graph = None
             self.facts["cuda_graph"] = f"failed: {error}"
+
+    def drop_graph(self) -> None:
+        """Let later runs be many launches again."""
+        if self._graph is not None:
+            self._cuda.forget(self._graph)
+            self._graph = None
 
     def describe(self) -> tuple[str, str]:
         """Return the inspector's layers and their times over some runs, both as JSON."""

@@ -2,15 +2,19 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 from .archive import Facts
 from .machine import die_with_parent, read_text
 from .model import WorkerModel
+from .turns import Plan
 
 GRAPH_IGNORED = "has been ignored"
 """Part of what trtexec says where an engine cannot run as a CUDA graph."""
 PROFILED_RUNS = 20
+FEWEST_RUNS = 10
+TIMED = ("--noDataTransfers", "--exportTimes=times.json")
 
 
 class TrtexecModel(WorkerModel):
@@ -20,6 +24,7 @@ class TrtexecModel(WorkerModel):
         super().__init__(runtime="trtexec", provider="GPU", optimization="engine")
         self._path, self._program, self._folder = path, program, path.parent
         self._words: list[str] = []
+        self._graph: list[str] = []
 
     def set_inputs(self, arrays: Facts) -> None:
         """Write the inputs of the next runs as files of plain bytes."""
@@ -36,20 +41,42 @@ class TrtexecModel(WorkerModel):
 
     def times(self, request: Facts) -> list[float]:
         """Return the times of single runs on the GPU in milliseconds, without copies."""
-        duration = str(max(1, round(request["seconds"])))
-        timing = ["--warmUp=500", "--duration=" + duration, f"--iterations={request['fewest_runs']}"]
-        timing += ["--noDataTransfers", "--exportTimes=times.json"]
         if request["cuda_graphs"]:
-            try:
-                said = self._call(*timing, "--useCudaGraph", "--useSpinWait")
-                self.facts["cuda_graph"] = "refused by trtexec" if GRAPH_IGNORED in said else "used"
-            except RuntimeError as error:
-                self._call(*timing)
-                self.facts["cuda_graph"] = f"failed: {error}"
-        else:
-            self._call(*timing)
+            self.use_graph()
+        duration = str(max(1, round(request["seconds"])))
+        return self._times("--warmUp=500", "--duration=" + duration, f"--iterations={request['fewest_runs']}")[
+            : request["most_runs"]
+        ]
+
+    def warm_up(self, plan: Plan) -> float:
+        """Return how long one call takes in seconds, with the start of the program and the loading of the engine."""
+        started = time.perf_counter()
+        self.visit(1, True)
+        return time.perf_counter() - started
+
+    def visit(self, timed_runs: int, refill: bool) -> list[float]:
+        """Return the times of one call in milliseconds: of ten runs at least, since its start takes much longer."""
+        warm_up_ms = 100 if refill else 0
+        return self._times(f"--warmUp={warm_up_ms}", "--duration=0", f"--iterations={max(timed_runs, FEWEST_RUNS)}")
+
+    def use_graph(self) -> None:
+        """Let later timed runs be one launch of a CUDA graph each; the facts say why not where that fails."""
+        self._graph = ["--useCudaGraph", "--useSpinWait"]
+        try:
+            said = self._call(*TIMED, *self._graph, "--warmUp=0", "--duration=0", "--iterations=1")
+            self.facts["cuda_graph"] = "refused by trtexec" if GRAPH_IGNORED in said else "used"
+        except RuntimeError as error:
+            self.drop_graph()
+            self.facts["cuda_graph"] = f"failed: {error}"
+
+    def drop_graph(self) -> None:
+        """Let later runs be many launches again."""
+        self._graph = []
+
+    def _times(self, *words: str) -> list[float]:
+        self._call(*TIMED, *self._graph, *words)
         records = json.loads((self._folder / "times.json").read_text(encoding="utf-8"))
-        return [float(record["computeMs"]) for record in records][: request["most_runs"]]
+        return [float(record["computeMs"]) for record in records]
 
     def outputs(self) -> Facts:
         """Return the outputs for the present inputs, by name."""
