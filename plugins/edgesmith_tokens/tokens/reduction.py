@@ -54,7 +54,7 @@ def examine(model: ir.Model, vision: VisionStream) -> TokenPaths:
     if fused is not None:
         reason = reason or (
             f"attention of block {fused.number} is the fused operator {fused.attention.fused}, into which sizes of "
-            "tokens cannot be written; export the model with attention in single operators"
+            "tokens cannot be written; start from the file before it was optimized, with attention in single operators"
         )
     if reason:
         raise StepError(

@@ -29,6 +29,7 @@ from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.runnable import BATCHES, LENGTHS, dimensions_for
 from edgesmith.execution.sample import sample_inputs
 from edgesmith.frontends.equality import find_difference
+from edgesmith.frontends.runtime_operators import has_fused, unfuse
 from edgesmith.frontends.torch_export import quiet
 from edgesmith.serialization import check_graph, weight_bytes
 
@@ -114,6 +115,8 @@ class _Rewrite:
     """Whether doing without it is not worth a remark."""
     opset: int | None = None
     """The opset that it leads to; graphs that are there already do not need it."""
+    needed: Callable[[ir.Model], bool] | None = None
+    """Whether a graph needs it; None where only doing it tells."""
 
 
 def normalize(model: ir.Model) -> ir.Model:
@@ -204,6 +207,8 @@ def _apply(model: ir.Model, proof: _Proof | None, digest: str) -> tuple[ir.Model
     # The rounds end when no rewrite changes the graph any more, which makes normalization idempotent.
     for rewrite in _ONCE + _REPEATED * _ROUNDS:
         if settled.get(rewrite.name) == digest or (rewrite.opset is not None and _opset(current) >= rewrite.opset):
+            continue
+        if rewrite.needed is not None and not rewrite.needed(current):
             continue
         current, reason = _attempt(rewrite, current, proof)
         before, digest = digest, digest_graph(current)
@@ -436,6 +441,7 @@ _ONCE = (
 )
 _REPEATED = (
     _Rewrite("inferring shapes", _infer_shapes, optional=True),
+    _Rewrite("writing fused operators in those of ONNX", unfuse, needed=has_fused),
     _Rewrite("folding constants", _fold),
     _Rewrite("simplifying patterns", _simplify),
     _Rewrite("removing duplicates and unused parts", _tidy),

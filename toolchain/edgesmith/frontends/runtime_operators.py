@@ -1,0 +1,285 @@
+"""Writes operators that ONNX Runtime's optimizer fused in those of ONNX, so that every method and target knows them.
+
+An optimized file holds a whole attention layer, or a sum with the normalization behind it, in one operator of
+`com.microsoft`. No method finds heads or blocks in there, and no other runtime reads it. ONNX Runtime fuses them again
+when it loads the result.
+
+What each operator means is written in ONNX Runtime's ContribOperators.md. Attention with a cache, over causal positions
+or on packed inputs stays: its readers are decoders, and structure and caches are read from the fused form.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgesmith.graph.edit import Attribute, GraphEditor
+
+_DOMAIN = "com.microsoft"
+OPSET = 20
+"""First opset that has all operators written here."""
+
+_ACTIVATIONS: Mapping[str, Sequence[str]] = {
+    "Clip": ("min", "max"),
+    "HardSigmoid": ("alpha", "beta"),
+    "LeakyRelu": ("alpha",),
+    "Relu": (),
+    "Sigmoid": (),
+    "Tanh": (),
+}
+"""Activations that are fused into products, with what their numbers are called."""
+
+Written = Sequence[ir.Value | None]
+"""What stands for the outputs of a node; None for one that nobody may read."""
+
+
+class _Expression:
+    """Writes operators in front of the node that they stand for."""
+
+    def __init__(self, editor: GraphEditor, node: ir.Node) -> None:
+        self.editor, self.node = editor, node
+        self.inputs: list[ir.Value | None] = [*node.inputs, *[None] * 12]
+
+    def add(self, op_type: str, *inputs: ir.Value | None, **attributes: Attribute) -> ir.Value:
+        """Add a node and return its output."""
+        name = f"{self.node.name}.{op_type}"
+        added = self.editor.insert_before(self.node, op_type, inputs, attributes, name=name).outputs[0]
+        added.type = None if self.node.inputs[0] is None else self.node.inputs[0].type
+        return added
+
+    def split(self, value: ir.Value, sizes: Sequence[int]) -> Sequence[ir.Value]:
+        """Return the parts of a value along its last axis."""
+        inputs, name = (value, self.integers(*sizes)), f"{self.node.name}.Split"
+        node = self.editor.insert_before(self.node, "Split", inputs, {"axis": -1}, name=name, outputs=len(sizes))
+        return node.outputs
+
+    def integers(self, *numbers: int) -> ir.Value:
+        """Return a constant list of integers."""
+        return self.editor.add_initializer(f"{self.node.name}.integers", np.asarray(numbers, np.int64))
+
+    def number(self, number: float, like: ir.Value) -> ir.Value:
+        """Return a constant number in the type of a value."""
+        dtype = like.dtype or ir.DataType.FLOAT
+        return self.editor.add_initializer(f"{self.node.name}.number", np.asarray(number, dtype.numpy()))
+
+    def attribute(self, name: str, default: float) -> float:
+        """Return a number among the attributes of the node."""
+        found = self.node.attributes.get(name)
+        return (
+            default
+            if found is None
+            else float(found.as_int() if found.type == ir.AttributeType.INT else found.as_float())
+        )
+
+
+def unfuse(model: ir.Model) -> None:
+    """Write fused operators of ONNX Runtime in those of ONNX, in place, where their shapes say how.
+
+    Args:
+        model: The graph; left as it is below opset 20.
+    """
+    if model.opset_imports.get("", 0) < OPSET:
+        return
+    editor = GraphEditor(model.graph)
+    for graph in model.graphs():
+        for node in tuple(graph):
+            write = _FORMS.get(node.op_type) if node.domain == _DOMAIN else None
+            results = None if write is None else write(_Expression(editor, node))
+            if results is not None:
+                _take_over(editor, node, results)
+
+
+def has_fused(model: ir.Model) -> bool:
+    """Return whether a graph has an operator that `unfuse` may write."""
+    return any(node.domain == _DOMAIN and node.op_type in _FORMS for node in model.graph.all_nodes())
+
+
+def _take_over(editor: GraphEditor, node: ir.Node, results: Written) -> None:
+    """Let values stand for the outputs of a node, with their names, and remove it."""
+    taken = [(old, new, old.name) for old, new in zip(node.outputs, results, strict=False) if new is not None]
+    for old, new, _ in taken:
+        new.shape, new.type = old.shape, old.type or new.type
+        editor.replace_uses(old, new)
+    editor.remove_unused((node,))
+    for _, new, name in taken:
+        if not new.is_graph_output():
+            new.name = name
+
+
+def _attention(new: _Expression) -> Written | None:
+    """Attention: one product makes queries, keys and values of its input."""
+    source, weight, bias, mask, past, added = new.inputs[:6]
+    shape = None if weight is None else _sizes(weight)
+    heads, width = int(new.attribute("num_heads", 0)), 0 if shape is None else shape[1] // 3
+    given = new.node.attributes.get("qkv_hidden_sizes")
+    sizes = [width] * 3 if given is None else list(given.as_ints())
+    if source is None or shape is None or bias is None or past is not None or new.attribute("do_rotary", 0):
+        return None
+    if not _is_plain(new, mask) or len(sizes) != 3 or sizes[0] != sizes[1] or not heads or sizes[0] % heads:
+        return None
+    whole = new.add("Add", new.add("MatMul", source, weight), bias)
+    return (_attended(new, new.split(whole, sizes), heads, sizes[0] // heads, mask, added),)
+
+
+def _multi_head_attention(new: _Expression) -> Written | None:
+    """MultiHeadAttention: lists of queries, keys and values, [batch, sequence, heads x size], with a bias for all."""
+    bias, mask, added = new.inputs[3:6]
+    heads, parts = int(new.attribute("num_heads", 0)), [value for value in new.inputs[:3] if value is not None]
+    shapes = [_sizes(value) for value in parts]
+    widths = [shape[2] for shape in shapes if shape is not None and len(shape) == 3]
+    if len(widths) != 3 or min(widths) <= 0 or not heads or widths[0] != widths[1] or any(new.inputs[6:]):
+        return None
+    if not _is_plain(new, mask):
+        return None
+    if bias is not None:
+        parts = [new.add("Add", *pair) for pair in zip(parts, new.split(bias, widths), strict=True)]
+    return (_attended(new, parts, heads, widths[0] // heads, mask, added),)
+
+
+def _is_plain(new: _Expression, mask: ir.Value | None) -> bool:
+    """Whether attention sees all positions but those that a mask [batch, keys] hides, and gives only its result."""
+    further = any(output.uses() or output.is_graph_output() for output in new.node.outputs[1:])
+    ranks = mask is None or len(_sizes(mask) or ()) == 2
+    return ranks and not further and not new.attribute("unidirectional", 0)
+
+
+def _attended(
+    new: _Expression,
+    parts: Sequence[ir.Value],
+    heads: int,
+    size: int,
+    mask: ir.Value | None,
+    added: ir.Value | None,
+) -> ir.Value:
+    """Return softmax(Q K^T / sqrt(size) + what is added) V of lists [batch, sequence, heads x size]."""
+    apart, together = new.integers(0, 0, heads, -1), new.integers(0, 0, -1)
+    orders = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
+    split = [new.add("Reshape", part, apart) for part in parts]
+    query, key, value = (new.add("Transpose", part, perm=order) for part, order in zip(split, orders, strict=True))
+    scale = new.attribute("scale", 0.0) or size**-0.5
+    scores = new.add("Mul", new.add("MatMul", query, key), new.number(scale, query))
+    if mask is not None:
+        seen = new.add("Greater", mask, new.editor.add_initializer("zero", _zero(mask)))
+        seen = new.add("Unsqueeze", seen, new.integers(1, 2))
+        hidden = new.number(new.attribute("mask_filter_value", -10000.0), query)
+        scores = new.add("Add", scores, new.add("Where", seen, new.number(0.0, query), hidden))
+    if added is not None:
+        scores = new.add("Add", scores, added)
+    context = new.add("MatMul", new.add("Softmax", scores, axis=-1), value)
+    return new.add("Reshape", new.add("Transpose", context, perm=[0, 2, 1, 3]), together)
+
+
+def _zero(like: ir.Value) -> np.ndarray:
+    return np.zeros((), (like.dtype or ir.DataType.INT32).numpy())
+
+
+def _skip_layer_normalization(new: _Expression) -> Written | None:
+    """SkipLayerNormalization: the layer norm of a sum, and the sum itself as output 3."""
+    source, skip, scale, offset, bias = new.inputs[:5]
+    total = _sum(new, (source, skip, bias))
+    if total is None:
+        return None
+    epsilon = new.attribute("epsilon", 1e-12)
+    return new.add("LayerNormalization", total, scale, offset, axis=-1, epsilon=epsilon), None, None, total
+
+
+def _skip_simplified(new: _Expression) -> Written | None:
+    """SkipSimplifiedLayerNormalization: the same with the root of the mean square, without offset."""
+    source, skip, scale, bias = new.inputs[:4]
+    # In float16 the operator sums in float32, and squares of large activations would pass what float16 holds.
+    full = source is not None and source.dtype == ir.DataType.FLOAT
+    total = _sum(new, (source, skip, bias)) if full else None
+    if total is None:
+        return None
+    square = new.add("ReduceMean", new.add("Mul", total, total), new.integers(-1), keepdims=1)
+    root = new.add("Sqrt", new.add("Add", square, new.number(new.attribute("epsilon", 1e-12), total)))
+    return new.add("Mul", new.add("Div", total, root), scale), None, None, total
+
+
+def _sum(new: _Expression, parts: Sequence[ir.Value | None]) -> ir.Value | None:
+    """Return the sum of an input, what is added to it and a bias; None where someone reads statistics of its norm."""
+    if any(output.uses() or output.is_graph_output() for output in new.node.outputs[1:3]):
+        return None
+    source, skip, bias = parts
+    if bias is not None:
+        # The bias is that of the product beside it, so it goes there: then the stream is a sum of two again.
+        if _is_product(skip) and not _is_product(source):
+            source, skip = skip, source
+        source = new.add("Add", source, bias)
+    return new.add("Add", source, skip)
+
+
+def _is_product(value: ir.Value | None) -> bool:
+    producer = None if value is None else value.producer()
+    return producer is not None and producer.op_type in ("MatMul", "FusedMatMul")
+
+
+def _fused_matmul(new: _Expression) -> Written | None:
+    """FusedMatMul: alpha A B, with the last two axes of each turned where that is asked for."""
+    if new.attribute("transBatchA", 0) or new.attribute("transBatchB", 0):
+        return None
+    operands = []
+    for value, name in zip(new.inputs[:2], ("transA", "transB"), strict=True):
+        rank = 0 if value is None or value.shape is None else len(value.shape)
+        if not new.attribute(name, 0):
+            operands.append(value)
+        elif rank < 2:
+            return None
+        else:
+            operands.append(new.add("Transpose", value, perm=[*range(rank - 2), rank - 1, rank - 2]))
+    product, alpha = new.add("MatMul", *operands), new.attribute("alpha", 1.0)
+    return (product if alpha == 1 else new.add("Mul", product, new.number(alpha, product)),)
+
+
+def _bias_gelu(new: _Expression) -> Written | None:
+    """BiasGelu: Gelu of a sum."""
+    return (new.add("Gelu", new.add("Add", *new.inputs[:2])),)
+
+
+def _fused_convolution(new: _Expression) -> Written | None:
+    """FusedConv: an activation of a convolution, to which something may be added."""
+    params = new.node.attributes.get("activation_params")
+    numbers = () if params is None else params.as_floats()
+    return _activated(new, "Conv", new.node.inputs[:3], new.inputs[3], numbers)
+
+
+def _fused_gemm(new: _Expression) -> Written | None:
+    """FusedGemm: an activation of a Gemm."""
+    names = [f"activation_{name}" for name in ("alpha", "beta", "gamma")]
+    numbers = [new.attribute(name, 0.0) for name in names if name in new.node.attributes]
+    return _activated(new, "Gemm", new.node.inputs, None, numbers)
+
+
+def _activated(
+    new: _Expression, op_type: str, inputs: Written, added: ir.Value | None, numbers: Sequence[float]
+) -> Written | None:
+    """Return the activation of a product, whose node has the attributes of both."""
+    own = {name: each for name, each in new.node.attributes.items() if not name.startswith("activation")}
+    kind = new.node.attributes["activation"].as_string() if "activation" in new.node.attributes else ""
+    if kind not in _ACTIVATIONS:
+        return None
+    result = new.add(op_type, *inputs, **{name: each.value for name, each in own.items()})
+    if added is not None:
+        result = new.add("Add", result, added)
+    if kind == "Clip":
+        return (new.add("Clip", result, *(new.number(number, result) for number in numbers)),)
+    return (new.add(kind, result, **dict(zip(_ACTIVATIONS[kind], numbers, strict=False))),)
+
+
+def _sizes(value: ir.Value) -> tuple[int, ...] | None:
+    """Return the shape of a value, with 0 for a size that is open."""
+    if value.shape is None:
+        return None
+    return tuple(size if isinstance(size, int) else 0 for size in value.shape)
+
+
+_FORMS: Mapping[str, Callable[[_Expression], Written | None]] = {
+    "Attention": _attention,
+    "BiasGelu": _bias_gelu,
+    "FusedConv": _fused_convolution,
+    "FusedGemm": _fused_gemm,
+    "FusedMatMul": _fused_matmul,
+    "MultiHeadAttention": _multi_head_attention,
+    "SkipLayerNormalization": _skip_layer_normalization,
+    "SkipSimplifiedLayerNormalization": _skip_simplified,
+}
