@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where Python may not keep what it compiled, each of the many processes of tests compiles everything again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test bench peers docs clean
 
