@@ -13,6 +13,7 @@ from edgesmith.device.facts import Probe, Reply, TimesReply
 from edgesmith.device.runtimes import TENSORRT_RTX, TRTEXEC
 from edgesmith.device.shipment import BUILD_SCRIPT, SHELL_SCRIPT
 from edgesmith.device.transport import Finished, Workspace
+from edgesmith.device.without_python import probe_by_shell, run_by_shell
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
@@ -47,13 +48,16 @@ def probe_device(place: Workspace, folder: Path) -> Probe:
         folder: A scratch directory here.
 
     Raises:
-        DeviceError: It has no Python, or Python fails.
+        DeviceError: It has no Python and no trtexec, or Python fails.
     """
     address, python = place.transport.address, place.transport.python
     place.push(pack_worker(folder), WORKER)
     words = [python, place.path(WORKER), "probe", place.path("probe.json")]
     done = place.transport.run(words, timeout_seconds=_PROBE_SECONDS)
     if done.code == _NOT_FOUND:
+        found = probe_by_shell(place)
+        if found.trtexec:
+            return found
         raise faults.missing_runtime(address, "Python", done.last_line or f"no {python}", _NO_PYTHON)
     if done.code == _CANNOT_EXECUTE:
         raise faults.wrong_architecture(address, done.last_line, f"an interpreter {python} for its processor")
@@ -113,6 +117,8 @@ def run_worker(
     Raises:
         DeviceError: The model did not run, was killed, or took too long.
     """
+    if request["runtime"] == TRTEXEC:
+        return run_by_shell(place, request, folder, timeout_seconds), folder
     reply = _ask_worker(place, "run", request, folder, timeout_seconds, Reply)
     for name in (OUTPUTS, TAPS) if reply.taps else (OUTPUTS,):
         place.transport.pull(place.path(name), folder / name)
@@ -156,6 +162,8 @@ def _start_worker(place: Workspace, task: str, request_file: Path, folder: Path,
     if done.code == 1:
         place.transport.pull(place.path(ANSWER), folder / ANSWER)
         raise faults.failed(address, "the model", _reason(folder / ANSWER) or done.last_line)
+    if done.code == _NOT_FOUND:
+        raise faults.missing_runtime(address, "Python", done.last_line, _NO_PYTHON)
     _require_done(address, "the worker", done)
 
 

@@ -68,14 +68,14 @@ def usable_runtime(transport: Transport, probe: Probe, profile: Profile | None, 
 
 
 def require_runtime(address: str, probe: Probe, runtime: str) -> None:
-    """Check that the device has numpy and a runtime.
+    """Check that the device has a runtime, and numpy where Python runs it.
 
     Raises:
         DeviceError: One is missing, with how to install it, or was built for another processor.
     """
     if runtime == TRTEXEC and not probe.trtexec:
         raise faults.missing_runtime(address, TRTEXEC, "it is not found", _INSTALL[TENSORRT] + _INSTEAD)
-    for name in ("numpy",) if runtime == TRTEXEC else ("numpy", runtime):
+    for name in () if runtime == TRTEXEC else ("numpy", runtime):
         module = probe.modules.get(name)
         if module is not None and module.version:
             continue

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from .archive import Facts
@@ -101,14 +102,17 @@ class TrtexecModel(WorkerModel):
 
     def _call(self, *words: str) -> str:
         """Run trtexec with the engine and the inputs; return what it said."""
-        command = [self._program, "--loadEngine=" + self._path.name, *self._words, *words]
-        done = subprocess.run(command, cwd=self._folder, capture_output=True, check=False, preexec_fn=die_with_parent)
-        said = (done.stdout + done.stderr).decode(errors="replace")
+        code, said = self._run([self._program, "--loadEngine=" + self._path.name, *self._words, *words])
         lines = said.splitlines()
-        if done.returncode != 0:
+        if code != 0:
             errors = [line for line in lines if "[E]" in line] or lines[-1:]
             raise RuntimeError("trtexec failed: " + " ".join(errors[:3]))
         version = next((line.partition("[TensorRT v")[2] for line in lines if "[TensorRT v" in line), "")
         if version:
             self.facts["runtime"] = "trtexec of TensorRT " + version.partition("]")[0]
         return said
+
+    def _run(self, command: Sequence[str]) -> tuple[int, str]:
+        """Run a command in the folder of the engine; return its exit code and what it said."""
+        done = subprocess.run(command, cwd=self._folder, capture_output=True, check=False, preexec_fn=die_with_parent)
+        return done.returncode, (done.stdout + done.stderr).decode(errors="replace")

@@ -1,0 +1,171 @@
+"""Without Python a shell says what a board is, and trtexec alone builds, times and answers. That trtexec is a fake."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from device_fixtures import made_up
+
+from edgesmith.cli import main
+from edgesmith.device.local import LocalTransport
+from edgesmith.device.transport import workspace
+from edgesmith.device.without_python import probe_by_shell
+from edgesmith.device.worker.machine import probe as probe_with_python
+
+QUICK = ("seconds=0", "fewest_runs=5", "samples=2", "python=/nowhere/python3")
+
+
+def validate(capsys, artifact, on, *more):
+    settings = [word for setting in (*QUICK, *more) for word in ("--set", setting)]
+    code = main(["validate", str(artifact), "--on", on, "--json", *settings])
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out) if code == 0 else " ".join(captured.err.split())
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """The tools of a board without Python, ahead of those of this machine."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    (folder / "power.txt").write_text(made_up("tegrastats"))
+    (folder / "mode.txt").write_text("NV Power Mode: made_up_15W\n7\n")
+    fake = Path(__file__).with_name("fake_trtexec.py")
+    make_tool(folder, "trtexec", f'exec {sys.executable} {fake} "$@"')
+    make_tool(folder, "uname", 'case "$1" in -m) echo aarch64;; *) echo Linux 0.0.0-made-up;; esac')
+    make_tool(folder, "nvpmodel", f"cat {folder}/mode.txt")
+    make_tool(folder, "tegrastats", f"cat {folder}/power.txt; sleep 30")
+    return folder
+
+
+SAYS_ZERO = """for word; do
+    case "$word" in
+        --saveEngine=*) touch engine.plan;;
+        --exportTimes=*) cp "$(dirname "$0")/times.json" .;;
+        --exportOutput=*) cp "$(dirname "$0")/outputs.json" .;;
+        --exportLayerInfo=*) exit 1;;
+    esac
+done"""
+"""A trtexec that starts at once: every output is zero, and of layers it knows nothing."""
+
+
+@pytest.fixture
+def zeros(tools):
+    """The same board with a trtexec that starts at once."""
+    (tools / "times.json").write_text(json.dumps([{"computeMs": 1.5}] * 5))
+    values = [{"name": "logits", "dimensions": "1x16", "values": [0.0] * 16}]
+    (tools / "outputs.json").write_text(json.dumps(values))
+    make_tool(tools, "trtexec", SAYS_ZERO)
+    return tools
+
+
+def make_tool(folder, name, line):
+    (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def on(server):
+    return f"ssh://tester@127.0.0.1:{server.port}"
+
+
+def test_trtexec_alone_builds_times_and_answers_over_ssh(capsys, jetson_artifact, on, tools, device_folder, server):
+    code, run = validate(capsys, jetson_artifact, on, f"directory={device_folder}")
+    assert code == 0
+    latency = run["row"]["latency_ms"]
+    assert latency["conditions"]["runtime"] == "trtexec of TensorRT 00000-fake"
+    assert latency["conditions"]["power_mode"] == "made_up_15W"
+    # Of the made-up times 1, 2 and 3 ms on the GPU.
+    assert latency["value"] == 2
+    # Six digits leave a relative error of at most 5e-6, which is 106 dB.
+    assert run["gaps"]["logits"]["sqnr_db"] > 106
+    assert run["energy_mj"]["value"] > 0
+    assert run["machine"]["architecture"] == "aarch64"
+    assert "python" not in run["machine"]
+    assert [layer["name"] for layer in run["engine"]["layers"]] == ["made-up product", "made-up pair"]
+    assert not any("worker.pyz run" in line for line in server.commands)
+    assert list(device_folder.iterdir()) == []
+
+
+def test_without_trtexec_python_is_what_is_missing(capsys, jetson_artifact, on, tools):
+    (tools / "trtexec").unlink()
+    code, error = validate(capsys, jetson_artifact, on)
+    assert code == 2
+    assert "no usable Python" in error
+
+
+def test_an_artifact_for_another_runtime_needs_python(capsys, artifact, on, tools):
+    code, error = validate(capsys, artifact, on)
+    assert code == 2
+    assert "no usable numpy: there is no Python" in error
+
+
+def test_a_python_without_numpy_is_no_obstacle_to_trtexec(capsys, jetson_artifact, on, tools, tmp_path):
+    (tmp_path / "hidden").mkdir()
+    for module in ("numpy", "tensorrt"):
+        (tmp_path / "hidden" / f"{module}.py").write_text("raise ImportError('made up')\n")
+    make_tool(tmp_path, "python", f'PYTHONPATH={tmp_path / "hidden"} exec {sys.executable} "$@"')
+    # numpy is missing to what tests, and not to what plays trtexec.
+    make_tool(tools, "trtexec", f"unset PYTHONPATH\n{(tools / 'trtexec').read_text().splitlines()[1]}")
+    code, run = validate(capsys, jetson_artifact, "local", f"python={tmp_path / 'python'}")
+    assert code == 0
+    assert run["row"]["latency_ms"]["value"] == 2
+
+
+def test_what_trtexec_says_of_an_error_arrives(capsys, jetson_artifact, tools):
+    build = "--onnx=*) touch engine.plan; exit 0"
+    make_tool(tools, "trtexec", f'case "$1$2" in *{build};; esac\necho "[E] made-up fault" >&2; exit 1')
+    code, error = validate(capsys, jetson_artifact, "local")
+    assert code == 2
+    assert "the model on local failed: trtexec failed: [E] made-up fault" in error
+
+
+def test_a_trtexec_that_is_killed_is_explained(capsys, jetson_artifact, tools):
+    make_tool(tools, "trtexec", 'case "$1$2" in *--onnx=*) touch engine.plan; exit 0;; esac\nkill -9 $$')
+    code, error = validate(capsys, jetson_artifact, "local")
+    assert code == 2
+    assert "trtexec on local was ended by SIGKILL" in error
+
+
+@pytest.mark.parametrize("content", ["", "[]", '[{"computeMs": "many"}]', '[{"latencyMs": 1}]', '[{"computeMs": -1}]'])
+def test_times_of_another_form_are_refused(capsys, jetson_artifact, zeros, content):
+    (zeros / "times.json").write_text(content)
+    code, error = validate(capsys, jetson_artifact, "local")
+    assert code == 2
+    assert "the model on local failed" in error
+
+
+def test_a_trtexec_that_hangs_is_stopped_and_nothing_is_left(capsys, jetson_artifact, on, tools, device_folder, server):
+    make_tool(tools, "trtexec", 'case "$1$2" in *--onnx=*) touch engine.plan; exit 0;; esac\nsleep 60')
+    code, error = validate(capsys, jetson_artifact, on, "timeout=1", f"directory={device_folder}")
+    assert code == 2
+    assert "took longer than 1 s" in error
+    assert any(line.startswith("kill -KILL") for line in server.commands)
+    assert list(device_folder.iterdir()) == []
+
+
+def test_clocks_are_locked_for_the_timing_and_put_back(capsys, jetson_artifact, zeros):
+    calls = zeros / "calls"
+    make_tool(zeros, "id", "echo 0")
+    make_tool(zeros, "jetson_clocks", f'echo "$1" >>{calls}; [ "$1" != --store ] || touch "$2"')
+    code, _ = validate(capsys, jetson_artifact, "local", "lock_clocks=true")
+    assert code == 0
+    assert calls.read_text().split("\n") == ["--store", "", "--restore", ""]
+
+
+def test_clocks_that_cannot_be_locked_are_a_remark(capsys, jetson_artifact, zeros):
+    code, run = validate(capsys, jetson_artifact, "local", "lock_clocks=true")
+    assert code == 0
+    assert any("Clocks could not be locked: there is no jetson_clocks" in remark for remark in run["remarks"])
+
+
+def test_the_shell_sees_the_machine_that_python_sees(tmp_path):
+    with workspace(LocalTransport(str(tmp_path), "")) as place:
+        seen = probe_by_shell(place)
+    expected = probe_with_python()
+    for name in ("architecture", "system", "cpu_info", "usable_cores", "driver", "gpus", "trtexec"):
+        assert getattr(seen, name) == expected[name], name
+    assert seen.state.clocks == tuple(map(tuple, expected["state"]["clocks"]))
+    assert seen.state.temperatures_celsius.keys() == expected["state"]["temperatures_celsius"].keys()
+    assert seen.state.memory_kib["MemTotal"] == expected["state"]["memory_kib"]["MemTotal"]
