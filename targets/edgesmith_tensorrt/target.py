@@ -18,11 +18,12 @@ from edgesmith_tensorrt.bfloat16 import as_bfloat16, is_rounded, lower_to_bfloat
 from edgesmith_tensorrt.build_recipe import build_recipe, record_shapes, recorded_shapes, write_recipe
 from edgesmith_tensorrt.dialect import dialect_of
 from edgesmith_tensorrt.engine_layers import read_engine
-from edgesmith_tensorrt.gate import GateResult, ask_compiler, build_here
+from edgesmith_tensorrt.gate import ask_compiler, build_here
 from edgesmith_tensorrt.lints.integer_operators import OPERATORS, RUNTIME_DOMAIN
 from edgesmith_tensorrt.lints.reading import PAIRS
 from edgesmith_tensorrt.lints.whole_blocks import has_partial_block
 from edgesmith_tensorrt.precision import lower_to_half
+from edgesmith_tensorrt.rejection import rejected
 
 FILE_NAME = "model.onnx"
 REFERENCE_FILE_NAME = "reference.onnx"
@@ -86,7 +87,7 @@ class TensorRT(Target):
         with context.progress.stage("asking NVIDIA's compiler"):
             answer = ask_compiler(folder, self.device)
         if answer.status == "rejected":
-            raise _rejected(self.device.name, answer)
+            raise rejected(self.device.name, answer, lowered.graph)
         context.notes.remark(answer.remark())
         return lowered
 
@@ -121,13 +122,3 @@ def _write_plain(model: ir.Model, path: Path) -> None:
     plain = model.clone()
     common_passes.ClearMetadataAndDocStringPass()(plain)
     write_onnx(plain, path)
-
-
-def _rejected(device: str, answer: GateResult) -> TargetError:
-    at = f" at {', '.join(answer.nodes)}" if answer.nodes else ""
-    return TargetError(
-        f"{answer.compiler} rejects the graph for {device}{at}: {answer.message}",
-        expected="a graph that NVIDIA's parser reads and its builder builds",
-        why="The engine could not be built on the device either.",
-        fix="Leave the named node out of the step that wrote it (option skip), or report this with the recipe.",
-    )
