@@ -14,7 +14,7 @@ def rejected(device: str, answer: GateResult, graph: ir.Graph) -> TargetError:
     """Return the error for a graph that the compiler rejects.
 
     TensorRT for RTX ends with an internal error without a node for a recurrent operator in a branch of an If (seen
-    with 1.7.1: LSTM, GRU and RNN; the same operators outside, and Scan in a branch, are built).
+    with 1.7.1: LSTM, GRU, and RNN in some graphs; the same operators outside, and Scan in a branch, are built).
     """
     inside = () if answer.nodes else tuple(recurrent_in_branches(graph))
     fix = "Leave the named node out of the step that wrote it (option skip), or report this with the recipe."
