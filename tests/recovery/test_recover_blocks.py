@@ -20,6 +20,8 @@ from tests.recovery.recovery_models import (
     with_weights,
 )
 from tests.small_graphs import context as plain
+from tests.small_graphs import graph
+from tests.small_graphs import node as made
 
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.split import split_samples
@@ -168,6 +170,20 @@ def test_closed_forms_keep_two_of_four() -> None:
         assert ((kept.reshape(-1, 4) != 0).sum(axis=1) == 2).all()
         # Independent inputs cannot stand in for each other, so the first layer is as good as it can be.
         assert np.array_equal(kept, array(damaged, name)) is (name == "w1")
+
+
+def test_a_layer_that_transposes_its_input_is_left_alone_in_closed_form() -> None:
+    generator = np.random.default_rng(0)
+    weights = {"w1": generator.normal(size=(16, 24)), "w2": generator.normal(size=(24, 4))}
+    nodes = [
+        made("Transpose", ["x"], "t", perm=[1, 0]),
+        made("Gemm", ["t", "w1"], "h", transA=1),
+        made("MatMul", ["h", "w2"], "y"),
+    ]
+    source = graph(nodes, {name: each.astype(np.float32) for name, each in weights.items()}, {"x": ["n", 16]})
+    context = context_for(source, samples(100), how="closed-form")
+    recover(sparse(source, 0.3), context)
+    assert "transposes what it reads" in context.notes.skipped["node_h"]
 
 
 def test_a_layer_whose_inputs_were_removed_gives_its_outputs_again() -> None:

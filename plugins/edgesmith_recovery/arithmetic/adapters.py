@@ -34,8 +34,3 @@ def updated(adapter: str, weight: Tensor, left: Tensor, right: Tensor, scale: fl
     """Return the weight with its update, before any mask: W + s L R, or W * (L R) for scale-lora."""
     product = left @ right
     return weight * product if adapter == "scale-lora" else weight + scale * product
-
-
-def parameter_count(rows: int, columns: int, rank: int) -> int:
-    """Return how many numbers the two factors hold."""
-    return rank * (rows + columns)

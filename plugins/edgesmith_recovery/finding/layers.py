@@ -100,6 +100,8 @@ def _obstacle(graph: ir.Graph, linear: Linear, target: Linear | None) -> str:
         return "it stands in the body of a control-flow operator"
     if any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")):
         return "its operator multiplies with alpha or beta"
+    if node.attributes.get_int("transA", 0):
+        return "its operator transposes what it reads"
     return ""
 
 
