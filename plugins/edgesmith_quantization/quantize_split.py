@@ -1,7 +1,7 @@
 """The method `quantize-split`: weights as sums of parts of few bits each (SplitQuant)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -29,6 +29,7 @@ from edgesmith_quantization.arithmetic.splitting import (
     signal_to_noise_db,
     split_weight,
 )
+from edgesmith_quantization.finding.block_sizes import fitting_size, size_obstacle
 from edgesmith_quantization.finding.protected_layers import find_protected, marked
 from edgesmith_quantization.forms.activation_split import split_activations
 from edgesmith_quantization.forms.protected_form import divide_protected
@@ -74,7 +75,7 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
             return Verdict.refuse(problem)
         notes = Notes()
         try:
-            sites = find_split_sites(marked(model, options).graph, options, notes)
+            sites = _sites(marked(model, options).graph, context, notes)
         except RecipeError as error:
             return Verdict.refuse(str(error))
         if not sites and not options.split_activations:
@@ -98,7 +99,7 @@ class QuantizeSplit(Method[QuantizeSplitOptions]):
         raise_opset(result.ir, _needed_opset(options, context.dialect))
         protected = find_protected(result, options)
         protected.mark(result.graph)
-        sites = find_split_sites(result.graph, options, notes)
+        sites = _sites(result.graph, context, notes)
         division = divide_protected(result, protected, [node_name(node) for site in sites for node in site.nodes])
         editor = GraphEditor(result.graph)
         before = weight_bytes(result.ir)
@@ -134,7 +135,10 @@ def _rewrite(
     plain = round_unsplit(rows, scheme)
     plain_db = signal_to_noise_db(rows, dequantize_blocks(plain))
     if _has_few_values(rows, scheme.parts):
-        write_weight(editor, site, plain)
+        if options.form == "compact":  # its dialects need not have codes of so few bits
+            write_compact(editor, site, SplitWeight((plain,), None), whole=options.scales == "weight")
+        else:
+            write_weight(editor, site, plain)
         notes.remark(f"{site.name} has fewer than {scheme.parts} distinct values and is stored as one part.")
         return _Layer(site.name, rows.size, plain_db, plain_db, None)
     split = split_weight(rows, scheme)
@@ -165,6 +169,18 @@ def find_split_sites(graph: ir.Graph, options: QuantizeSplitOptions, notes: Note
         else:
             sites.append(site)
     return tuple(sites)
+
+
+def _sites(graph: ir.Graph, context: Context[QuantizeSplitOptions], notes: Notes) -> list[WeightSite]:
+    """Return the weights that can be split in the blocks of the target."""
+    options, found = context.options, []
+    for site in find_split_sites(graph, options, notes):
+        obstacle = size_obstacle(site, options.block_size, _format(options, context.dialect), context.dialect.name)
+        if obstacle:
+            leave_alone(site, obstacle, notes.skip)
+        else:
+            found.append(site)
+    return found
 
 
 def _is_small_head(site: WeightSite) -> bool:
@@ -198,21 +214,17 @@ def _scheme(options: QuantizeSplitOptions, dialect: Dialect, site: WeightSite) -
     by = options.split_by
     convolution = any(node.op_type == "Conv" for node in site.readers)
     per_row = options.clusters == "channel" or (options.clusters == "auto" and convolution)
-    scheme = SplitScheme(
+    return SplitScheme(
         bits=options.bits,
         parts=options.parts,
         by=("magnitude" if symmetric else "value") if by == "auto" else by,
         symmetric=symmetric,
         clusters_per_row=per_row,
-        block_size=options.block_size,
+        block_size=fitting_size(site, options.block_size, weight_format),
         whole=options.scales == "weight",
         clip=options.clip,
         assignment=options.assignment,
     )
-    # Blocks run along one axis and are all of one size.
-    inputs = site.shape[site.input_axis]
-    fits = site.is_matrix and options.block_size is not None and inputs % options.block_size == 0
-    return scheme if fits else replace(scheme, block_size=None)
 
 
 def _format(options: QuantizeSplitOptions, dialect: Dialect) -> WeightFormat | None:

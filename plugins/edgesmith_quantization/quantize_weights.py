@@ -36,6 +36,7 @@ from edgesmith_quantization.arithmetic.offset_blocks import fit_offset_blocks
 from edgesmith_quantization.arithmetic.rounding import Float
 from edgesmith_quantization.arithmetic.second_order import output_error, refit_scales, round_second_order
 from edgesmith_quantization.arithmetic.tiles import all_finite
+from edgesmith_quantization.finding.block_sizes import fitting_size, size_obstacle
 from edgesmith_quantization.finding.protected_layers import ProtectedLayers, find_protected, marked
 from edgesmith_quantization.forms.protected_form import divide_protected
 from edgesmith_quantization.forms.weight_form import BLOCK_OPSET, CHANNEL_OPSET, write_weight
@@ -217,25 +218,17 @@ def _bits(site: WeightSite, options: QuantizeWeightsOptions) -> int:
 
 def _block_size(site: WeightSite, options: QuantizeWeightsOptions, dialect: Dialect) -> int | None:
     """Return the block size of a weight, or None for one scale per output channel."""
-    if not _is_blocked(site, options) or options.block_size is None:
-        return None
-    form = _format(_bits(site, options), options, dialect)
-    return options.block_size if form is None else form.fitting_block(site.shape[site.input_axis], options.block_size)
-
-
-def _is_blocked(site: WeightSite, options: QuantizeWeightsOptions) -> bool:
-    """Return whether a weight is divided into blocks: a matrix with rows longer than one."""
-    return options.block_size is not None and site.is_matrix and site.shape[site.input_axis] > options.block_size
+    return fitting_size(site, options.block_size, _format(_bits(site, options), options, dialect))
 
 
 def _sites(graph: ir.Graph, context: Context[QuantizeWeightsOptions], notes: Notes) -> list[WeightSite]:
     """Return the weights that can be quantized; one that no block size of the target divides is left alone."""
     options, found = context.options, []
     for site in find_weight_sites(graph, options.obstacle, notes.skip, operators=options.operators):
-        if _is_blocked(site, options) and _block_size(site, options, context.dialect) is None:
-            length = site.shape[site.input_axis]
-            reason = f"{context.dialect.name} takes whole blocks only, and none of its sizes up to {options.block_size}"
-            leave_alone(site, f"{reason} divides {length} inputs", notes.skip)
+        form = _format(_bits(site, options), options, context.dialect)
+        obstacle = size_obstacle(site, options.block_size, form, context.dialect.name)
+        if obstacle:
+            leave_alone(site, obstacle, notes.skip)
         else:
             found.append(site)
     return found

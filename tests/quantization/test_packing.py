@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesmith_quantization.arithmetic import packing
-from edgesmith_quantization.arithmetic.packing import pack_codes, unpack_codes
+from edgesmith_quantization.arithmetic.packing import pack_codes
 
 DTYPES = {
     (2, True): ir.DataType.INT2,
@@ -33,16 +33,13 @@ def random_codes(shape, bits, signed, seed=0):
     step=st.sampled_from([8, 1 << 18]),
 )
 @settings(max_examples=30, deadline=None)
-def test_bytes_are_those_of_onnx_ir_and_come_back(bits, signed, shape, seed, step):
+def test_bytes_are_those_of_onnx_ir(bits, signed, shape, seed, step):
     codes = random_codes(shape, bits, signed, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "_CODES_PER_STEP", step)
         packed = pack_codes(codes, bits)
     dtype = DTYPES[bits, signed]
     assert packed.tobytes() == ir.Tensor(codes.astype(dtype.numpy())).tobytes()
-    back = unpack_codes(packed, bits, shape, signed=signed)
-    assert back.dtype == codes.dtype
-    np.testing.assert_array_equal(back, codes)
 
 
 @pytest.mark.parametrize(

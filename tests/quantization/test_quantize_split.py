@@ -287,6 +287,18 @@ def test_weights_of_few_values_become_one_part(values):
     assert any("one part" in remark for remark in used.notes.remarks)
 
 
+@pytest.mark.parametrize("scales", ["channel", "weight"])
+@pytest.mark.parametrize("value", [0.0, 0.25])
+def test_a_compact_weight_of_few_values_needs_no_codes_of_two_bits(value, scales):
+    model, x = with_weights(mlp(), {"w1": np.full((48, 64), value)}), {"x": normal(3, 48)}
+    result = split(model, bits=2, form="compact", scales=scales)
+    assert not any(each.op_type == "DequantizeLinear" for each in result.graph)
+    assert constant_value(result.graph.initializers["w1_table"]).size == (4 if scales == "weight" else 4 * 64)
+    expected = run(split(model, bits=2, form="merged", scales=scales), x)["y"]
+    # Products are added in another order.
+    assert np.abs(run(result, x)["y"] - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 def test_rows_of_zeros_stay_zero():
     weight = laplace(48, 64)
     weight[:, 7] = 0.0
@@ -392,6 +404,27 @@ def test_blocks_follow_the_summed_dimension():
     assert scales == {(3, 64), (32, 4)}
     expected = run(model, {"x": x})["y"]
     assert sqnr(expected, run(result, {"x": x})["y"]) > sqnr(expected, run(split(model, bits=4), {"x": x})["y"])
+
+
+@pytest.mark.parametrize(("whole_blocks", "shape"), [(True, (3, 64)), (False, (2, 64))])
+def test_blocks_that_do_not_divide_a_row_are_smaller_or_end_short(whole_blocks, shape):
+    formats = tuple(replace(form, whole_blocks=whole_blocks) for form in SYMMETRIC.weight_only)
+    dialect, model = replace(SYMMETRIC, weight_only=formats), mlp()  # 48 inputs: three blocks of 16, or 32 and 16
+    result = split(model, dialect, bits=4, block_size=32)
+    scales = {each.inputs[1].shape.numpy() for each in result.graph if each.op_type == "DequantizeLinear"}
+    assert scales == {shape, (32, 2)}
+    x = normal(20, 48)
+    assert sqnr(run(model, {"x": x})["y"], run(result, {"x": x})["y"]) > 20
+
+
+def test_a_row_that_no_block_of_the_target_divides_stays_in_float():
+    formats = tuple(replace(form, whole_blocks=True, block_sizes=(32,)) for form in SYMMETRIC.weight_only)
+    used = context(
+        QuantizeSplitOptions(bits=4, block_size=32, least_gain_db=0), dialect=replace(SYMMETRIC, weight_only=formats)
+    )
+    result = split(mlp(), used=used)
+    assert set(dequantized(result)) == {"w2"}
+    assert "none of its sizes up to 32 divides 48 inputs" in used.notes.skipped["node_h"]
 
 
 def test_convolutions_are_clustered_by_output_channel():

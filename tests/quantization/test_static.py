@@ -108,6 +108,25 @@ def test_bias_much_larger_than_its_channel_keeps_its_value():
     assert sqnr(run(model, data)["y"][:, [0, 2, 3]], run(result, data)["y"][:, [0, 2, 3]]) > 30
 
 
+@pytest.mark.parametrize("kind", ["Gemm", "Conv"])
+def test_the_bias_of_a_channel_without_weights_is_not_rounded_to_steps_of_the_activation(kind):
+    weight, bias = normal(8, 16), np.full(8, 0.011, np.float32)
+    weight[3] = 0  # as pruning leaves it, or a normalization that trained to nothing
+    if kind == "Conv":
+        weight, data = weight[:, :, None, None], {"x": normal(8, 16, 4, 4)}
+        model = graph([node("Conv", ["x", "w", "b"], "y")], {"w": weight, "b": bias}, {"x": ["n", 16, 4, 4]})
+    else:
+        data = {"x": normal(8, 16)}
+        model = graph([node("Gemm", ["x", "w", "b"], "y", transB=1)], {"w": weight, "b": bias}, {"x": ["n", 16]})
+    result = quantize(model, data, bias_correction=False)
+    codes, scale = (
+        next(v.const_value.numpy() for v in result.graph.initializers.values() if v.name.endswith(f"bias_{part}"))
+        for part in ("quantized", "scale")
+    )
+    # To the nearest step, that of another channel: 8 / 255 for the activation times 2 / 127 for a weight, or less.
+    assert abs(codes[3] * scale[3] - 0.011) <= 0.5 * scale[3] <= 0.5 * 8 / 255 * 2 / 127
+
+
 def test_graph_output_of_a_convolution_keeps_its_name():
     model = graph([node("Conv", ["x", "w"], "y")], {"w": normal(4, 3, 3, 3)}, {"x": ["n", 3, 8, 8]})
     data = {"x": normal(4, 3, 8, 8)}

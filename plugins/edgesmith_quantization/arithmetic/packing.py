@@ -34,18 +34,6 @@ def pack_codes(codes: Codes, bits: int) -> Bytes:
     return packed
 
 
-def unpack_codes(packed: Bytes, bits: int, shape: tuple[int, ...], *, signed: bool) -> Codes:
-    """Return the codes in `packed`, int8 if signed and uint8 otherwise. The inverse of `pack_codes`."""
-    dtype = np.int8 if signed else np.uint8
-    if bits == 8:
-        return packed.view(dtype).reshape(shape)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    codes = (packed[:, None] >> shifts).reshape(-1)[: int(np.prod(shape))]
-    # The highest bit of a code moves to that of its byte, and comes back with its sign.
-    codes <<= np.uint8(8 - bits)
-    return (codes.view(dtype) >> dtype(8 - bits)).reshape(shape)
-
-
 def _joined(words: Codes, bits: int) -> Codes:
     """Return each word's codes, which stand at the bottom of its bytes, moved together into the lowest byte."""
     kind = words.dtype.type

@@ -62,6 +62,16 @@ def half_scale(scale: Float) -> NDArray[np.float16]:
     return np.where(short, np.nextafter(rounded, np.float16(np.inf)), rounded)
 
 
+def with_free_scales(weight_scale: Float, empty: NDArray[np.bool_]) -> Float:
+    """Return weight scales with the smallest of the others where a channel is `empty`, so that no weight asks for one.
+
+    An int32 bias counts in steps of it: a scale of 1 would round the bias as coarsely as the activation.
+    """
+    if empty.all():
+        return weight_scale
+    return np.where(empty, weight_scale[~empty].min(), weight_scale)
+
+
 def bias_safe_scale(weight_scale: Float, activation_scale: np.float32, bias: Float) -> Float:
     """Return weight scales grown where `bias` would not fit int32 with scale `activation_scale * weight_scale`.
 

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from edgesmith.graph.edit import GraphEditor, constant_value
 from edgesmith.mapped import release_array
 from edgesmith_quantization.arithmetic.blocks import BlockGrid
-from edgesmith_quantization.arithmetic.rounding import Float, bias_safe_scale, quantize, symmetric_scale
+from edgesmith_quantization.arithmetic.rounding import (
+    Float,
+    bias_safe_scale,
+    quantize,
+    symmetric_scale,
+    with_free_scales,
+)
 from edgesmith_quantization.arithmetic.second_order import round_second_order
 from edgesmith_quantization.finding.candidates import Candidate
 
@@ -93,6 +99,9 @@ class WeightStore:
         values = constant_array(candidate.weight)
         axis = candidate.channel_axis if self._per_channel else None
         scale = symmetric_scale(values, self._largest_code, axis)
+        if axis is not None and self._activation_scales:
+            others = tuple(each for each in range(values.ndim) if each != axis)
+            scale = with_free_scales(scale, np.asarray(~values.any(axis=others)))
         for sharer in self._sharers[candidate.weight, candidate.channel_axis]:
             activation_scale = self._activation_scales.get(sharer.activation)
             if sharer.bias is not None and activation_scale is not None:

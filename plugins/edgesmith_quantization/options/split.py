@@ -44,7 +44,10 @@ class QuantizeSplitOptions(ProtectedSelection):
     )
     block_size: Literal[16, 32, 64, 128] | None = Field(
         default=None,
-        description="Weights along the summed dimension that share a scale; none: see scales.",
+        description=(
+            "Weights along the summed dimension that share a scale; a smaller size that divides them where the target "
+            "asks for that. None: see scales."
+        ),
         json_schema_extra={"searchable": [32, 64, 128]},
     )
     clip: Literal["none", "mse"] = Field(
