@@ -240,6 +240,34 @@ def test_random_graphs_are_left_alone_and_say_so() -> None:
     assert "draws random numbers" in result.remarks[0]
 
 
+BRANCHED = """(float[N,4] x, bool c) => (float[N,4] y) {
+    a = Relu(x) b = Neg(a)
+    y = If(c) <then_branch = t () => (float[N,4] r) { p = Abs(b) r = Sqrt(p) },
+               else_branch = e () => (float[N,4] s) { s = Neg(b) }> }"""
+
+
+@pytest.mark.parametrize("text", ["(float[N,4] x) => (float[N,4] y) { a = Relu(x) y = Neg(a) }", BRANCHED])
+def test_nodes_that_share_a_name_get_one_each_and_compute_the_same(text: str) -> None:
+    clean, doubled = graph(18, text), graph(18, text)
+    for node in doubled.graph.all_nodes():
+        node.name = "same"
+    expected, result = normalize(clean), normalize_with_remarks(doubled)
+    for part in result.model.graphs():
+        assert len({node.name for node in part}) == len(part)
+    assert result.remarks == ("Nodes of the source shared names (same); each has one of its own now.",)
+    assert {node.name for node in doubled.graph.all_nodes()} == {"same"}
+    inputs = sample_inputs(expected, seed=0, dimensions={"N": 3})
+    assert not find_difference(outputs(expected, inputs), outputs(result.model, inputs))
+    assert normalize_with_remarks(result.model).remarks == ()
+
+
+def test_nodes_without_a_name_share_none() -> None:
+    model = graph(18, "(float[N,4] x) => (float[N,4] y) { a = Relu(x) y = Neg(a) }")
+    for node in model.graph:
+        node.name = ""
+    assert normalize_with_remarks(model).remarks == ()
+
+
 def test_what_the_runtime_cannot_load_is_refused() -> None:
     with pytest.raises(ModelError):
         normalize(

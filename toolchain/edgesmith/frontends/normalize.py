@@ -5,6 +5,7 @@ Every rewrite is proven by running the graph before and after; one that changes 
 """
 
 import ast
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -136,6 +137,7 @@ def normalize_with_remarks(model: ir.Model) -> Normalized:
         ModelError: ONNX Runtime does not load `model`.
     """
     with quiet():
+        model, renamed = _with_one_node_a_name(model)
         proof = _Proof.of(model)
         if proof is None:
             remarks = [_unprovable(model)]
@@ -152,7 +154,19 @@ def normalize_with_remarks(model: ir.Model) -> Normalized:
     opset = _opset(result)
     if opset < TARGET_OPSET:
         remarks.append(f"The graph stays at opset {opset}: it could not be upgraded to {TARGET_OPSET} exactly.")
-    return Normalized(result, tuple(remarks))
+    return Normalized(result, (*renamed, *remarks))
+
+
+def _with_one_node_a_name(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
+    """Return the graph and a remark where nodes of one graph shared a name, which ONNX Runtime does not load."""
+    names = [Counter(node.name for node in graph if node.name) for graph in model.graphs()]
+    shared = sorted({name for counts in names for name, count in counts.items() if count > 1})
+    if not shared:
+        return model, ()
+    model = model.clone()
+    passes.NameFixPass()(model)
+    some = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
+    return model, (f"Nodes of the source shared names ({some}); each has one of its own now.",)
 
 
 class _Proof:
