@@ -126,18 +126,32 @@ def test_quantized_products_need_the_wider_alignment():
     assert "int8" in finding.hazard
 
 
-def test_doubled_and_idle_pairs_are_found():
+def doubled_pairs():
     weights = {"s": np.float32(0.1), "z": np.int8(0), "t": np.float32(0.2)}
     nodes = [node("QuantizeLinear", ["x", "s", "z"], "q"), node("DequantizeLinear", ["q", "s", "z"], "d")]
     nodes += [node("QuantizeLinear", ["d", "t", "z"], "p"), node("DequantizeLinear", ["p", "t", "z"], "e")]
     nodes += [node("Softmax", ["e"], "y")]
-    found = findings(graph(nodes, weights, {"x": [8, 16]}))["doubled-pairs"]
+    return graph(nodes, weights, {"x": [8, 16]})
+
+
+def test_doubled_and_idle_pairs_are_found():
+    found = findings(doubled_pairs())["doubled-pairs"]
     assert [finding.nodes for finding in found] == [("node_p",), ("node_q", "node_p")]
 
 
-def test_many_casts_are_found():
+def many_casts():
     nodes = [node("Cast", ["x"], "h", to=10), node("Relu", ["h"], "r"), node("Cast", ["r"], "y", to=1)]
-    (finding,) = findings(graph(nodes, {}, {"x": [8, 4]}))["type-changes"]
+    return graph(nodes, {}, {"x": [8, 4]})
+
+
+@pytest.mark.parametrize("target", ["android-qnn", "ios-coreml", "onnx-cpu"])
+def test_what_only_tensorrt_minds_is_not_said_of_other_targets(target):
+    assert not findings(doubled_pairs(), target).keys() & {"doubled-pairs", "unfused-pairs"}
+    assert "type-changes" not in findings(many_casts(), target)
+
+
+def test_many_casts_are_found():
+    (finding,) = findings(many_casts())["type-changes"]
     assert finding.nodes == ("node_h", "node_y")
 
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.lint import Finding
 from edgesmith.model import Model
+from edgesmith_tensorrt.dialect import TensorRTDialect
 from edgesmith_tensorrt.lints.reading import name_of, nodes_of
 
 _TRANSPARENT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "MaxPool", "Concat", "Slice", "Split")
@@ -16,7 +17,10 @@ _ON_CODES = "an operator on codes"
 
 
 def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
-    """Yield findings for doubled pairs, and for pairs none of whose readers run quantized."""
+    """Yield findings for doubled pairs, and for pairs none of whose readers run quantized, in TensorRT."""
+    # Elsewhere a second pair may be how codes change their scale, and every operator may compute on codes.
+    if not isinstance(dialect, TensorRTDialect):
+        return
     doubled, idle = [], []
     executed = dialect.operators | dialect.carried | {"Add", _ON_CODES}
     for node in nodes_of(model.ir, "QuantizeLinear"):

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.lint import Finding
 from edgesmith.model import Model
+from edgesmith_tensorrt.dialect import TensorRTDialect
 from edgesmith_tensorrt.lints.reading import name_of, nodes_of
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -14,7 +15,9 @@ _LARGEST_SHARE = 0.1
 
 
 def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
-    """Yield a finding where more than a tenth of the nodes change between float types."""
+    """Yield a finding where more than a tenth of the nodes change between float types, in TensorRT."""
+    if not isinstance(dialect, TensorRTDialect):
+        return
     casts = [
         name_of(node)
         for node in nodes_of(model.ir, "Cast")
