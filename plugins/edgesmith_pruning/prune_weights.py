@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import onnx_ir as ir
+
 from edgesmith.data import required_data
 from edgesmith.errors import EdgesmithError, StepError
 from edgesmith.execution.unpadded import without_padding
@@ -25,7 +27,7 @@ from edgesmith_pruning.finding.sparse_layers import (
 from edgesmith_pruning.options.weights import PruneWeightsOptions
 from edgesmith_pruning.sparsity.layer import Rule
 from edgesmith_pruning.sparsity.masks import Mask, Pattern
-from edgesmith_pruning.sparsity.report import remarks
+from edgesmith_pruning.sparsity.report import remarks, zeros_remarks
 from edgesmith_pruning.sparsity.run import SparseRun
 
 WeightsContext = Context[PruneWeightsOptions]
@@ -48,6 +50,10 @@ class PruneWeights(Method[PruneWeightsOptions]):
             return Verdict.refuse(
                 "what weights are worth is measured on calibration data; pass it with --data, or set criterion to "
                 "magnitude and refit to false"
+            )
+        if options.trains and any(layer.site.weight.dtype == ir.DataType.FLOAT16 for layer in layers):
+            return Verdict.refuse(
+                "weights in float16 are too coarse to be trained; set training_steps to 0, and put recover behind"
             )
         try:
             _protected(layers, model, options, notes)
@@ -111,11 +117,12 @@ def _trained(
     own_initializers(source.graph, tuple(find_sparse_layers(source, structure, options, Notes())))
     data = _calibration(model, structure, context)
     training = SampleTrainSelect(source, layers, stays, data, schedule, context.progress, options.batch_size)
-    result, masks = training.run()
+    result, _ = training.run()
     for selection in training.selections:
         context.notes.remark(selection.sentence())
-    zeros, total = (sum(each) for each in zip(*((mask.sum(), mask.size) for mask in masks.values()), strict=True))
-    context.notes.remark(f"Set {zeros} of {total} weights of {len(masks)} layers to zero ({zeros / total:.2%}).")
+    pruned = [each.matrix() for each in find_sparse_layers(result, structure, options, Notes()) if each.name in stays]
+    for remark in zeros_remarks(pruned, options, context.dialect):
+        context.notes.remark(remark)
     return model.with_ir(result)
 
 

@@ -204,5 +204,6 @@ def _nothing() -> StepError:
         "prune-structure found nothing to remove",
         expected="heads or channels between two layers of the graph, and a ratio that is worth at least one of them",
         why="the step would change nothing",
-        fix="remove the step from the recipe, or widen the options ratio, kinds, only and skip",
+        fix="remove the step from the recipe, widen the options ratio, kinds, only and skip, or set alignment to 1: "
+        "narrow layers may have no smaller width that is a multiple of what the target likes",
     )

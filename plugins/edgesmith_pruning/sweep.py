@@ -79,24 +79,25 @@ class Sweep:
             held = HeldOut(held.total)
         moments, judge = held.total, held.judge or held.total
         plain = dropped(layer.matrix, kept)
+        energy, before = moments.energy or 1.0, moments.error(plain)
+        if layer.obstacle:
+            return Outcome(layer.consumer.reader, before / energy, before / energy, "none")
         repairs, errors = {"none": plain}, {"none": judge.error(plain)}
         if bias is not None and self.options.refit != "none":
             repairs["bias"] = _shifted(plain, moments)
             errors["bias"] = judge.error(_shifted(plain, held.fit))
-        if self.options.refit in ("least-squares", "two-step") and not layer.obstacle:
+        if self.options.refit in ("least-squares", "two-step"):
             name = "least-squares"
             repairs[name], errors[name] = self._refit(layer, held, kept, bias is not None)
         best = min(errors, key=errors.__getitem__)
-        before, after = moments.error(plain), moments.error(repairs[best])
+        after = moments.error(repairs[best])
         if after > before:  # better on what was held out, by chance
             best, after = "none", before
-        if bias is not None and self.options.refit == "statistics" and not layer.obstacle:
+        if bias is not None and self.options.refit == "statistics":
             best = "statistics"
             repairs[best] = rescaled(layer.matrix, kept, moments)
             after = moments.error(repairs[best])
-        if not layer.obstacle:
-            write_layer(working.graph, layer, repairs[best], bias)
-        energy = moments.energy or 1.0
+        write_layer(working.graph, layer, repairs[best], bias)
         return Outcome(layer.consumer.reader, before / energy, after / energy, best)
 
     def _refit(self, layer: Layer, held: HeldOut, kept: Mask, bias: bool) -> tuple[Float64, float]:

@@ -28,7 +28,7 @@ from edgesmith_pruning.finding.units import find_units
 from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.prune_structure import PruneStructure
 from edgesmith_pruning.roles.statistics import atom_costs
-from small_graphs import SIGNED, quantize
+from small_graphs import SIGNED, graph, node, quantize
 
 KINDS = ("heads", "channels")
 FAMILIES = ("tiny_bert", "tiny_gpt2", "tiny_llama", "tiny_dinov2")
@@ -244,6 +244,23 @@ def test_a_score_that_has_nothing_to_look_at_says_what_took_its_place(score, nam
     assert sum("so all was scored by second-moment" in remark for remark in context.notes.remarks) == 1
 
 
+@pytest.mark.parametrize("score", ["second-moment", "second-moment-released"])
+def test_a_channel_that_one_of_two_layers_leaves_empty_is_worth_their_sum(score, tmp_path):
+    generator = np.random.default_rng(0)
+    shapes = {"a": (16, 8, 3, 3), "b": (16, 16, 3, 3), "c": (8, 16, 1, 1)}
+    weights = {name: (generator.normal(size=shape) / 8).astype(np.float32) for name, shape in shapes.items()}
+    weights["b"][5] = 0  # what the first convolution gives there passes all the same
+    weights["c"][:, 5] *= 4
+    nodes = [node("Conv", ["x", "a"], "h", pads=[1] * 4), node("Conv", ["h", "b"], "g", pads=[1] * 4)]
+    nodes += [node("Add", ["h", "g"], "s"), node("Relu", ["s"], "r"), node("Conv", ["r", "c"], "y")]
+    model = graph(nodes, weights, {"x": ["n", 8, 6, 6]})
+    data = ArraySource({"x": generator.normal(size=(8, 8, 6, 6)).astype(np.float32)})
+    result = prune(model, tmp_path, data, score=score, refit="none", ratio=0.25, alignment=1)
+    kept = result.graph.initializers["c"].const_value.numpy()
+    assert kept.shape == (8, 12, 1, 1)
+    assert any(np.array_equal(kept[:, channel], weights["c"][:, 5]) for channel in range(12))
+
+
 def test_the_same_run_gives_the_same_bits(tmp_path, tiny_gpt2):
     first, second = (prune(tiny_gpt2, tmp_path, ratio=0.3) for _ in range(2))
     assert first.digest() == second.digest() != tiny_gpt2.digest()
@@ -262,8 +279,57 @@ def test_missing_data_and_devices_are_refused_with_a_way_out(tmp_path, tiny_bert
 
 
 def test_a_ratio_worth_nothing_says_so(tmp_path, tiny_bert):
-    with pytest.raises(StepError, match="found nothing to remove"):
+    with pytest.raises(StepError, match="found nothing to remove") as refusal:
         prune(tiny_bert, tmp_path, ratio=0.01, kinds=["heads"], refit="none", score="magnitude")
+    assert "set alignment to 1" in refusal.value.fix
+
+
+def two_layers(first, second, shape=(32, 32), dtype=np.float32) -> tuple[Model, ArraySource]:
+    """Return a product, Relu and a product whose weights have these shapes, and data of [samples, *shape[1:]]."""
+    generator = np.random.default_rng(0)
+    weights = {name: (generator.normal(size=size) / 6).astype(dtype) for name, size in (("v", first), ("w", second))}
+    nodes = [node("MatMul", ["x", "v"], "h"), node("Relu", ["h"], "r"), node("MatMul", ["r", "w"], "y")]
+    kind = dict.fromkeys(("x", "y"), 10) if dtype is np.float16 else {}
+    model = graph(nodes, weights, {"x": ["n", *shape[1:]]}, types=kind)
+    return model, ArraySource({"x": generator.normal(size=shape).astype(dtype)})
+
+
+@pytest.mark.parametrize("score", ["elimination", "second-moment", "magnitude"])
+def test_float16_stays_float16(score, tmp_path):
+    model, data = two_layers((32, 64), (64, 32), dtype=np.float16)
+    result = prune(model, tmp_path, data, score=score)
+    assert widths(result) == [48]
+    assert {str(value.dtype) for value in result.graph.initializers.values()} == {"FLOAT16"}
+    (batch,) = data.batches(32)
+    assert np.isfinite(ReferenceSession(result.ir).run(batch.inputs)["y"]).all()
+
+
+def test_channels_that_a_batch_of_matrices_sums_are_cut_without_data_only(tmp_path):
+    model, data = two_layers((4, 32, 64), (4, 64, 32), (8, 4, 5, 32))
+    verdict = PruneStructure().check(model, context_of(model, tmp_path, data))
+    assert verdict.status == "skip" and "score magnitude with refit none" in verdict.reason
+    assert widths(prune(model, tmp_path, data, score="magnitude", refit="none")) == [48]
+
+
+def test_a_first_layer_that_transposes_its_input_is_not_refitted(tmp_path):
+    generator = np.random.default_rng(0)
+    weights = {"v": generator.normal(size=(32, 64)), "w": generator.normal(size=(64, 32))}
+    nodes = [node("Transpose", ["x"], "t", perm=[1, 0]), node("Gemm", ["t", "v"], "h", transA=1)]
+    nodes += [node("Relu", ["h"], "r"), node("MatMul", ["r", "w"], "y")]
+    model = graph(nodes, {name: each.astype(np.float32) for name, each in weights.items()}, {"x": ["n", 32]})
+    assert widths(prune(model, tmp_path, refit="two-step")) == [48]
+
+
+def test_a_layer_that_scales_its_product_is_cut_and_not_called_refitted(tmp_path):
+    builder = GraphBuilder(x=("n", 32))
+    first, second, bias = builder.weight("v", 32, 64), builder.weight("w", 64, 32), builder.weight("b", 32)
+    hidden = builder.add("Relu", builder.add("MatMul", "x", first))
+    output = builder.add("Gemm", hidden, second, bias, alpha=2.0)
+    model = Model(builder.finish(output), Task(), Provenance("scaled", "onnx", "scaled"))
+    context = context_of(model, tmp_path)
+    result = PruneStructure().apply(model, context)
+    assert widths(result) == [48]
+    assert any(remark.startswith("No layer was refitted") for remark in context.notes.remarks)
 
 
 def test_quantized_layers_are_left_alone(tmp_path, tiny_bert):

@@ -78,6 +78,19 @@ def test_zeros_are_exact_and_the_rest_is_trained(pattern):
         assert not np.isin(weight[weight != 0], weight_of(mlp(), name)).all()
     assert np.count_nonzero(weight_of(result, "head")) == 48
     assert sum("held-out loss" in remark for remark in notes.remarks) == (1 if pattern == "2:4" else 4)
+    assert notes.remarks[-2].startswith(f"Set {576 if pattern == 'unstructured' else 384} of 768 weights of 2 layers")
+    assert "This gains size only: onnx-cpu multiplies by zeros" in notes.remarks[-1]
+
+
+def test_float16_is_not_trained():
+    nodes = [node("MatMul", ["x", "w"], "h"), node("MatMul", ["h", "head"], "y")]
+    weights = {"w": normal(16, 16).astype(np.float16), "head": normal(16, 3).astype(np.float16)}
+    half = ir.DataType.FLOAT16.value
+    model = graph(nodes, weights, {"x": ["n", 16]}, types={"x": half, "y": half})
+    data = {"x": DATA["x"].astype(np.float16)}
+    verdict = PruneWeights().check(model, context(PruneWeightsOptions(**OPTIONS, training_steps=2), data))
+    assert verdict.status == "refuse" and "set training_steps to 0" in verdict.reason
+    assert PruneWeights().check(model, context(PruneWeightsOptions(**OPTIONS), data)).status == "ok"
 
 
 def test_training_recovers_what_masks_alone_lose():

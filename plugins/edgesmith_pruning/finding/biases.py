@@ -25,9 +25,8 @@ def add_biases(model: ir.Model, layers: Collection[tuple[str, int]]) -> dict[str
         port = _OWN_INPUT.get(node.op_type)
         if port is not None and len(node.inputs) > port and node.inputs[port] is not None:
             continue
-        weight = node.inputs[1]
-        dtype = None if weight is None or weight.const_value is None else weight.const_value.dtype
-        zeros = editor.add_initializer(f"{reader}_bias", np.zeros(outputs, np.float32), dtype)
+        dtype = node.outputs[0].dtype or ir.DataType.FLOAT
+        zeros = editor.add_initializer(f"{reader}_bias", np.zeros(outputs, dtype.numpy()), dtype)
         if port is None:
             editor.insert_on_uses(node.outputs[0], "Add", [zeros], name=f"{reader}_add_bias")
         else:

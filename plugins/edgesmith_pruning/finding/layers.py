@@ -64,10 +64,10 @@ def find_layers(model: ir.Model, units: Sequence[Unit]) -> tuple[Layer, ...]:
 
 
 def with_first_level(model: ir.Model, units: Sequence[Unit], layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Return the layers together with those that make the channels, in the order of the graph.
+    """Return the layers together with those that make the channels and can be refitted, in the order of the graph.
 
-    They lose nothing and are refitted to what they give in the dense network (output approximation, arXiv 2407.19126,
-    section 4, step 2a).
+    The latter lose nothing and are refitted to what they give in the dense network (output approximation, arXiv
+    2407.19126, section 4, step 2a).
 
     Args:
         model: The graph that the units were found in.
@@ -85,11 +85,15 @@ def with_first_level(model: ir.Model, units: Sequence[Unit], layers: Sequence[La
             continue
         taken.add(place.reader)
         shape, summed = weight_array(model.graph, place).shape, 1 - place.axis
+        if place.operator == "MatMul" and len(shape) != 2:
+            continue
         consumer = Consumer(
             place.reader, 1, place.operator, place.weight, summed, shape[summed], (), "consumes", str(source.name)
         )
         tail = replace(find_tail(nodes, consumer), total=None, other=None)
-        added.append(_layer(model.graph, nodes, consumer, tail))
+        layer = _layer(model.graph, nodes, consumer, tail)
+        if not layer.obstacle:
+            added.append(layer)
     order = {name: index for index, name in enumerate(nodes)}
     return tuple(sorted((*layers, *added), key=lambda layer: order[layer.consumer.reader]))
 

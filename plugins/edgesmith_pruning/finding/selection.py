@@ -22,11 +22,14 @@ def selected_units(model: ir.Model, options: PruneStructureOptions, notes: Notes
         notes: Told about units that stay whole.
     """
     outside = _outside_blocks(model, options)
+    nodes = {str(node.outputs[0].name): node for node in model.graph}
     chosen = []
     for unit in find_units(model, notes):
         if options.share(unit.kind) == 0:
             continue
         reason = options.obstacle(unit.name) or outside.get(unit.consumers[0].reader, "")
+        if not reason and options.reads_data:
+            reason = next(filter(None, (_unmeasurable(nodes[each.reader]) for each in unit.consumers)), "")
         if reason:
             notes.skip(unit.name, reason)
         else:
@@ -53,6 +56,16 @@ def protected_atoms(units: Iterable[Unit], protection: Protection) -> Mapping[st
                 atoms.update(atom for atom, positions in enumerate(place.positions) if not held.isdisjoint(positions))
         kept[unit.key] = tuple(sorted(atoms))
     return kept
+
+
+def _unmeasurable(node: ir.Node) -> str:
+    """Return why what a layer reads are not rows that one matrix multiplies, or an empty string."""
+    weight = node.inputs[1]
+    if node.op_type == "MatMul" and (weight is None or weight.shape is None or len(weight.shape) != 2):
+        return "a layer with several matrices sums them; score magnitude with refit none looks at no data"
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0:
+        return "a Gemm that transposes its input sums them; score magnitude with refit none looks at no data"
+    return ""
 
 
 def _outside_blocks(model: ir.Model, options: PruneStructureOptions) -> dict[str, str]:

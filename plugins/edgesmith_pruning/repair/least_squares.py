@@ -53,19 +53,6 @@ def dropped(matrix: Float64, kept: NDArray[np.bool_]) -> Float64:
     return np.where(np.append(kept, True)[:, None], matrix, 0.0)
 
 
-def compensated(matrix: Float64, kept: NDArray[np.bool_], mean: Float64) -> Float64:
-    """Return the layer without what is not kept, and its mean contribution in the bias (FLAP, section 3.3).
-
-    Args:
-        matrix: The layer, [inputs + 1, outputs].
-        kept: For each input, whether it stays, [inputs].
-        mean: Mean of each input, [inputs].
-    """
-    result = dropped(matrix, kept)
-    result[-1] += (mean * ~kept) @ matrix[:-1]
-    return result
-
-
 def rescaled(matrix: Float64, kept: NDArray[np.bool_], moments: Moments) -> Float64:
     """Return the layer without what is not kept, with the mean of each output that is wanted and its old variance.
 

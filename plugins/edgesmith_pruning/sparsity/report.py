@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from edgesmith.host.dialect import Dialect
-from edgesmith_pruning.finding.sparse_layers import SparseLayer
+from edgesmith_pruning.finding.sparse_layers import Array, SparseLayer
 from edgesmith_pruning.options.weights import PruneWeightsOptions
 from edgesmith_pruning.sparsity.layer import Sparse
 from edgesmith_pruning.sparsity.masks import Pattern
@@ -21,13 +21,31 @@ def remarks(outcomes: Sequence[Outcome], options: PruneWeightsOptions, dialect: 
         options: The options of the step.
         dialect: What the target takes.
     """
-    zeros = sum(int((layer.matrix() == 0).sum()) for layer, _ in outcomes)
-    total = sum(layer.matrix().size for layer, _ in outcomes)
-    yield f"Set {zeros} of {total} weights of {len(outcomes)} layers to zero ({zeros / total:.2%})."
+    yield from zeros_remarks([layer.matrix() for layer, _ in outcomes], options, dialect)
     if options.needs.data:
         yield _errors(outcomes)
         yield from _damping(outcomes, options)
-    yield _gain(outcomes, zeros, total, options, dialect)
+
+
+def zeros_remarks(weights: Sequence[Array], options: PruneWeightsOptions, dialect: Dialect) -> Iterator[str]:
+    """Yield how many zeros there are, and what they gain on the target. Weights are [outputs, inputs]."""
+    zeros, total = sum(int((weight == 0).sum()) for weight in weights), sum(weight.size for weight in weights)
+    yield f"Set {zeros} of {total} weights of {len(weights)} layers to zero ({zeros / total:.2%})."
+    pattern = Pattern.parse(options.pattern)
+    if pattern is not None and str(pattern) == dialect.sparse_weights:
+        held = sum(pattern.holds(weight) for weight in weights)
+        yield (
+            f"{held} of {len(weights)} layers follow {pattern}, for which {dialect.name} has kernels; its builder "
+            "takes them only where they are faster, so measure there."
+        )
+        return
+    stored = sum(weight.nbytes for weight in weights)
+    packed = stored * (total - zeros) / total + total / 8
+    kernels = f", and has kernels for {dialect.sparse_weights} only" if dialect.sparse_weights else ""
+    yield (
+        f"This gains size only: {dialect.name} multiplies by zeros as by other numbers{kernels}. Stored as a bit mask "
+        f"and the other values, these weights would take {packed / 2**20:.1f} MiB instead of {stored / 2**20:.1f}."
+    )
 
 
 def _errors(outcomes: Sequence[Outcome]) -> str:
@@ -47,20 +65,3 @@ def _damping(outcomes: Sequence[Outcome], options: PruneWeightsOptions) -> Itera
             f"There was little data for {len(short)} layers, so they were damped more (such as {layer.name}: "
             f"{sparse.damping:.3g} instead of {options.damping:g}); give it more samples."
         )
-
-
-def _gain(outcomes: Sequence[Outcome], zeros: int, total: int, options: PruneWeightsOptions, dialect: Dialect) -> str:
-    pattern = Pattern.parse(options.pattern)
-    if pattern is not None and str(pattern) == dialect.sparse_weights:
-        held = sum(pattern.holds(layer.matrix()) for layer, _ in outcomes)
-        return (
-            f"{held} of {len(outcomes)} layers follow {pattern}, for which {dialect.name} has kernels; its builder "
-            "takes them only where they are faster, so measure there."
-        )
-    stored = sum(layer.matrix().nbytes for layer, _ in outcomes)
-    packed = stored * (total - zeros) / total + total / 8
-    kernels = f", and has kernels for {dialect.sparse_weights} only" if dialect.sparse_weights else ""
-    return (
-        f"This gains size only: {dialect.name} multiplies by zeros as by other numbers{kernels}. Stored as a bit mask "
-        f"and the other values, these weights would take {packed / 2**20:.1f} MiB instead of {stored / 2**20:.1f}."
-    )

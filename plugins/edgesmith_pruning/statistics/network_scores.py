@@ -1,6 +1,6 @@
 """Scores that look at the network as a whole, not at one layer's inputs: measured once, before anything goes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -85,9 +85,11 @@ def _second_moments(
 ) -> dict[str, Float64]:
     """Return the output approximation: what first-level layers give, times the norms of second-level rows.
 
-    Heads have no first level of their own that a norm could stand for; what the second level reads stands for it.
+    Heads and residual sums have no first level of their own that a norm could stand for; what the second level reads
+    stands for it.
     """
-    makers = {unit.key: _makers(unit) for unit in units}
+    gates = {mlp.gate.product for mlp in find_structure(model).mlps if mlp.gate is not None and not mlp.fused}
+    makers = {unit.key: _makers(unit, gates) for unit in units}
     axes = {each.source: _channel_axis(each) for unit in units for each in unit.consumers if not makers[unit.key]}
     axes |= {place.reader: _channel_axis(place) for places in makers.values() for place in places}
     observers = observe(
@@ -99,7 +101,6 @@ def _second_moments(
         threads=context.threads,
         progress=context.progress,
     )
-    gates = {mlp.gate.product for mlp in find_structure(model).mlps if mlp.gate is not None and not mlp.fused}
     released = context.options.score == "second-moment-released"
     scores = {}
     for unit in units:
@@ -122,11 +123,17 @@ def _second_moments(
     return scores
 
 
-def _makers(unit: Unit) -> list[Place]:
-    """Return the first-level layers of a unit: those that make its channels, and not what attention makes of them."""
+def _makers(unit: Unit, gates: Collection[str]) -> list[Place]:
+    """Return the first-level layers of a unit: the one that makes its channels, or the two of a gated MLP.
+
+    None where attention stands between, or where several layers add to the channels: one of them that gives nothing
+    says nothing of their sum.
+    """
     if unit.kind in ("heads", "query-heads"):
         return []
-    return [place for place in unit.producers if place.role == "produces" and place.operator in _LAYERS]
+    found = [place for place in unit.producers if place.role == "produces" and place.operator in _LAYERS]
+    gated = len(found) == 2 and any(place.reader in gates for place in found)
+    return found if len(found) == 1 or gated else []
 
 
 def _given(graph: ir.Graph, place: Place, observer: MeanVarianceObserver) -> Float64:
