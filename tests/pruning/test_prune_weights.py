@@ -1,5 +1,7 @@
 """The method on graphs: zeros where they belong, outputs that hardly move, everything shared stays shared."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -108,9 +110,12 @@ def test_adaptive_pruning_is_closest_on_data_it_has_not_seen():
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_two_runs_give_the_same_bits_and_seeds_only_matter_where_masks_are_drawn(criterion):
-    models = [prune(mlp(), DATA, criterion=criterion)[0] for _ in range(2)]
-    first, second = (ir.to_proto(each.ir).SerializeToString() for each in models)
+    used = context(PruneWeightsOptions(criterion=criterion), DATA)
+    first, second, other = (
+        ir.to_proto(PruneWeights().apply(mlp(), replace(used, seed=seed)).ir).SerializeToString() for seed in (0, 0, 1)
+    )
     assert first == second
+    assert (first != other) == (criterion == "randomized")
 
 
 def test_refit_never_raises_the_error_of_a_layer_on_its_calibration_data():
