@@ -33,10 +33,12 @@ PUBLIC_MODULES = re.findall(r"^\| `(edgesmith[\w.]*)` \|", REFERENCE, re.MULTILI
 
 
 def public_members(kind: type) -> dict[str, object]:
-    """Return what a user may call on a public class, as far as Edgesmith wrote it."""
+    """Return what a user may call on a public class, as far as Edgesmith wrote it, there or in a class above."""
+    ours = [base for base in reversed(kind.__mro__) if base is kind or base.__module__.startswith("edgesmith")]
     return {
         name: member
-        for name, member in vars(kind).items()
+        for base in ours
+        for name, member in vars(base).items()
         if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property | classmethod))
     }
 
@@ -73,8 +75,8 @@ def describe(value: object) -> dict[str, object]:
     fields += [member.name for member in value] if issubclass(value, enum.Enum) else []
     methods = {
         member: parameters(getattr(value, member))
-        for member in public_members(value)
-        if not isinstance(vars(value)[member], property)
+        for member, one in public_members(value).items()
+        if not isinstance(one, property)
     }
     own = {} if issubclass(value, enum.Enum) or inspect.isabstract(value) else parameters(value)
     properties = [member for member, one in public_members(value).items() if isinstance(one, property)]

@@ -65,7 +65,7 @@ def _missing(context: StructureContext) -> str:
             "none"
         )
     if options.budget == "latency" and (context.trial is None or not context.trial.measures_latency):
-        return "a latency budget is measured and the device is not here; set budget to macs"
+        return "a latency budget is measured and the device is not here; name it with --on, or set budget to macs"
     return ""
 
 

@@ -76,3 +76,16 @@ def ssh(server: LoopbackSshServer, device_folder: Path) -> Iterator[SshTransport
     transport = SshTransport(Address("ssh", "127.0.0.1", "tester", server.port), str(device_folder), sys.executable)
     yield transport
     transport.close()
+
+
+@pytest.fixture
+def fake_trtexec(tmp_path, monkeypatch):
+    """A device that has trtexec, or what plays it."""
+    program = tmp_path / "tools" / "trtexec"
+    program.parent.mkdir()
+    script = Path(__file__).with_name("fake_trtexec.py")
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("FAKE_TRTEXEC_BUILT", str(program.with_name("built")))
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    return program

@@ -4,6 +4,7 @@ Values in float16 are rounded to it, as TensorRT does. Times are made up. It pro
 together, and nothing about TensorRT.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -22,7 +23,11 @@ MADE_UP_LAYERS = [
 def main() -> int:
     words = dict(word.lstrip("-").partition("=")[::2] for word in sys.argv[1:])
     sys.stdout.write("&&&& RUNNING TensorRT.trtexec [TensorRT v00000-fake] # made up\n")
+    if "help" in words:
+        return 0
     if "onnx" in words:
+        with Path(os.environ["FAKE_TRTEXEC_BUILT"]).open("a") as built:
+            built.write(hashlib.sha256(Path(words["onnx"]).read_bytes()).hexdigest() + "\n")
         Path(words["saveEngine"]).write_bytes(b"fake engine of " + words["onnx"].encode())
         return 0
     if not Path(words["loadEngine"]).read_bytes().startswith(b"fake engine of "):

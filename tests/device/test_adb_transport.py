@@ -4,17 +4,22 @@ import socket
 import sys
 
 import adbutils
+import numpy as np
 import pytest
 from fake_adb_server import FakeAdbServer
+from measure_models import dense_model
 
 from edgesmith.device.adb import AdbTransport
 from edgesmith.device.address import Address
-from edgesmith.device.plan import ValidationPlan
+from edgesmith.device.clock import DeviceClock
+from edgesmith.device.plan import DevicePlan, ValidationPlan
 from edgesmith.device.transport import workspace
 from edgesmith.device.validation import validate
 from edgesmith.errors import DeviceError
 from edgesmith.host.loader import load_registry
 from edgesmith.host.records import Tier
+from edgesmith.measure.runner import LatencyPlan
+from edgesmith.progress import SilentProgress
 
 SERIAL = "fake-0001"
 
@@ -105,4 +110,18 @@ def test_an_artifact_is_validated_through_the_fake_server(adb, artifact, device_
     assert run.on == f"adb://{SERIAL}"
     assert run.tier == Tier.DEVICE
     assert run.gaps["logits"].cosine == 1
+    assert list(device_folder.iterdir()) == []
+
+
+def test_models_are_timed_in_turns_through_the_fake_server(adb, tmp_path, device_folder):
+    (tmp_path / "narrow").mkdir()
+    model, other = dense_model(tmp_path / "model.onnx"), dense_model(tmp_path / "narrow" / "model.onnx", width=8)
+    batch, quick = {"x": np.zeros((1, 16), np.float32)}, LatencyPlan(warmup_runs=2, min_rounds=2, max_rounds=2)
+    with workspace(adb) as place:
+        clock = DeviceClock(place, tmp_path, None, DevicePlan(threads=1), SilentProgress())
+        found = clock.latency({"a": model, "same": model}, batch, quick)
+        with pytest.raises(DeviceError, match="Got: 16 Expected: 8"):
+            clock.latency({"takes other inputs": other}, batch, quick)
+    assert found.tier == Tier.DEVICE
+    assert found.runs["a"] == found.runs["same"] and len(found.rounds["a"]) == 2
     assert list(device_folder.iterdir()) == []

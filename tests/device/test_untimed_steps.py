@@ -21,5 +21,5 @@ def test_the_ledger_says_that_nobody_timed_a_step(tmp_path, budget, status):
     row = artifact.ledger.rows[1]
     assert row.status == status and row.latency_ms is None
     assert "was not measured" in row.reason
-    assert "edgesmith validate ARTIFACT --on DEVICE" in row.reason
+    assert "compile with `--on DEVICE`" in row.reason
     assert row.reason in artifact.report.read_text()

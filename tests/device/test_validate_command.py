@@ -212,18 +212,6 @@ def test_here_a_jetson_artifact_needs_tensorrt_and_never_becomes_device(capsys, 
     assert "is not the runtime of jetson-orin-nano" in run["reason"]
 
 
-@pytest.fixture
-def fake_trtexec(tmp_path, monkeypatch):
-    """A device that has trtexec, or what plays it."""
-    program = tmp_path / "tools" / "trtexec"
-    program.parent.mkdir()
-    script = Path(__file__).with_name("fake_trtexec.py")
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-    return program
-
-
 def test_a_device_with_trtexec_alone_builds_times_and_answers(capsys, jetson_artifact, fake_trtexec):
     code, run = validate(capsys, jetson_artifact, "local")
     assert code == 0

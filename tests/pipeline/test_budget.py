@@ -82,14 +82,14 @@ def test_what_nobody_timed_is_kept_for_its_size_alone_and_says_so() -> None:
     assert reason_to_undo(after, before, before, Budget(), higher_is_better=True) == ""
     told = untimed_gain(after, before)
     assert "100 bytes to 25 bytes" in told and "latency was not measured, and it may be slower" in told
-    assert "edgesmith validate ARTIFACT --on DEVICE" in told and "edgesmith compare" in told
+    assert "compile with `--on DEVICE`" in told
     assert untimed_gain(row(speedup=2, low=1.9), row()) == ""
 
 
 def test_a_budget_of_time_undoes_what_nobody_timed_and_says_how_to_time_it() -> None:
     reason = reason_to_undo(untimed(25), untimed(100), untimed(100), Budget(min_speedup=1.5), higher_is_better=True)
     assert "nothing shows that it improves time (its speed was not measured, smaller)" in reason
-    assert "edgesmith validate ARTIFACT --on DEVICE" in reason
+    assert "compile with `--on DEVICE`" in reason
 
 
 def test_the_verdict_says_gain_cost_and_distance() -> None:

@@ -1,5 +1,6 @@
 """What a method may try while it works: lowering, timing in turns, and the metric of the run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ from edgesmith.errors import EdgesmithError
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.host.context import Context
 from edgesmith.host.loader import load_registry
-from edgesmith.ledger import load_ledger
+from edgesmith.ledger import LedgerRow, load_ledger
 from edgesmith.measure.local import LocalRunner
 from edgesmith.measure.runner import LatencyComparison, LatencyPlan
+from edgesmith.pipeline import Workshop, _cached
 from edgesmith.plan import make_plan
+from edgesmith.progress import SilentProgress
 from edgesmith.recipe import Recipe
+from edgesmith.store import Store
 from edgesmith.testing import tiny_mlp
 from edgesmith.trial import RunnerTrial
 from edgesmith_calibration.sources import ArraySource
@@ -145,3 +149,20 @@ def test_the_recipe_auto_measures_what_it_chooses(job: Job):
     told = " ".join(row.remarks)
     assert "Within the budget" in told and "times the speed of float" in told
     assert row.errors[0].sqnr_db > 15
+
+
+def test_a_step_that_asks_for_times_is_kept_for_what_was_timed_alone(tmp_path):
+    model, trial = make_trial(tmp_path, RecordingRunner())
+    workshop = Workshop(load_registry(), Store(tmp_path / "store"), SilentProgress(), threads=1)
+
+    def is_known(device, *, asks):
+        def work(notes, scratch, checkpoint):
+            tried = replace(trial, context=replace(trial.context, notes=notes))
+            assert not asks or tried.measures_latency
+            return model, 0.0, ""
+
+        keys = (f"step, {asks}", f"step, {asks}, {device}")
+        return _cached(keys, LedgerRow(index=0, stage="step"), workshop, work).row.cached
+
+    assert [is_known(device, asks=True) for device in ("a", "a", "b")] == [False, True, False]
+    assert [is_known(device, asks=False) for device in ("a", "b")] == [False, True]

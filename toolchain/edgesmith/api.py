@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgesmith.artifact import MANIFEST_FILE, Artifact, read_entry, read_use, write_artifact
 from edgesmith.data import RandomInputs, RunData, choose_data, first_batch, fixed_batch_size
+from edgesmith.device.address import parse_address
+from edgesmith.device.plan import DevicePlan
 from edgesmith.errors import ModelError, RecipeError
 from edgesmith.files import require_replaceable, require_writable
 from edgesmith.fixed_sizes import fix_sizes
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from edgesmith.host.interfaces import Frontend
     from edgesmith.host.records import FrontendRecord, MetricRecord
     from edgesmith.host.registry import Registry
+    from edgesmith.measure.runner import Clock
     from edgesmith_calibration.metrics import Metric
     from edgesmith_calibration.spec import DataSpec
 
@@ -60,6 +63,11 @@ class Settings:
     """Runs each step in a process of its own, within these limits; None runs all of them in this one."""
     progress: Progress = field(default_factory=SilentProgress)
     latency_plan: LatencyPlan = field(default_factory=LatencyPlan)
+    on: str = ""
+    """Device to time on: local, ssh://user@host[:port] or adb://serial. Empty times with the target's runner, if it has
+    times. Outputs, memory and metric come from that runner either way."""
+    device: DevicePlan = field(default_factory=DevicePlan)
+    """How models run on that device."""
 
 
 def compile(
@@ -106,16 +114,18 @@ def compile(
     require_writable(store.directory)
     threads = settings.threads or usable_cores()
     workshop = Workshop(registry, store, settings.progress, threads, settings.isolation)
-    model = choice.equip(load_source(source, workshop, example_inputs=example_inputs))
-    model = fix_sizes(model, plan, choice, batch_size=settings.batch_size, store=store)
-    opened = choice.open(model)
-    for step in plan.steps:
-        labelled = opened.calibration is not None and opened.calibration.has_labels
-        check_needs(step.needing, has_data=opened.calibration is not None, has_labels=labelled)
-    with ExitStack() as processes:
-        yardstick = _yardstick(model, opened, plan, workshop, settings, processes)
+    with ExitStack() as closing:
+        clock = _device_clock(plan, settings, closing)
+        model = choice.equip(load_source(source, workshop, example_inputs=example_inputs))
+        model = fix_sizes(model, plan, choice, batch_size=settings.batch_size, store=store)
+        opened = choice.open(model)
+        for step in plan.steps:
+            labelled = opened.calibration is not None and opened.calibration.has_labels
+            check_needs(step.needing, has_data=opened.calibration is not None, has_labels=labelled)
+        yardstick = _yardstick(model, opened, plan, workshop, settings, closing)
+        yardstick = replace(yardstick, clock=clock or yardstick.runner)
         outcome = run_plan(plan, model, opened.calibration, yardstick, workshop)
-    command = settings.command or _command(source, plan, recipe, data, out)
+    command = settings.command or _command(source, plan, recipe, data, out, settings)
     with settings.progress.stage("writing the artifact"):
         return write_artifact(out, plan, model, outcome, yardstick, command, workshop)
 
@@ -197,6 +207,16 @@ def _frontend_for(source: object, registry: "Registry") -> "tuple[FrontendRecord
     )
 
 
+def _device_clock(plan: Plan, settings: Settings, closing: ExitStack) -> "Clock | None":
+    """Connect to the device to time on, if there is one, until `closing` ends. Before long work: it may be away."""
+    if not settings.on:
+        return None
+    from edgesmith.device.clock import open_clock
+
+    address = parse_address(settings.on)
+    return closing.enter_context(open_clock(address, plan.target.profile, settings.device, settings.progress))
+
+
 def _yardstick(
     model: Model, data: RunData, plan: Plan, workshop: Workshop, settings: Settings, processes: ExitStack
 ) -> Yardstick:
@@ -217,6 +237,7 @@ def _yardstick(
     )
     return Yardstick(
         runner=runner,
+        clock=runner,
         makers=makers,
         metric_record=record,
         make_metric=_metric_maker(record, f"Metric {makers[1]}", workshop, processes),
@@ -256,11 +277,15 @@ def choose_metric(model: Model, data: RunData, name: str | None, registry: "Regi
     return record
 
 
-def _command(source: object, plan: Plan, recipe: object, data: object, out: Path) -> str:
+def _command(source: object, plan: Plan, recipe: object, data: object, out: Path, settings: Settings) -> str:
     """Return the command line that does the same again, as far as it can be put into words."""
     words = ["edgesmith", "compile", str(source) if isinstance(source, str | Path) else "SOURCE"]
     words += ["--target", plan.target_record.name]
     words += ["--recipe", str(recipe) if isinstance(recipe, str | Path) else "recipe.yaml"]
     if data is not None:
         words += ["--data", str(data) if isinstance(data, str | Path) else "DATA"]
+    if settings.on:
+        words += ["--on", settings.on]
+        for name, value in settings.device.model_dump(exclude_defaults=True).items():
+            words += ["--set", f"{name}={value}"]
     return shlex.join([*words, "--out", str(out)])

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from edgesmith.ledger import LedgerRow, Measurement
 from edgesmith.recipe import Budget
 
-_MEASURE_BOTH = (
-    "To know, compile with and without the step, run `edgesmith validate ARTIFACT --on DEVICE` on both artifacts, and "
-    "`edgesmith compare` them."
-)
+_TIME_IT = "To know, compile with `--on DEVICE`, which times each step there."
 
 
 def metric_drop(row: LedgerRow, source: LedgerRow, *, higher_is_better: bool) -> float | None:
@@ -82,7 +79,7 @@ def reason_to_undo(
     change = "smaller" if smaller else "not smaller"
     what = asked or "time, nor size at equal time"
     if row.speedup_step is None:
-        hint = f" {_MEASURE_BOTH}" if wants_time else ""
+        hint = f" {_TIME_IT}" if wants_time else ""
         return f"nothing shows that it improves {what} (its speed was not measured, {change}).{hint}"
     return f"it does not improve {what} ({row.speedup_step.value:.2f}x the speed before it, {change})"
 
@@ -96,7 +93,7 @@ def untimed_gain(row: LedgerRow, before: LedgerRow) -> str:
         smaller = f" ({_plain(before.size_bytes.value, 'bytes')} to {_plain(row.size_bytes.value, 'bytes')})"
     return (
         f"Kept because it is smaller{smaller}, and not because it is faster: its latency was not measured, and it may "
-        f"be slower. {_MEASURE_BOTH}"
+        f"be slower. {_TIME_IT}"
     )
 
 
@@ -116,7 +113,7 @@ def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_i
     sentence = ", ".join(parts) or "Nothing was measured"
     sentence = sentence[0].upper() + sentence[1:] + "."
     if row.size_bytes is not None and row.latency_ms is None:
-        sentence += " Not timed: the device is not here; `edgesmith validate` measures on it."
+        sentence += " Not timed: the device is not here; compile with `--on DEVICE`, or `edgesmith validate` it there."
     for each in rows[: chosen + 1]:
         if each.missed and each.status == "ok":
             sentence += f" {each.stage} misses what it was asked for: {'; '.join(each.missed)}."

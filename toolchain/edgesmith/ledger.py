@@ -114,6 +114,8 @@ class Ledger(_Record):
     """Role ("calibration", "evaluation") to a description with sample count and fingerprint."""
     versions: Mapping[str, str] = Field(default_factory=dict)
     machine: Mapping[str, str | int] = Field(default_factory=dict)
+    device: Mapping[str, str | int] = Field(default_factory=dict)
+    """What stages were timed on, where that was asked for: its address and what it tells of itself."""
     plugins: tuple[str, ...] = ()
     """Loaded distributions as "name version"."""
 

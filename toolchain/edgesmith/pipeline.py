@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgesmith.budget import conclude, reason_to_undo, untimed_gain
 from edgesmith.data import fitted
-from edgesmith.errors import StepError
+from edgesmith.errors import StepError, TargetError
 from edgesmith.graph.cost import count_cost
 from edgesmith.host.building import build_files, require_accepted
 from edgesmith.host.context import Context, Notes
@@ -83,7 +83,7 @@ def run_plan(
     first = _build_stage(plan, SOURCE_LABEL, source, workshop)
     source_row = _row(0, SOURCE_LABEL, source, yardstick).model_copy(update={"remarks": source.provenance.remarks})
     entries = [_Entry(meter.measure(source_row, first, None, first), first)]
-    judge = _Judge(plan, meter, workshop, samples, first, yardstick.metric_record.higher_is_better)
+    judge = _Judge(plan, meter, workshop, samples, first, yardstick)
     current = first
     labels = unique_labels([step.label for step in plan.steps], reserved=(SOURCE_LABEL, lowering))
     for index, (step, label) in enumerate(zip(plan.steps, labels, strict=True), start=1):
@@ -109,7 +109,8 @@ def run_plan(
     row = _with_cost(lowered.row, lowered.model, yardstick)
     row = row.model_copy(update={"remarks": (*row.remarks, *found)})
     entries.append(_Entry(meter.measure(row, stage, current, first), stage, current))
-    return Outcome(lowered.model, _ledger(plan, source, _timed(meter, entries), calibration, yardstick, workshop))
+    rows = _timed(meter, entries, judge.timed_form)
+    return Outcome(lowered.model, _ledger(plan, source, rows, calibration, yardstick, workshop))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class _Judge:
     workshop: Workshop
     samples: "DataSource"
     source: Stage
-    higher_is_better: bool
+    yardstick: Yardstick
 
     def judge(self, before: Stage, after: Stage) -> tuple[str, str]:
         """Return why the step from `before` to `after` does not pay, and what is not known of one that does."""
@@ -140,10 +141,16 @@ class _Judge:
             self.meter.measure(LedgerRow(index=index, stage=stage.label), stage, earlier, self.source)
             for index, (stage, earlier) in enumerate(stages)
         ]
-        timed = self.meter.time([(row, *pair) for row, pair in zip(rows, stages, strict=True)])
-        budget = self.plan.recipe.budget
-        reason = reason_to_undo(timed[2], timed[1], timed[0], budget, higher_is_better=self.higher_is_better)
+        source = self.timed_form(self.source)
+        forms = ((source, None), (old, source), (new, old))
+        timed = self.meter.time([(row, *pair) for row, pair in zip(rows, forms, strict=True)])
+        higher = self.yardstick.metric_record.higher_is_better
+        reason = reason_to_undo(timed[2], timed[1], timed[0], self.plan.recipe.budget, higher_is_better=higher)
         return reason, "" if reason else untimed_gain(timed[2], timed[1])
+
+    def timed_form(self, stage: Stage) -> Stage:
+        """Return a stage as the clock takes it: as it was built, or lowered."""
+        return self._lowered(stage) if self.yardstick.clock.times_lowered else stage
 
     def _lowered(self, stage: Stage) -> Stage:
         row = LedgerRow(index=0, stage=f"{stage.label}, lowered")
@@ -151,11 +158,32 @@ class _Judge:
         return _build_stage(self.plan, row.stage, lowered.model, self.workshop)
 
 
-def _timed(meter: StageMeter, entries: Sequence[_Entry]) -> tuple[LedgerRow, ...]:
-    """Return all rows, those of stages with their times from one comparison."""
-    stages = [(entry.row, entry.stage, entry.before) for entry in entries if entry.stage is not None]
-    timed = {row.index: row for row in meter.time(stages)}
-    return tuple(timed.get(entry.row.index, entry.row) for entry in entries)
+def _timed(meter: StageMeter, entries: Sequence[_Entry], timed_form: Callable[[Stage], Stage]) -> tuple[LedgerRow, ...]:
+    """Return all rows, those of stages with their times from one comparison.
+
+    Args:
+        meter: Times them.
+        entries: The rows, of which the last is lowered already.
+        timed_form: Returns a stage as the clock takes it.
+    """
+    rows = {entry.row.index: entry.row for entry in entries}
+    forms: dict[str, Stage] = {}
+    for entry in entries:
+        if entry.stage is None:
+            continue
+        try:
+            forms[entry.stage.label] = entry.stage if entry is entries[-1] else timed_form(entry.stage)
+        except TargetError as error:
+            remark = f"Not timed, since it cannot be lowered by itself: {error.what}"
+            rows[entry.row.index] = entry.row.model_copy(update={"remarks": (*entry.row.remarks, remark)})
+    stages = [
+        (rows[entry.row.index], forms[entry.stage.label], forms.get(entry.before.label) if entry.before else None)
+        for entry in entries
+        if entry.stage is not None and entry.stage.label in forms
+    ]
+    if entries[0].stage is not None and entries[0].stage.label in forms:
+        rows |= {row.index: row for row in meter.time(stages)}
+    return tuple(rows[entry.row.index] for entry in entries)
 
 
 def _ledger(
@@ -181,6 +209,7 @@ def _ledger(
         data=_describe_data(calibration, yardstick),
         versions=library_versions(),
         machine=describe_machine(),
+        device=yardstick.clock.facts,
         plugins=tuple(sorted({plugin.label for plugin in workshop.registry.plugins})),
     )
 
@@ -195,24 +224,24 @@ def _apply(
     workshop: Workshop,
     row: LedgerRow,
 ) -> _Change:
-    key = make_key(
-        {
-            "kind": "step",
-            "input": model.digest(),
-            "source": source.digest(),
-            "method": step.record.name,
-            "method_version": step.record.version,
-            "distribution": step.distribution,
-            "options": step.options.model_dump(mode="json"),
-            "named_files": hash_named_files(step.options),
-            "dialect": _as_json(asdict(plan.target.dialect)),
-            "data": calibration.fingerprint if calibration is not None else None,
-            "scoring": f"{yardstick.metric_record.name} {yardstick.metric_record.version}",
-            "seed": plan.recipe.seed,
-            "threads": workshop.threads,
-            "versions": library_versions(),
-        }
-    )
+    parts = {
+        "kind": "step",
+        "input": model.digest(),
+        "source": source.digest(),
+        "method": step.record.name,
+        "method_version": step.record.version,
+        "distribution": step.distribution,
+        "options": step.options.model_dump(mode="json"),
+        "named_files": hash_named_files(step.options),
+        "dialect": _as_json(asdict(plan.target.dialect)),
+        "data": calibration.fingerprint if calibration is not None else None,
+        "scoring": f"{yardstick.metric_record.name} {yardstick.metric_record.version}",
+        "seed": plan.recipe.seed,
+        "threads": workshop.threads,
+        "versions": library_versions(),
+    }
+    conditions = yardstick.clock.conditions(yardstick.inputs).as_mapping()
+    timed = {"conditions": conditions, "measures_cost": yardstick.clock.measures_cost}
 
     def work(notes: Notes, scratch: Path, checkpoint: Path) -> tuple[Model, float, str]:
         samples = None if calibration is None else fitted(calibration, model)
@@ -225,7 +254,7 @@ def _apply(
             threads=workshop.threads,
             progress=workshop.progress,
             notes=notes,
-            trial=_trial(plan, calibration, yardstick, workshop, scratch),
+            trial=_trial(plan, calibration, yardstick, workshop, scratch, notes),
             scoring=_scoring(yardstick),
             source=source.clone(),
             source_calibration=None if samples is calibration else calibration,
@@ -242,11 +271,18 @@ def _apply(
         skipped = result.verdict.reason if result.verdict.status == "skip" else ""
         return result.model, result.seconds, skipped
 
-    return _cached(key, row, workshop, work, deterministic=step.record.deterministic)
+    # A step that times decided is another one on another device.
+    keys = (make_key(parts), make_key(parts | timed))
+    return _cached(keys, row, workshop, work, deterministic=step.record.deterministic)
 
 
 def _trial(
-    plan: Plan, calibration: "DataSource | None", yardstick: Yardstick, workshop: Workshop, scratch: Path
+    plan: Plan,
+    calibration: "DataSource | None",
+    yardstick: Yardstick,
+    workshop: Workshop,
+    scratch: Path,
+    notes: Notes,
 ) -> RunnerTrial:
     """Return what a step may try."""
     context = Context(
@@ -257,8 +293,9 @@ def _trial(
         seed=plan.recipe.seed,
         threads=workshop.threads,
         progress=workshop.progress,
+        notes=notes,
     )
-    return RunnerTrial(plan, yardstick.runner, yardstick.inputs, calibration, yardstick.latency_plan, context)
+    return RunnerTrial(plan, yardstick.clock, yardstick.inputs, calibration, yardstick.latency_plan, context)
 
 
 def _scoring(yardstick: Yardstick) -> Scoring:
@@ -296,29 +333,29 @@ def _lower(plan: Plan, row: LedgerRow, model: Model, samples: "DataSource", work
             result = run_lowering(plan.target_record, plan.target, model, context)
         return result.model, result.seconds, ""
 
-    lowered = _cached(key, row, workshop, work)
+    lowered = _cached((key, key), row, workshop, work)
     with noted_target(plan, workshop, "check"):
         require_accepted(plan.target_record, plan.target, lowered.model)
     return lowered
 
 
 def _cached(
-    key: str,
+    keys: tuple[str, str],
     row: LedgerRow,
     workshop: Workshop,
     work: Callable[[Notes, Path, Path], tuple[Model, float, str]],
     *,
     deterministic: bool = True,
 ) -> _Change:
-    """Return the stored change under `key`, or the result of `work`, stored.
+    """Return the stored change, or the result of `work`, stored under the second of `keys` where times decided it.
 
     What a method that is not deterministic made before is no answer to what it would make now.
     """
-    found = workshop.store.model(key) if deterministic else None
+    found = workshop.store.model(keys[0]) or workshop.store.model(keys[1]) if deterministic else None
     cached = found is not None
     if found is None:
         notes = Notes()
-        with workshop.store.unfinished(key) as checkpoint:
+        with workshop.store.unfinished(keys[0]) as checkpoint:
             with tempfile.TemporaryDirectory(prefix="edgesmith-") as scratch:
                 model, seconds, skipped = work(notes, Path(scratch), checkpoint)
             facts = {
@@ -328,7 +365,7 @@ def _cached(
                 "missed": notes.missed,
                 "reason": skipped,
             }
-            found = workshop.store.keep_model(key, model, facts)
+            found = workshop.store.keep_model(keys[notes.depends_on_times], model, facts)
     status = "skipped" if found.facts["reason"] else "ok"
     known = row.model_dump() | dict(found.facts) | {"status": status, "cached": cached}
     return _Change(found.model, LedgerRow.model_validate(known))

@@ -18,7 +18,7 @@ from edgesmith.ledger import LayerError, LedgerRow, Measurement, OutputError
 from edgesmith.measure.accuracy import Evaluation, EvaluationPlan, evaluate, paired_difference
 from edgesmith.measure.divergence import layer_errors, output_error
 from edgesmith.measure.machine import library_versions, processor_name, usable_cores
-from edgesmith.measure.runner import LatencyPlan, Runner
+from edgesmith.measure.runner import Clock, LatencyPlan, Runner
 from edgesmith.measure.size import measure_size
 from edgesmith.model import Model
 from edgesmith.progress import Progress
@@ -55,6 +55,8 @@ class Yardstick:
     """What every stage of a run is measured with, so that their numbers are comparable."""
 
     runner: Runner
+    clock: Clock
+    """What times stages: the runner, or a device."""
     makers: tuple[str, ...]
     """Who measures: runner and metric with the distributions they come from, as part of every key."""
     metric_record: MetricRecord
@@ -125,16 +127,17 @@ class StageMeter:
         Args:
             stages: Row, stage and the stage before it. The first is the source, which has none before it.
         """
-        if not self._yardstick.runner.measures_cost:
+        clock = self._yardstick.clock
+        if not clock.measures_cost:
             return [row for row, _, _ in stages]
         source = stages[0][1]
         pairs = [[stage.label, before.label if before else ""] for _, stage, before in stages]
         plan = asdict(self._yardstick.latency_plan)
-        key = self._key("latency", *(stage for _, stage, _ in stages), pairs=pairs, plan=plan)
+        key = self._key("latency", *(stage for _, stage, _ in stages), clock=clock, pairs=pairs, plan=plan)
         found = self._store.facts(key)
         if found is None:
             with self._progress.stage(f"timing {len(stages)} stages in turns"):
-                comparison = self._yardstick.runner.latency(
+                comparison = clock.latency(
                     {stage.label: stage.entry for _, stage, _ in stages},
                     self._yardstick.inputs,
                     self._yardstick.latency_plan,
@@ -244,14 +247,14 @@ class StageMeter:
         self._store.keep_facts(key, _as_json(result))
         return result
 
-    def _key(self, what: str, *stages: Stage, **parts: object) -> str:
-        conditions = self._yardstick.runner.conditions(self._yardstick.inputs).as_mapping()
+    def _key(self, what: str, *stages: Stage, clock: Clock | None = None, **parts: object) -> str:
+        measured_by = clock or self._yardstick.runner
         return make_key(
             {
                 "kind": what,
                 "stages": [stage.digest for stage in stages],
-                "conditions": conditions,
-                "tier": self._yardstick.runner.tier,
+                "conditions": measured_by.conditions(self._yardstick.inputs).as_mapping(),
+                "tier": measured_by.tier,
                 "makers": list(self._yardstick.makers),
                 "machine": _machine(),
                 "versions": library_versions(),

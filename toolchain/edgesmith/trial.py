@@ -1,4 +1,4 @@
-"""The service behind `Context.trial`: lowers a model for the run's target and times it on the run's runner."""
+"""The service behind `Context.trial`: lowers a model for the run's target and times it on the run's clock."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from edgesmith.host.building import build_files, require_accepted
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.step import run_lowering
 from edgesmith.ledger import Measurement
-from edgesmith.measure.runner import LatencyPlan, Runner
+from edgesmith.measure.runner import Clock, LatencyPlan
 from edgesmith.model import Model
 from edgesmith.plan import Plan
 from edgesmith_calibration.sources import Batch
@@ -29,7 +29,7 @@ class RunnerTrial:
     """Tries models as the run would ship them. Keeps nothing in the store."""
 
     plan: Plan
-    runner: Runner
+    clock: Clock
     inputs: "Mapping[str, np.ndarray]"
     """The batch that the run measures latency on."""
     calibration: "DataSource | None"
@@ -40,8 +40,9 @@ class RunnerTrial:
 
     @property
     def measures_latency(self) -> bool:
-        """Whether `speedups` works on the runner of this run."""
-        return self.runner.measures_cost
+        """Whether `speedups` works in this run. Who asks has a result that depends on the answer."""
+        self.context.notes.depends_on_times = True
+        return self.clock.measures_cost
 
     def lower(self, model: Model) -> Model:
         """Return `model` lowered; see `edgesmith.host.trial.Trial`."""
@@ -56,6 +57,7 @@ class RunnerTrial:
         """Return speed-ups of all `models`, timed in turns; see `edgesmith.host.trial.Trial`."""
         if not models:
             return ()
+        self.context.notes.depends_on_times = True
         labels = [str(index) for index in range(len(models))]
         plan = replace(self.latency_plan, max_seconds=max_seconds)
         with tempfile.TemporaryDirectory(prefix="edgesmith-trial-", dir=self.context.scratch) as folder:
@@ -63,7 +65,7 @@ class RunnerTrial:
             for label, model in zip(labels, models, strict=True):
                 entries[label] = self._build(model, Path(folder) / label)
             with self.context.progress.stage(f"timing {len(entries)} alternatives in turns"):
-                comparison = self.runner.latency(entries, self._inputs(), plan)
+                comparison = self.clock.latency(entries, self._inputs(), plan)
         return tuple(comparison.speedup(label, _BASELINE) for label in labels)
 
     def _inputs(self) -> "Mapping[str, np.ndarray]":

@@ -10,7 +10,7 @@ import typer
 
 from edgesmith.cli.completion import recipe_names, target_names
 from edgesmith.cli.output import show_line, write_json, write_text
-from edgesmith.cli.settings import Source, isolation_of, registry_of, time_limit
+from edgesmith.cli.settings import DeviceSettings, Source, isolation_of, registry_of, time_limit
 
 if TYPE_CHECKING:
     from edgesmith.artifact import Artifact
@@ -68,6 +68,16 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
             "--memory-limit-mib", help="Most memory for one step; implies --isolate. Default: 90 % of what is free."
         ),
     ] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="DEVICE",
+            help="Time on a device: local, ssh://user@host[:port] or adb://serial. Times there decide what pays.",
+            show_default=False,
+        ),
+    ] = "",
+    device_settings: DeviceSettings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ledger as JSON.")] = False,
 ) -> None:
     """Compile a trained network for one target, and measure what each step gained and what it cost.
@@ -75,8 +85,12 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
     Finished steps are kept in $EDGESMITH_STORE, or in the user's cache directory, so an interrupted run resumes.
     """
     # Checked before heavy imports, so that a mistyped name answers at once.
+    from edgesmith.device.address import parse_address
+    from edgesmith.device.plan import DevicePlan, parse_plan
     from edgesmith.recipe import load_recipe, with_shapes
 
+    device = parse_plan(DevicePlan, device_settings or ())
+    on = str(parse_address(on)) if on else ""
     chosen = with_shapes(load_recipe(recipe), shape or ())
     isolation = isolation_of(isolate, time_limit_seconds, memory_limit_mib)
     registry = registry_of(context)
@@ -85,7 +99,13 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
 
     with make_progress(silent=as_json) as progress:
         settings = Settings(
-            threads=threads, registry=registry, isolation=isolation, progress=progress, command=_command()
+            threads=threads,
+            registry=registry,
+            isolation=isolation,
+            progress=progress,
+            command=_command(),
+            on=on,
+            device=device,
         )
         artifact = compile(source, out=out, target=target, recipe=chosen, data=data, settings=settings)
     if as_json:

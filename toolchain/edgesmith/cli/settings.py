@@ -20,6 +20,16 @@ Source = Annotated[
 ]
 
 
+DeviceSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="How to run on the device: runtime, threads and others, as listed in docs/targets/validation.md.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class GlobalOptions:
     """What stands before the command on the command line."""

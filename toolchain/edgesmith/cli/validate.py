@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgesmith.cli.output import write_json, write_table, write_text
-from edgesmith.cli.settings import AsJson, registry_of
+from edgesmith.cli.settings import AsJson, DeviceSettings, registry_of
 
 if TYPE_CHECKING:
     from edgesmith.device.record import DeviceRun
@@ -27,14 +27,7 @@ def command(
         Path | None,
         typer.Option("--data", help="Samples to score, as for `edgesmith compile`. Default: random inputs."),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="How to run: samples, seconds, threads and others, as listed in docs/targets/validation.md.",
-        ),
-    ] = None,
+    settings: DeviceSettings = None,
     loadgen: Annotated[
         str,
         typer.Option(

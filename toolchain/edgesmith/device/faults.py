@@ -123,8 +123,8 @@ def left_behind(error: DeviceError, address: str, directory: str) -> DeviceError
         error.what,
         expected=error.expected,
         why=error.why,
-        fix=f"{error.fix} With --set resume={directory} what is there is used; otherwise remove it from {address}, "
-        "which could not be reached to do so.",
+        fix=f"{error.fix} `edgesmith validate --set resume={directory}` uses what is there; otherwise remove it "
+        f"from {address}, which could not be reached to do so.",
     )
 
 
@@ -164,7 +164,7 @@ def failed(address: str, what: str, reason: str) -> DeviceError:
     if any(sign in reason for sign in _NO_ROOM):
         fix = "Free space there, or name another directory on the device with --set directory=PATH."
     else:
-        fix = "Look at the message; --keep leaves everything on the device, to repeat the command there."
+        fix = "Look at the message; `edgesmith validate --keep` leaves an artifact there, to repeat it by hand."
     return DeviceError(
         f"{what} on {address} failed: {reason}",
         expected="a run without errors, as in the simulation",

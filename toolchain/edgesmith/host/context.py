@@ -25,6 +25,9 @@ class Notes:
     missed: list[str] = field(default_factory=list)
     """What the options asked for and the result does not keep. The run's verdict says it."""
 
+    depends_on_times: bool = False
+    """Whether times decided something, so that the result holds for what was timed on. The run's trial sets it."""
+
     def remark(self, text: str) -> None:
         """Add a sentence about the step as a whole."""
         self.remarks.append(text)

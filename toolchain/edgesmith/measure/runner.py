@@ -182,6 +182,11 @@ class Clock(ABC):
     tier: Tier
     """The tier of every number from this clock; never above what its hardware is."""
 
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """Return what is known of a device that was named to be timed on."""
+        return {}
+
     @abstractmethod
     def conditions(self, inputs: "Mapping[str, np.ndarray]") -> Conditions:
         """Return the conditions under which `inputs` would be timed."""

@@ -15,14 +15,18 @@ class OnnxRuntimeModel(WorkerModel):
         threads: Threads used inside one operator.
         as_written: Whether it is for another runtime and runs as it is written: at its higher levels ONNX Runtime does
             not load some products in float8, and loses biases beside scales in float16.
+        alone: Whether no other model is timed in turns with it: threads that keep spinning after a run would take
+            cores from the next.
     """
 
-    def __init__(self, path: Path, threads: int, *, as_written: bool = False) -> None:
+    def __init__(self, path: Path, threads: int, *, as_written: bool = False, alone: bool = True) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        if not alone:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         disabled = []
         if as_written:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -21,7 +21,9 @@ def open_model(request: Facts, folder: Path) -> WorkerModel:
     """Return the model that a request names, ready to run."""
     path = folder / request["model"]
     if request["runtime"] == "onnxruntime":
-        return OnnxRuntimeModel(path, request["threads"], as_written=request["as_written"])
+        return OnnxRuntimeModel(
+            path, request["threads"], as_written=request["as_written"], alone="models" not in request
+        )
     if request["runtime"] == "trtexec":
         return TrtexecModel(path, which("trtexec") or "trtexec")
     library = cuda_library()

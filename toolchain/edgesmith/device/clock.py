@@ -1,0 +1,201 @@
+"""The clock on a device: times the stages of a compile where they would run, in the form in which they would."""
+
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgesmith.device import faults
+from edgesmith.device.address import Address, open_transport
+from edgesmith.device.depot import Depot
+from edgesmith.device.facts import TimesReply, require_one_state
+from edgesmith.device.insistence import insist
+from edgesmith.device.plan import DevicePlan
+from edgesmith.device.remote import probe_device, time_in_turns
+from edgesmith.device.runtimes import ONNX_RUNTIME, TRTEXEC, own_runtime, tier_of, unlisted_version, usable_runtime
+from edgesmith.device.transport import Workspace, workspace
+from edgesmith.device.worker.archive import ArrayArchive
+from edgesmith.errors import ConnectionLostError
+from edgesmith.files import hash_file
+from edgesmith.measure.runner import CPU_PROVIDER, Clock, Conditions, LatencyComparison, LatencyPlan, name_shapes
+from edgesmith.profile import Profile
+from edgesmith.progress import Progress
+from edgesmith_calibration.sources import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_TRTEXEC_VERSION = re.compile(r"\[TensorRT v([^\]]+)\]")
+_FACTS = ("system", "usable_cores", "jetson_linux", "jetpack", "gpu", "driver")
+"""Facts of a machine that decide its speed beside its state."""
+
+
+@contextmanager
+def open_clock(
+    address: Address, profile: Profile | None, plan: DevicePlan, progress: Progress
+) -> "Iterator[DeviceClock]":
+    """Connect to a device and leave it clean in the end.
+
+    Args:
+        address: The device.
+        profile: The device that the target is for; None where it has none.
+        plan: How models run there.
+        progress: Shows what is going on.
+
+    Raises:
+        DeviceError: The device cannot be reached, is of another architecture, or lacks something.
+    """
+    with (
+        closing(open_transport(address, directory=plan.directory, python=plan.python)) as transport,
+        tempfile.TemporaryDirectory(prefix="edgesmith-clock-") as scratch,
+    ):
+        with workspace(transport) as place:
+            yield DeviceClock(place, Path(scratch), profile, plan, progress)
+        for remark in place.remarks:
+            logging.getLogger(__name__).warning(remark)
+
+
+class DeviceClock(Clock):
+    """Times models on a device, all of one comparison in turns.
+
+    Args:
+        place: The working directory there.
+        scratch: A directory here for what goes there and comes back.
+        profile: The device that the target is for.
+        plan: How models run there.
+        progress: Shows what is going on.
+
+    Raises:
+        DeviceError: The device is of another architecture, or lacks something.
+    """
+
+    def __init__(
+        self, place: Workspace, scratch: Path, profile: Profile | None, plan: DevicePlan, progress: Progress
+    ) -> None:
+        self._place, self._scratch, self._plan, self._progress = place, scratch, plan, progress
+        transport = place.transport
+        with progress.stage(f"asking {transport.address} what it is"):
+            self._probe = insist(place, lambda: probe_device(place, scratch), plan.reconnects, progress)
+        self._runtime = usable_runtime(transport, self._probe, profile, plan.runtime)
+        in_session = self._runtime == ONNX_RUNTIME
+        self.times_lowered = not in_session
+        self._as_written = in_session and own_runtime(profile) != ONNX_RUNTIME
+        self._provider = CPU_PROVIDER if in_session else "GPU"
+        self.tier, reason = tier_of(profile, self._probe, self._runtime, self._provider, is_local=transport.is_local)
+        self._notes = (
+            f"Times are from {transport.address}: {reason}.",
+            *filter(None, [unlisted_version(profile, self._probe, self._runtime)]),
+        )
+        self._version = self._version_there()
+        self._depot = Depot(place, self._probe, self._runtime, plan, progress)
+
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """Return its address, and what it tells of itself."""
+        return {"address": self._place.transport.address, **self._probe.facts()}
+
+    def conditions(self, inputs: "Mapping[str, np.ndarray]") -> Conditions:
+        """Return the conditions under which `inputs` are timed: also power mode, clocks, system and driver."""
+        facts = self._probe.facts()
+        told = {name: facts[name] for name in _FACTS if name in facts}
+        extra: dict[str, str | int | float] = {"device": self._place.transport.address, **told}
+        extra |= self._probe.state.conditions
+        if self._plan.cool_below:
+            extra["cool_below"] = self._plan.cool_below
+        in_session = self._runtime == ONNX_RUNTIME
+        if not in_session:
+            extra["cuda_graph"] = "used" if self._plan.cuda_graphs else "not used"
+        return Conditions(
+            runtime=self._version,
+            provider=self._provider,
+            optimization="engine" if not in_session else "basic" if self._as_written else "all",
+            threads=self._threads if in_session else None,
+            batch=Batch(inputs).size,
+            shapes=name_shapes(inputs),
+            processor=self._probe.machine,
+            extra=extra,
+        )
+
+    def latency(
+        self, entries: Mapping[str, Path], inputs: "Mapping[str, np.ndarray]", plan: LatencyPlan | None = None
+    ) -> LatencyComparison:
+        """Time the model files of all stages in turns, all loaded at once on the device.
+
+        Raises:
+            DeviceError: The device was lost, or a model does not run there.
+            MeasurementError: Power mode or clocks of the device changed since the start.
+        """
+        batch = self._write_batch(inputs)
+
+        def work() -> tuple[dict[str, str], TimesReply]:
+            try:
+                self._depot.put_batch(batch)
+                models = {label: self._depot.put(label, entry) for label, entry in entries.items()}
+                # Labels of the same content share its times.
+                request = self._request(list(dict.fromkeys(models.values())), batch, inputs)
+                request["plan"] = asdict(plan or LatencyPlan())
+                with self._progress.stage(f"timing on {self._place.transport.address}"):
+                    reply = time_in_turns(self._place, request, self._scratch, self._plan.timeout)
+            except ConnectionLostError:
+                self._depot.forget()
+                raise
+            return models, reply
+
+        models, reply = insist(self._place, work, self._plan.reconnects, self._progress)
+        self._depot.make_room()
+        require_one_state(self._place.transport.address, self._probe.state, reply.before, reply.after)
+        return self._comparison(models, reply, self.conditions(inputs))
+
+    @property
+    def _threads(self) -> int:
+        return self._plan.threads or self._probe.usable_cores
+
+    def _version_there(self) -> str:
+        """Return the runtime as the worker calls it."""
+        if self._runtime == TRTEXEC:
+            # Its help begins with its version, as everything that it says.
+            said = self._place.transport.run([self._probe.trtexec, "--help"])
+            found = _TRTEXEC_VERSION.search(said.stdout + said.stderr)
+            return f"trtexec of TensorRT {found[1] if found else 'unknown'}"
+        name = ONNX_RUNTIME if self._runtime == ONNX_RUNTIME else "tensorrt"
+        return f"{name} {self._probe.modules[self._runtime].version}"
+
+    def _write_batch(self, inputs: "Mapping[str, np.ndarray]") -> Path:
+        """Write one batch to a file that is named by its content."""
+        path = self._scratch / "batch.npz"
+        with ArrayArchive(path) as archive:
+            archive.add(0, dict(inputs))
+        return path.rename(self._scratch / f"batch-{hash_file(path)[:32]}.npz")
+
+    def _request(self, files: list[str], batch: Path, inputs: "Mapping[str, np.ndarray]") -> dict[str, object]:
+        return {
+            "models": {file: file for file in files},
+            "runtime": self._runtime,
+            "batch": batch.name,
+            "inputs": list(inputs),
+            "threads": self._threads,
+            "as_written": self._as_written,
+            "cool_below_celsius": self._plan.cool_below,
+            "cuda_graphs": self._plan.cuda_graphs and self._runtime != ONNX_RUNTIME,
+        }
+
+    def _comparison(self, models: dict[str, str], reply: TimesReply, conditions: Conditions) -> LatencyComparison:
+        missing = [label for label, file in models.items() if file not in reply.runs or file not in reply.rounds]
+        if missing:
+            raise faults.failed(self._place.transport.address, "the worker", f"it has no times of {missing[0]}")
+        if len({len(rounds) for rounds in reply.rounds.values()}) > 1:
+            raise faults.failed(self._place.transport.address, "the worker", "it has not the same rounds of all models")
+        graph = {"cuda_graph": "used" if reply.cuda_graph == "used" else "not used"} if reply.cuda_graph else {}
+        remarks, self._place.remarks[:] = list(self._place.remarks), []
+        return LatencyComparison(
+            runs={label: reply.runs[file] for label, file in models.items()},
+            rounds={label: reply.rounds[file] for label, file in models.items()},
+            tier=self.tier,
+            conditions=replace(conditions, runtime=reply.runtime, extra={**conditions.extra, **graph}),
+            waiting_share=reply.waiting_share,
+            notes=(*self._notes, *remarks, *reply.remarks),
+        )
