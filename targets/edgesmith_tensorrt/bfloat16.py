@@ -17,14 +17,17 @@ from edgesmith_tensorrt.layer_norms import join_layer_norms
 from edgesmith_tensorrt.precision import (
     calibration_samples,
     full_precision_nodes,
+    inexact_values,
     largest_error,
     run_without_pairs,
+    type_remarks,
     with_types,
 )
 
 TOLERANCE = 4e-2
 """Largest relative error (L2) of the outputs: four times that of float16, which has two more significant bits."""
 
+_NO_KERNELS = "ONNX Runtime has no bfloat16 on a CPU; the reference rounds each value to it instead."
 _KEEP = "edgesmith.float32"
 """Metadata of nodes that compute in float32."""
 _MARK = "edgesmith.bfloat16"
@@ -34,28 +37,36 @@ _MARK = "edgesmith.bfloat16"
 def lower_to_bfloat16(model: ir.Model, context: Context[Any]) -> ir.Model:
     """Return `model` with every value rounded to bfloat16, except where that loses what matters.
 
-    Positions and normalizations that were written out stay in float32. Outputs that move by more than the tolerance
-    leave the whole graph in float32, which is remarked.
+    Positions, numbers that become indices, whole numbers above 256 that it would change, and normalizations that were
+    written out stay in float32. If outputs move by more than the tolerance, the operators that are known to be
+    sensitive do as well; if that does not help, all do.
     """
     samples = list(calibration_samples(model, context))
-    candidate = with_types(model)
-    joined = {node.name for node in join_layer_norms(candidate)}
-    kept = full_precision_nodes(candidate, {})
-    for node in candidate.graph:
-        if node in kept or node.name in joined:
-            node.metadata_props[_KEEP] = "1"
-    count = _round_values(candidate)
-    candidate.metadata_props[_MARK] = "1"
+    typed = with_types(model)
+    joined = {node.name for node in join_layer_norms(typed)}
     before = run_without_pairs(model, samples, context.threads)
-    error = largest_error(before, run_without_pairs(candidate, samples, context.threads))
-    if error > TOLERANCE:
-        context.notes.remark(
-            f"The graph stays in float32: in bfloat16 its outputs change by {error:.1%}; {TOLERANCE:.0%} is allowed."
-        )
-        return model.clone()
-    context.notes.remark(f"{count} nodes compute in bfloat16; outputs moved by {error:.2%} of their size.")
-    context.notes.remark("ONNX Runtime has no bfloat16 on a CPU; the reference rounds each value to it instead.")
-    return candidate
+    inexact = inexact_values(typed, samples, context.threads, BRAIN)
+    error = float("inf")
+    for sensitive in (False, True):
+        candidate = typed.clone()
+        kept = full_precision_nodes(candidate, inexact, sensitive=sensitive)
+        kept |= {node: "normalization that was written out" for node in candidate.graph if node.name in joined}
+        for node in kept:
+            node.metadata_props[_KEEP] = "1"
+        count = _round_values(candidate)
+        candidate.metadata_props[_MARK] = "1"
+        error = largest_error(before, run_without_pairs(candidate, samples, context.threads))
+        if error <= TOLERANCE:
+            for remark in type_remarks("bfloat16", kept, count, error):
+                context.notes.remark(remark)
+            context.notes.remark(
+                "ONNX Runtime has no bfloat16 on a CPU; the reference rounds each value to it instead."
+            )
+            return candidate
+    context.notes.remark(
+        f"The graph stays in float32: in bfloat16 its outputs change by {error:.1%}; {TOLERANCE:.0%} is allowed."
+    )
+    return model.clone()
 
 
 def is_rounded(model: ir.Model) -> bool:

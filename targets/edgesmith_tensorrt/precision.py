@@ -22,7 +22,7 @@ from edgesmith.graph.edit import GraphEditor, constant_value
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Context
 from edgesmith_tensorrt.half_limits import STAND_IN, constant_nodes, index_nodes, whole_values
-from edgesmith_tensorrt.half_precision import LARGEST, SMALLEST_NORMAL, fits_half, write_half
+from edgesmith_tensorrt.half_precision import HALF, LARGEST, SMALLEST_NORMAL, as_half, fits_half, write_half
 from edgesmith_tensorrt.layer_norms import join_layer_norms
 
 TOLERANCE = 1e-2
@@ -31,6 +31,9 @@ TOLERANCE = 1e-2
 _HEADROOM = 4.0
 """A value may grow this much beyond what the samples showed before it overflows."""
 _BELOW = "values below the range of float16"
+_INEXACT = "whole numbers too large to be exact"
+_LARGEST_COUNT = LARGEST
+"""Larger whole numbers stand for infinity, or are checked as values."""
 _TAPS_PER_RUN = 256
 _SAMPLES = 4
 _SENSITIVE = frozenset(
@@ -72,7 +75,7 @@ def lower_to_half(model: ir.Model, context: Context[None]) -> ir.Model:
             continue
         if error <= TOLERANCE:
             common_passes.RemoveUnusedNodesPass()(candidate)
-            for remark in _remarks(kept, count, error):
+            for remark in type_remarks("float16", kept, count, error):
                 context.notes.remark(remark)
             return candidate
     change = f"change by {error:.1%}" if np.isfinite(error) else "are not finite"
@@ -102,11 +105,17 @@ def full_precision_nodes(model: ir.Model, unfit: Mapping[str, str], *, sensitive
             reasons[node] = "scale too small for float16"
         if sensitive and node.op_type in _SENSITIVE:
             reasons[node] = "sensitive operator"
+    whole = whole_values(model.graph)
     for node in model.graph:
-        for value in (*node.outputs, *node.inputs):
-            reason = unfit.get(str(value.name), "") if value is not None else ""
-            # Beside what it is added to, a small number that is lost changes nothing.
-            if reason and not (reason == _BELOW and node.op_type in ("Add", "Sub") and value in node.inputs):
+        # Beside what it is added to, a small number that is lost changes nothing.
+        harmless = {_BELOW} if node.op_type in ("Add", "Sub") else set()
+        # A count that is off by one matters to other counts and to comparisons.
+        if not any(output in whole or output.dtype == ir.DataType.BOOL for output in node.outputs):
+            harmless.add(_INEXACT)
+        read = (unfit.get(str(value.name), "") for value in node.inputs if value is not None)
+        written = (unfit.get(str(value.name), "") for value in node.outputs)
+        for reason in (*written, *(each for each in read if each not in harmless)):
+            if reason:
                 reasons.setdefault(node, reason)
     _keep_pairs_alike(model.graph, reasons)
     return reasons
@@ -159,6 +168,13 @@ def _position_nodes(node: ir.Node) -> list[ir.Node]:
     return found
 
 
+def inexact_values(model: ir.Model, samples: Sequence[Inputs], threads: int, dtype: ir.DataType) -> dict[str, str]:
+    """Return the names of values whose whole numbers `dtype` would change on the samples, with that as the reason."""
+    names = [str(value.name) for value in whole_values(model.graph)]
+    tapped = _tapped(model, names, samples, threads)
+    return dict.fromkeys((name for name, array in tapped if not _is_exact(array, dtype)), _INEXACT)
+
+
 def unfit_values(model: ir.Model, samples: Sequence[Inputs], threads: int) -> dict[str, str]:
     """Return the names of the float32 values of the main graph that float16 does not hold on the samples, with reasons.
 
@@ -170,16 +186,25 @@ def unfit_values(model: ir.Model, samples: Sequence[Inputs], threads: int) -> di
     whole = {str(value.name) for value in whole_values(model.graph)}
     peaks = {name: max((_peak(inputs[name]) for inputs in samples if name in inputs), default=0.0) for name in wide}
     changed: set[str] = set()
+    for name, array in _tapped(model, names, samples, threads):
+        peaks[name] = max(peaks.get(name, 0.0), _peak(array))
+        if name in whole and not _is_exact(array, HALF):
+            changed.add(name)
+    reasons = dict.fromkeys(changed, _INEXACT)
+    reasons |= {name: _BELOW for name in peaks if 0 < peaks[name] < SMALLEST_NORMAL}
+    return reasons | {name: "values beyond the range of float16" for name in peaks if peaks[name] * _HEADROOM > LARGEST}
+
+
+def _tapped(
+    model: ir.Model, names: Sequence[str], samples: Sequence[Inputs], threads: int
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield each value with its name, for every sample; few are in memory at a time."""
     for start in range(0, len(names), _TAPS_PER_RUN):
         chosen = names[start : start + _TAPS_PER_RUN]
         session = ReferenceSession(model, taps=chosen, threads=threads)
         for inputs in samples:
             results = session.run(inputs)
-            peaks |= {name: max(peaks.get(name, 0.0), _peak(results[name])) for name in chosen}
-            changed |= {name for name in whole.intersection(chosen) if not _is_exact(results[name])}
-    reasons = dict.fromkeys(changed, "whole numbers too large to be exact in float16")
-    reasons |= {name: _BELOW for name in peaks if 0 < peaks[name] < SMALLEST_NORMAL}
-    return reasons | {name: "values beyond the range of float16" for name in peaks if peaks[name] * _HEADROOM > LARGEST}
+            yield from ((name, results[name]) for name in chosen)
 
 
 def _peak(array: NDArray[Any]) -> float:
@@ -187,10 +212,10 @@ def _peak(array: NDArray[Any]) -> float:
     return float(np.max(magnitudes, initial=0.0, where=magnitudes < STAND_IN))
 
 
-def _is_exact(array: NDArray[Any]) -> bool:
-    """Return whether float16 holds every number, but for those that it clips."""
-    inside = array[np.abs(array) <= LARGEST]
-    return bool(np.array_equal(inside.astype(np.float16), inside))
+def _is_exact(array: NDArray[Any], dtype: ir.DataType) -> bool:
+    """Return whether `dtype` holds every number, but for those that are too large to count anything."""
+    inside = array[np.abs(array) <= _LARGEST_COUNT]
+    return bool(np.array_equal(as_half(inside, dtype).astype(array.dtype), inside))
 
 
 def calibration_samples(model: ir.Model, context: Context[None]) -> Iterator[Inputs]:
@@ -242,8 +267,9 @@ def largest_error(before: Sequence[Inputs], after: Sequence[Inputs]) -> float:
     return worst
 
 
-def _remarks(kept: Reasons, count: int, error: float) -> Iterator[str]:
-    yield f"{count} nodes compute in float16; outputs moved by {error:.2%} of their size."
+def type_remarks(name: str, kept: Reasons, count: int, error: float) -> Iterator[str]:
+    """Yield what became of a type that is called `name`, and which nodes stay in float32 and why."""
+    yield f"{count} nodes compute in {name}; outputs moved by {error:.2%} of their size."
     for reason in sorted(set(kept.values())):
         nodes = [node.name or node.op_type for node, why in kept.items() if why == reason]
         shown = ", ".join(nodes[:3]) + (", ..." if len(nodes) > 3 else "")

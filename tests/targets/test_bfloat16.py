@@ -87,6 +87,79 @@ def test_outputs_that_move_too_far_leave_the_graph_in_float32():
     assert any("stays in float32" in remark for remark in used.notes.remarks)
 
 
+WHOLE = {"i": ir.DataType.INT64.value}
+
+
+def lowered(nodes, weights, inputs, data, **types):
+    """Lower a graph; return the types of its nodes in what ships, and how far its outputs moved."""
+    model = graph(nodes, {"w": normal(8, 8, scale=0.3), **weights}, inputs, types=types)
+    result = lower_to_bfloat16(model.ir, context(None, data, SIGNED))
+    assert is_rounded(result)
+    found, expected = ReferenceSession(result).run(data)["y"], run(model, data)["y"]
+    kinds = {str(each.name).removeprefix("node_"): each.outputs[0].dtype.name for each in as_bfloat16(result).graph}
+    return kinds, np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def test_whole_numbers_that_it_would_change_stay_until_they_are_small():
+    # Distance to 512 of numbers around it: bfloat16 counts in steps of 4 there, and of 1 up to 256.
+    nodes = [node("Cast", ["i"], "a", to=1), node("Sub", ["a", "base"], "b"), node("Mul", ["b", "third"], "c")]
+    nodes += [node("MatMul", ["c", "w"], "y")]
+    weights = {"base": np.float32(512), "third": np.float32(0.3)}
+    data = {"i": np.random.default_rng(0).integers(506, 520, (4, 8))}
+    kinds, error = lowered(nodes, weights, {"i": ["n", 8]}, data, **WHOLE)
+    assert kinds["a"] == kinds["b"] == "FLOAT"
+    assert kinds["c"] == "BFLOAT16"
+    assert error < 1e-2
+
+
+def test_comparisons_of_large_whole_numbers_are_those_of_float32():
+    # A mask by position: 511 and 512 are one number in bfloat16.
+    nodes = [node("Cast", ["i"], "a", to=1), node("Less", ["a", "base"], "b"), node("Where", ["b", "x", "zero"], "c")]
+    nodes += [node("MatMul", ["c", "w"], "y")]
+    data = {"i": np.array([[511, 512] * 4] * 2), "x": normal(2, 8)}
+    weights = {"base": np.float32(512), "zero": np.float32(0)}
+    kinds, error = lowered(nodes, weights, {"i": ["n", 8], "x": ["n", 8]}, data, **WHOLE)
+    assert kinds["a"] == "FLOAT" and kinds["c"] == "BFLOAT16"
+    assert error < 1e-2
+
+
+def test_a_large_whole_number_that_is_no_count_keeps_its_reader_in_bfloat16():
+    nodes = [node("Cast", ["i"], "a", to=1), node("Mul", ["a", "mask"], "b"), node("Add", ["x", "b"], "c")]
+    nodes += [node("Softmax", ["c"], "d"), node("MatMul", ["d", "w"], "y")]
+    data = {"i": np.array([[0, 1] * 4] * 2), "x": normal(2, 8)}
+    kinds, _ = lowered(nodes, {"mask": np.float32(-10000)}, {"i": ["n", 8], "x": ["n", 8]}, data, **WHOLE)
+    assert kinds["b"] == "FLOAT" and kinds["c"] == "BFLOAT16"
+
+
+def test_numbers_that_become_indices_stay():
+    nodes = [node("Cast", ["i"], "a", to=1), node("Mul", ["a", "half"], "b"), node("Floor", ["b"], "c")]
+    nodes += [node("Cast", ["c"], "j", to=7), node("Gather", ["table", "j"], "d"), node("MatMul", ["d", "w"], "y")]
+    weights = {"half": np.float32(0.5), "table": normal(8000, 8)}
+    ids = np.random.default_rng(0).integers(0, 15999, (16, 4))
+    kinds, error = lowered(nodes, weights, {"i": ["n", 4]}, {"i": ids}, **WHOLE)
+    assert {kinds[each] for each in "abc"} == {"FLOAT"} and kinds["d"] == "BFLOAT16"
+    assert error < 1e-2
+
+
+def test_where_outputs_move_too_far_sensitive_operators_stay_first():
+    # Rounded to 2^-9 of 30, an exponent moves its result by 6 %.
+    nodes = [node("Exp", ["x"], "a"), node("MatMul", ["a", "w"], "y")]
+    kinds, error = lowered(nodes, {}, {"x": ["n", 8]}, {"x": normal(4, 8, scale=0.2) + 30})
+    assert kinds["a"] == "FLOAT" and kinds["y"] == "BFLOAT16"
+    assert error < 1e-2
+
+
+@pytest.mark.parametrize("constant", [1e-12, 1e6])
+def test_guards_and_factors_beyond_float16_are_within_its_range(constant):
+    nodes = [node("MatMul", ["x", "w"], "a"), node("ReduceL2", ["a", "ax"], "b"), node("Max", ["b", "s"], "c")]
+    nodes += [node("Div", ["a", "c"], "d"), node("MatMul", ["d", "w"], "y")]
+    rows = normal(16, 8)
+    rows[::2] = 0
+    kinds, error = lowered(nodes, {"s": np.float32(constant), "ax": np.array([1])}, {"x": ["n", 8]}, {"x": rows})
+    assert {kinds[each] for each in "abcd"} == {"BFLOAT16"}
+    assert error < 2e-2
+
+
 @pytest.mark.parametrize("fixture", ["tiny_bert", "tiny_vit", "tiny_cnn"])
 def test_real_architectures_hold(fixture, request):
     model = request.getfixturevalue(fixture)
