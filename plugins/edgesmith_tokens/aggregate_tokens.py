@@ -122,6 +122,8 @@ def _problem(model: ir.Model, streams: list[VisionStream], context: AggregationC
         reason = obstacle_to_fewer(model, stream)
         if reason:
             return reason
+        if stream.first and not stream.patches:
+            return f"the tokens of {stream.input} are means of patches already; name all places in one step with at"
         if grid_of(stream, options) is None and (options.form == "pool" or options.grid is not None):
             patches = stream.tokens - stream.protected
             return (

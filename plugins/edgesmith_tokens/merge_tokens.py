@@ -92,7 +92,7 @@ def _streams(model: ir.Model, options: MergeTokensOptions) -> tuple[VisionStream
         StepError: There are counts for more blocks than any of them has.
     """
     found = find_vision_streams(model, find_structure(model), protected=options.protected)
-    given, blocks = len(options.counts or ()), max((len(each.stream.blocks) for each in found), default=0)
+    given, blocks = len(options.counts or ()), max((each.first + len(each.stream.blocks) for each in found), default=0)
     if found and given > blocks:
         raise StepError(
             f"counts has {given} numbers for {blocks} blocks",
@@ -123,7 +123,7 @@ def _counts(options: MergeTokensOptions, stream: VisionStream) -> tuple[int, ...
     """Return how many tokens each block merges."""
     blocks = len(stream.blocks)
     if options.counts is not None:
-        wanted = listed(options.counts, blocks)
+        wanted = listed(options.counts[stream.first :], blocks)
     elif options.r is not None and options.schedule == "constant":
         wanted = constant(options.r, blocks)
     elif options.schedule == "constant":

@@ -14,6 +14,7 @@ from edgesmith.graph.dataflow import Dataflow
 from edgesmith.graph.residual import Block, Stream
 from edgesmith.graph.shapes import Array
 from edgesmith.graph.structure import Attention, Structure
+from edgesmith_tokens.tokens.weights import weighing
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,11 @@ class VisionStream:
     blocks: tuple[VisionBlock, ...]
     obstacle: str
     """Why its tokens cannot become fewer; empty where they can."""
+    logarithm: str | None = None
+    """Logarithms of how many patches each token stands for, [batch, 1, 1, tokens], where all attention adds them to its
+    scores: tokens that an earlier step made means of several."""
+    first: int = 0
+    """Blocks of the streams that it goes on from: a pyramid is several streams, each behind the one before."""
 
     @property
     def input(self) -> str:
@@ -79,15 +85,25 @@ def find_vision_streams(
     first = 0
     for stream in structure.streams:
         if any(block.attentions for block in stream.blocks):
-            vision = _vision_stream(flow, structure, stream, first, protected)
+            before = next((each for each in reversed(found) if _goes_on(flow, each, stream)), None)
+            vision = _vision_stream(flow, structure, stream, first, protected, before)
             if vision is not None:
                 found.append(vision)
         first += len(stream.blocks)
     return tuple(found)
 
 
+def _goes_on(flow: Dataflow, before: VisionStream, stream: Stream) -> bool:
+    return flow.is_ancestor(flow.value(before.output), flow.value(stream.input))
+
+
 def _vision_stream(
-    flow: Dataflow, structure: Structure, stream: Stream, first: int, protected: int | None
+    flow: Dataflow,
+    structure: Structure,
+    stream: Stream,
+    first: int,
+    protected: int | None,
+    before: VisionStream | None,
 ) -> VisionStream | None:
     entry = flow.value(stream.input)
     patches = [each for each in structure.embeddings if each.kind == "patch"]
@@ -95,7 +111,8 @@ def _vision_stream(
     if not patches:
         return None
     shape = flow.shapes.shape(entry)
-    blocks, obstacle = _blocks(stream, first)
+    logarithm = _logarithm(flow, stream)
+    blocks, obstacle = _blocks(stream, first, logarithm)
     if shape is None or len(shape) != 3 or _open_images(flow):
         obstacle = obstacle or (
             f"the number of tokens of {entry.name} is not fixed; fix the sizes of the images, for instance with "
@@ -105,12 +122,15 @@ def _vision_stream(
     places, grid = _places(flow, [each.output for each in patches], entry, shape)
     if protected is None:
         protected, reason = _protected(places)
+        if before is not None and not before.obstacle and (places is None or not (places >= 0).any()):
+            protected, reason = _protected_before(flow, before, entry, shape)
         obstacle = obstacle or reason
     kept = places[protected:] if places is not None else None
     numbers = tuple(int(number) for number in kept) if kept is not None and (kept >= 0).all() else ()
     if not 0 <= protected < shape[1]:
         obstacle = obstacle or f"{protected} protected tokens leave none of {shape[1]}; correct the option protected"
-    return VisionStream(stream, shape[1], shape[2], protected, numbers, grid, blocks, obstacle)
+    depth = 0 if before is None else before.first + len(before.stream.blocks)
+    return VisionStream(stream, shape[1], shape[2], protected, numbers, grid, blocks, obstacle, logarithm, depth)
 
 
 def _open_images(flow: Dataflow) -> bool:
@@ -119,7 +139,17 @@ def _open_images(flow: Dataflow) -> bool:
     return any(len(shape) == 4 and not all(isinstance(size, int) for size in shape[1:]) for shape in shapes)
 
 
-def _blocks(stream: Stream, first: int) -> tuple[tuple[VisionBlock, ...], str]:
+def _logarithm(flow: Dataflow, stream: Stream) -> str | None:
+    """Return the one value that weighs the keys of all attention layers of a stream, or None."""
+    softmaxes = [attention.softmax for block in stream.blocks for attention in block.attentions]
+    nodes = {node.name: node for node in flow.nodes if node.op_type == "Softmax"}
+    found = [weighing(flow, nodes[name]) if name in nodes else None for name in softmaxes]
+    values = {None if each is None else each[0].inputs[each[1]] for each in found}
+    only = values.pop() if len(values) == 1 else None
+    return None if only is None else only.name
+
+
+def _blocks(stream: Stream, first: int, logarithm: str | None) -> tuple[tuple[VisionBlock, ...], str]:
     """Return the blocks that have one attention layer and then one MLP, and why the stream is none of them."""
     found: list[VisionBlock] = []
     for number, block in enumerate(stream.blocks, first):
@@ -136,18 +166,19 @@ def _blocks(stream: Stream, first: int) -> tuple[tuple[VisionBlock, ...], str]:
             norm = residuals[0].norm_after
             attended = attended if norm is None else norm.output
         found.append(VisionBlock(number, block, attention, block.input, attended, block.output))
-        reason = _unfit(attention)
+        reason = _unfit(attention, logarithm)
         if reason:
             return tuple(found), f"attention of block {number} {reason}"
     return tuple(found), ""
 
 
-def _unfit(attention: Attention) -> str:
-    if attention.causal is None:
+def _unfit(attention: Attention, logarithm: str | None) -> str:
+    weighed = attention.mask is not None and attention.mask == logarithm
+    if attention.causal is None and not weighed:
         return "has a mask that cannot be evaluated"
     if attention.causal:
         return "is causal: merged tokens would have no place in the order"
-    if attention.padding_mask:
+    if attention.padding_mask and not weighed:
         return "has a mask that depends on an input"
     if attention.rotary:
         return "turns queries and keys by their position, which merged tokens do not have"
@@ -179,8 +210,24 @@ def _protected(places: Array | None) -> tuple[int, str]:
         return 0, "which tokens are patches cannot be read from the graph; set the option protected"
     patches = np.flatnonzero(places >= 0)
     if not len(patches):
-        return 0, "its tokens are already means of patches, or mix them otherwise; make them fewer in front of that"
+        return 0, "which of its tokens are means of patches cannot be read from the graph; set the option protected"
     first = int(patches[0])
     if len(patches) != len(places) - first:
         return first, "tokens that are no patches stand behind patches; only those in front can be protected"
     return first, ""
+
+
+def _protected_before(flow: Dataflow, before: VisionStream, entry: ir.Value, shape: tuple[int, ...]) -> tuple[int, str]:
+    """Return how many tokens in front came as they were from the stream before, and why that cannot be told.
+
+    The others are means of its tokens. New tokens may not join them, since these would be no patches.
+    """
+    source, kept = flow.value(before.output), before.protected
+    joined = [value for node in flow.between(source, entry) if node.op_type == "Concat" for value in node.inputs]
+    new = any(value is not None and value is not source and not flow.between(source, value) for value in joined)
+    start = np.broadcast_to(np.arange(before.tokens).reshape(1, -1, 1), flow.shapes.shape(source) or (0, 0, 0))
+    traced = flow.trace(source, entry, start) if kept else np.full(shape, -1)
+    wanted = np.asarray([*range(kept), *[-1] * (shape[1] - kept)]).reshape(1, -1, 1)
+    if new or traced is None or traced.shape != shape or not np.equal(traced, wanted).all():
+        return 0, "which of its tokens are means of patches cannot be read from the graph; set the option protected"
+    return kept, ""

@@ -155,7 +155,7 @@ def _take(writer: Writer, values: ir.Value, column: ir.Value) -> ir.Value:
 def _merge(writer: Writer, tokens: Tokens, places: _Places, form: CombineForm) -> Tokens:
     values, count, protected = tokens.values, tokens.count, places.protected
     batch, start = _batch(values), places.second.start
-    sizes = tokens.sizes if tokens.sizes is not None else _ones(writer, values, count)
+    sizes = _sizes(writer, tokens)
     add = (_scattered if form == "scatter" else _multiplied)(writer, places, batch)
     sources = _column(writer, places.sources)
     # In float32, since sums of large activations pass what float16 holds, and ONNX Runtime scatters no float16.
@@ -187,9 +187,14 @@ def _merge(writer: Writer, tokens: Tokens, places: _Places, form: CombineForm) -
     return Tokens(new, left, new_sizes, restore)
 
 
-def _ones(writer: Writer, values: ir.Value, count: int) -> ir.Value:
-    one = writer.constant(np.ones((1, count, 1), np.float32), "ones")
-    return writer.add("Expand", (one, writer.batch_of(values, 1, 1)), shape=(_batch(values), count, 1))
+def _sizes(writer: Writer, tokens: Tokens) -> ir.Value:
+    """Return the sizes of tokens as [batch, tokens, 1], also where all images have the same."""
+    sizes, values = tokens.sizes, tokens.values
+    if sizes is None:
+        sizes = writer.constant(np.ones((1, tokens.count, 1), np.float32), "ones")
+    if sizes.shape is not None and sizes.shape[0] != 1:
+        return sizes
+    return writer.add("Expand", (sizes, writer.batch_of(values, 1, 1)), shape=(_batch(values), tokens.count, 1))
 
 
 def _scattered(writer: Writer, places: _Places, batch: int | ir.SymbolicDim) -> Adder:

@@ -16,6 +16,7 @@ from edgesmith.graph.edit import GraphEditor, constant_value
 from edgesmith_tokens.finding.vision import VisionStream
 from edgesmith_tokens.tokens.paths import TokenPaths, cannot, follow, shrunk
 from edgesmith_tokens.tokens.sizes import logarithms, weigh_keys
+from edgesmith_tokens.tokens.weights import constant_sizes, sizes_behind, weighing
 from edgesmith_tokens.tokens.writer import Writer
 
 Restore = Callable[[Writer, ir.Value], ir.Value]
@@ -67,6 +68,10 @@ def examine(model: ir.Model, vision: VisionStream) -> TokenPaths:
     _require_no_joins(paths, vision)
     for node in _softmaxes(model, vision):
         _require_scores(paths, node)
+    if vision.logarithm is not None:
+        # What weighs the keys is written anew, from the sizes that the tokens have then.
+        for node, index in _weighing(paths, model, vision).values():
+            paths.fixed[node] = tuple(each for each in paths.fixed.get(node, ()) if each != index)
     for node, indices in paths.fixed.items():
         for index in indices:
             shrunk(paths, node, index)
@@ -122,6 +127,7 @@ class _Reduction:
         self.entry = self.paths.flow.value(vision.input)
         self.inside = frozenset((*self.paths.nodes, *self.paths.selectors))
         self.softmaxes = {node: index for index, node in enumerate(_softmaxes(model, vision))}
+        self.weighing = {} if vision.logarithm is None else _weighing(paths, model, vision)
         self.fewer: dict[ir.Value, Tokens] = {}
         """What the stream held where a value was made, for all values with fewer tokens than at first."""
         self.logarithm: dict[ir.Value, ir.Value] = {}
@@ -132,7 +138,7 @@ class _Reduction:
         """Go through the stream from its entry to its end; see `reduce_tokens`."""
         counts = [self.vision.tokens] * len(self.softmaxes)
         made: dict[ir.Value, Tokens] = {}
-        self._make(made, self.entry, Tokens(self.entry, self.vision.tokens), reducers)
+        self._make(made, self.entry, Tokens(self.entry, self.vision.tokens, self._sizes()), reducers)
         for node in self.paths.nodes:
             states = [made[value] for value in node.inputs if value in made]
             if not states:
@@ -149,6 +155,14 @@ class _Reduction:
             self._keep_outside(value, state)
         self.editor.remove_unused(reversed(self.written))
         return tuple(counts)
+
+    def _sizes(self) -> ir.Value | None:
+        """Return the sizes that tokens come with, [batch or 1, tokens, 1]; None where all count alike."""
+        if self.vision.logarithm is None:
+            return None
+        logarithm = self.paths.flow.value(self.vision.logarithm)
+        known = constant_sizes(self.paths.flow, logarithm)
+        return sizes_behind(logarithm) if known is None else self.editor.add_initializer("tokens.sizes", known)
 
     def _make(
         self, made: dict[ir.Value, Tokens], value: ir.Value, state: Tokens, reducers: Mapping[str, Reducer]
@@ -188,7 +202,12 @@ class _Reduction:
             self._write_shape(node, state.count)
         if nothing:
             self.editor.bypass(node, index=next(i for i, value in enumerate(node.inputs) if value in axes))
-        if node in self.softmaxes and state.sizes is not None and self.proportional:
+        if node in self.weighing and state.sizes is not None:
+            adder, index = self.weighing[node]
+            old = adder.inputs[index]
+            adder.replace_input_with(index, self._logarithm(state.sizes))
+            self._drop(old)
+        elif node in self.softmaxes and state.sizes is not None and self.proportional:
             weigh_keys(self.editor, node, self._logarithm(state.sizes))
 
     def _logarithm(self, sizes: ir.Value) -> ir.Value:
@@ -263,6 +282,12 @@ def _softmaxes(model: ir.Model, vision: VisionStream) -> list[ir.Node]:
             fix="export the model without If, Loop and Scan around its blocks",
         )
     return [nodes[block.attention.softmax] for block in vision.blocks]
+
+
+def _weighing(paths: TokenPaths, model: ir.Model, vision: VisionStream) -> dict[ir.Node, tuple[ir.Node, int]]:
+    """Return what weighs the keys of each softmax of a stream that comes with sizes."""
+    found = {node: weighing(paths.flow, node) for node in _softmaxes(model, vision)}
+    return {node: each for node, each in found.items() if each is not None}
 
 
 def _require_no_joins(paths: TokenPaths, vision: VisionStream) -> None:
