@@ -189,3 +189,28 @@ def test_blocks_that_weigh_keys_differently_are_refused():
     mixed = before_softmax(before_softmax(tiny_vit(blocks=2), one, block=0), other, block=1)
     assert "something else for each token" in refusal(mixed)
     assert not accepted(before_softmax(tiny_vit(blocks=2), one, block=1), r=2)
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    front=st.sampled_from([1, 2, 5]),
+    sides=st.sampled_from([(4, 4), (3, 5), (1, 7)]),
+    head=st.sampled_from(["class", "mean", "tokens"]),
+    form=st.sampled_from([*FORMS, "random"]),
+    keep=st.sampled_from([0.3, 0.5, 0.8]),
+    r=st.integers(1, 5),
+    combine=st.sampled_from(["one-hot", "scatter"]),
+    batch=st.integers(1, 3),
+)
+def test_an_image_of_one_colour_gives_what_it_gave_whatever_goes(front, sides, head, form, keep, r, combine, batch):
+    """All patches are alike then, so any mean of them is one of them, and sizes alone tell how many there were."""
+    model = vision(*sides, blocks=3, front=front, head=head)
+    positions = model.graph.initializers["positions"]
+    array = positions.const_value.numpy().copy()
+    array[:, front:] = array[:, front : front + 1]
+    positions.const_value = ir.tensor(array, name="positions")
+    pixels = np.broadcast_to(np.random.default_rng(r).normal(size=(batch, 3, 1, 1)), (batch, 3, *np.multiply(sides, 2)))
+    feeds = {"pixels": pixels.astype(np.float32)}
+    small = merge(aggregate(model, feeds, form=form, at=(1,), keep=keep), r=r, form=combine)
+    (wanted,), (found,) = (run(each, feeds).values() for each in (model, small))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=ROUNDING * max(1.0, float(np.abs(wanted).max())))
