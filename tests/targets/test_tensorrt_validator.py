@@ -27,4 +27,8 @@ def test_the_validator_keeps_biases_beside_scales_in_float16(tmp_path, monkeypat
     done = subprocess.run(
         [sys.executable, "-I", str(artifact.directory / "validate.py")], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0 and json.loads(done.stdout)["passed"], done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["passed"]
+    # Its float16 is that of float32, so it must not pass for a check of the device's numbers.
+    assert "without its rounding" in answer["not_checked"]
