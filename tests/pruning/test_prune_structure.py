@@ -332,6 +332,35 @@ def test_a_layer_that_scales_its_product_is_cut_and_not_called_refitted(tmp_path
     assert any(remark.startswith("No layer was refitted") for remark in context.notes.remarks)
 
 
+def test_a_layer_that_adds_a_number_to_each_place_is_cut_and_not_refitted(tmp_path):
+    builder = GraphBuilder(x=(24, 32))
+    first, second, added = builder.weight("v", 32, 64), builder.weight("w", 64, 32), builder.weight("c", 24, 32)
+    hidden = builder.add("Relu", builder.add("MatMul", "x", first))
+    model = Model(builder.finish(builder.add("Gemm", hidden, second, added)), Task(), Provenance("c", "onnx", "c"))
+    data = ArraySource({"x": np.random.default_rng(0).normal(size=(48, 32)).astype(np.float32)})
+    result = prune(model, tmp_path, data)
+    assert widths(result) == [48]
+    np.testing.assert_array_equal(*(each.graph.initializers["c"].const_value.numpy() for each in (model, result)))
+
+
+@pytest.mark.parametrize("score", ["elimination", "second-moment", "taylor", "magnitude"])
+def test_both_sides_of_a_concatenation_are_units_of_their_own(score, tmp_path):
+    generator = np.random.default_rng(0)
+    shapes = {"a": (16, 8, 3, 3), "b": (16, 8, 3, 3), "c": (8, 32, 1, 1)}
+    weights = {name: (generator.normal(size=shape) / 8).astype(np.float32) for name, shape in shapes.items()}
+    weights["a"][:4], weights["b"][-4:] = 0, 0  # what holds nothing goes, elsewhere on either side
+    weights["c"][:, [0, 1, 2, 3, -4, -3, -2, -1]] *= 1e-3  # so that weights alone tell it, too
+    nodes = [node("Conv", ["x", "a"], "h", pads=[1] * 4), node("Conv", ["x", "b"], "g", pads=[1] * 4)]
+    nodes += [node("Concat", ["h", "g"], "k", axis=1), node("Relu", ["k"], "r"), node("Conv", ["r", "c"], "y")]
+    model = graph(nodes, weights, {"x": ["n", 8, 6, 6]})
+    data = ArraySource({"x": generator.normal(size=(16, 8, 6, 6)).astype(np.float32)})
+    result = prune(model, tmp_path, data, score=score, refit="none", ratio=0.25, alignment=1)
+    kept = {value.name: value.const_value.numpy() for value in result.graph.initializers.values()}
+    np.testing.assert_array_equal(kept["a"], weights["a"][4:])
+    np.testing.assert_array_equal(kept["b"], weights["b"][:-4])
+    np.testing.assert_array_equal(kept["c"], weights["c"][:, 4:-4])
+
+
 def test_quantized_layers_are_left_alone(tmp_path, tiny_bert):
     (batch,) = data_of(tiny_bert).batches(16)
     quantized = quantize(tiny_bert, batch.inputs)

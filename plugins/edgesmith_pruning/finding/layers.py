@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgesmith.graph.edit import set_initializer
 from edgesmith_pruning.finding.records import Consumer, Unit
-from edgesmith_pruning.finding.tails import Tail, find_tail
+from edgesmith_pruning.finding.tails import Tail, find_tail, has_plain_bias
 from edgesmith_pruning.finding.weights import as_matrix, beside_each_other, from_matrix, rows_of, weight_array
 
 Float64 = NDArray[np.float64]
@@ -156,6 +156,8 @@ def _refit_obstacle(graph: ir.Graph, node: ir.Node, consumer: Consumer, tail: Ta
         or node.attributes.get_float("beta", 1.0) != 1
     ):
         return "it multiplies with more than its weight"
+    if not has_plain_bias(node, len(tail.scale)):
+        return "it adds more than one number for each output"
     if _groups(node) > 1:
         return "it sums within groups"
     if not tail.scale.any():

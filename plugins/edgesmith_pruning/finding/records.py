@@ -59,8 +59,10 @@ class Unit:
     @property
     def key(self) -> str:
         """A name that no other unit of the graph has."""
-        # The groups of a convolution and the channels within them have one name and one kind.
-        return f"{self.name} {self.size} {self.kind}"
+        # The groups of a convolution and the channels within them have one name and one kind; so have the halves of a
+        # concatenation, which lie elsewhere in the layer that sums them.
+        first = next((position for atom in self.consumers[0].positions for position in atom), 0)
+        return f"{self.name} {self.size} {self.kind} from {first}"
 
     @property
     def group_size(self) -> int:

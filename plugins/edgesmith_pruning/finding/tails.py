@@ -49,6 +49,17 @@ def find_tail(nodes: Mapping[str | None, ir.Node], consumer: Consumer) -> Tail:
     return walk.tail()
 
 
+def has_plain_bias(node: ir.Node, outputs: int) -> bool:
+    """Return whether what a layer itself adds, if anything, is one constant number or one for each output."""
+    own = _own_bias(node)
+    array = constant_value(own)
+    return own is None or (array is not None and (array.size == 1 or array.shape[-1] == array.size == outputs))
+
+
+def _own_bias(node: ir.Node) -> ir.Value | None:
+    return node.inputs[2] if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2 else None
+
+
 class _Walk:
     """Goes from a layer to what reads it, as long as nothing else does."""
 
@@ -57,8 +68,8 @@ class _Walk:
         self._axis = channel_axis
         self._scale, self._shift = np.ones(outputs), np.zeros(outputs)
         self._bias: str | None = None
-        own = node.inputs[2] if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2 else None
-        if own is not None:
+        own = _own_bias(node)
+        if own is not None and has_plain_bias(node, outputs):
             self._add(own, constant_value(own))
 
     def tail(self) -> Tail:

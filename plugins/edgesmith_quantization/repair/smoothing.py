@@ -121,7 +121,7 @@ def best_strength(
     """
     activation_peak, weight_peak = summary.peak, np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
     tied_activation, tied_weight = _group_maximum(activation_peak, ties), _group_maximum(weight_peak, ties)
-    best, unchanged = np.ones_like(activation_peak), 0.0
+    best = np.ones_like(activation_peak)
     least = unchanged = expected_noise(summary, weights, best, activation_bits)
     for strength in STRENGTHS[1:]:
         scale = smoothing_scale(tied_activation, tied_weight, strength)[ties]
