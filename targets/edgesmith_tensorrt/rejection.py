@@ -28,7 +28,9 @@ def rejected(device: str, answer: GateResult, graph: ir.Graph) -> TargetError:
     return TargetError(
         f"{answer.compiler} rejects the graph for {device}{at}: {because}{answer.message}",
         expected="a graph that NVIDIA's parser reads and its builder builds",
-        why="The engine could not be built on the device either.",
+        why="The engine is built from this graph on the device, by a compiler of the same family."
+        if answer.is_proxy
+        else "The device runs what this compiler builds.",
         fix=fix,
     )
 

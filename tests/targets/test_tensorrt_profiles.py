@@ -63,6 +63,13 @@ def test_versions_can_be_read_and_name_what_brings_them(profile):
             assert "JetPack" in runtime.platform
 
 
+def test_tensorrt_without_a_jetpack_is_on_no_board(profile):
+    known = {each for each in ("10.16.2", "11.0.0", "11.3.1", "11.4.0", "11.4.1")
+             if any(each in SpecifierSet(runtime.versions) for runtime in profile.runtimes)}  # fmt: skip
+    if profile.name.startswith("jetson"):
+        assert known == {"10.16.2", "11.4.1"}
+
+
 def test_boards_share_their_memory_and_have_power_modes_and_cards_do_not(profile):
     is_board = profile.name.startswith("jetson")
     assert profile.device.unified_memory == is_board

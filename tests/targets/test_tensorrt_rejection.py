@@ -72,3 +72,10 @@ def test_a_node_that_the_compiler_names_is_not_replaced_by_a_guess():
 def test_without_any_node_the_user_is_not_sent_to_one():
     error = rejected("rtx-30", GateResult("rejected", "made-up", message="no"), branched("LSTM", inside=False).graph)
     assert "named node" not in error.fix
+
+
+@pytest.mark.parametrize("is_proxy", [True, False])
+def test_a_proxy_is_not_said_to_speak_for_the_device(is_proxy):
+    answer = GateResult("rejected", "made-up", message="no", is_proxy=is_proxy)
+    error = rejected("h100", answer, branched("LSTM", inside=False).graph)
+    assert ("of the same family" in error.why) == is_proxy
