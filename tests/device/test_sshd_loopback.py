@@ -1,6 +1,7 @@
 """The whole way over a real sshd on loopback, with real SFTP. Everything but the machine is as on a board."""
 
 import getpass
+import json
 import os
 import shutil
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import asyncssh
 import pytest
+from measure_models import dense_model
 
 from edgesmith.cli import main
 from edgesmith.device.address import Address
@@ -18,6 +20,7 @@ from edgesmith.device.record import load_record
 from edgesmith.device.ssh import SshTransport
 from edgesmith.device.transport import workspace
 from edgesmith.errors import DeviceError
+from edgesmith.measure.runner import LatencyPlan
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 SFTP = Path("/usr/lib/openssh/sftp-server")
@@ -78,6 +81,23 @@ def test_an_artifact_is_validated_over_sshd_and_the_device_is_left_clean(sshd, a
     assert "tier device" in capsys.readouterr().out
     (run,) = load_record(artifact).runs
     assert run.gaps["logits"].cosine == 1
+    assert list(device_folder.iterdir()) == []
+
+
+def test_a_network_is_compiled_with_the_times_of_a_device_behind_sshd(
+    sshd, tmp_path, device_folder, capsys, monkeypatch
+):
+    monkeypatch.setenv("EDGESMITH_STORE", str(tmp_path / "store"))
+    quick = LatencyPlan(warmup_runs=2, min_rounds=2, max_rounds=2)
+    monkeypatch.setattr("edgesmith.api.LatencyPlan", lambda: quick)
+    settings = {"threads": 1, "python": sys.executable, "directory": device_folder}
+    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    on, source = f"ssh://{getpass.getuser()}@127.0.0.1:{sshd}", dense_model(tmp_path / "dense.onnx")
+    words += ["--out", str(tmp_path / "out"), "--recipe", "float", "--threads", "1", "--json"]
+    assert main(["compile", str(source), "--on", on, *words]) == 0
+    ledger = json.loads(capsys.readouterr().out)
+    assert [row["latency_ms"]["tier"] for row in ledger["rows"]] == ["device"] * 2
+    assert ledger["device"]["address"] == on
     assert list(device_folder.iterdir()) == []
 
 

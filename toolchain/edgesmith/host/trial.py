@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Trial(Protocol):
-    """Lowers and times models that a method is trying out, on the target and the runner of the run.
+    """Lowers and times models that a method is trying out, on the target and the clock of the run.
 
     A result that depends on times is not deterministic: the record of such a method says so. Where only one option asks
     for times, the record stays as it is, the step is stored as others are, and the page of the method says it.
@@ -19,7 +19,7 @@ class Trial(Protocol):
 
     @property
     def measures_latency(self) -> bool:
-        """Whether the runner has times; where the device is not here it has outputs only."""
+        """Whether there are times: of the target's runner where it has them, or of the device that `--on` names."""
         ...
 
     def lower(self, model: "Model") -> "Model":
