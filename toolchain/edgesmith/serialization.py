@@ -32,6 +32,8 @@ INLINE_BYTES = 32 * 2**20
 """Above this much weight data a graph goes to runtimes through files, which they map instead of parsing a copy."""
 RUNTIME_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "ai.onnx.contrib", "com.ms.internal.nhwc"})
 """Domains without a schema in the `onnx` package that ONNX Runtime may know. It is asked later."""
+_RUNTIME_NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
+"""Operators that ONNX Runtime's optimizer writes into ONNX's own domain, whatever the opset has."""
 
 _LARGEST_DIMENSION = 2**31 - 1
 _LARGEST_ELEMENT_COUNT = 2**40
@@ -478,13 +480,16 @@ def _check_operators(model: ir.Model, what: str) -> None:
         version = model.opset_imports.get(node.domain, model.opset_imports.get(domain, newest))
         if not onnx.defs.has(node.op_type, version, domain):
             known_since = onnx.defs.has(node.op_type, domain)
+            by_runtime = not domain and node.op_type in _RUNTIME_NORMS
             raise UnsupportedOperatorError(
                 f"Node `{node.name or node.outputs[0].name}` of `{what}` uses the operator "
                 f"`{f'{domain}.' if domain else ''}{node.op_type}`"
                 + (f", which opset {version} does not have." if known_since else ", which is unknown."),
                 expected="operators of ONNX (`ai.onnx`, `ai.onnx.ml`), of ONNX Runtime, or functions in the file",
                 why="An operator without a definition can be neither run nor rewritten nor compiled.",
-                fix="Export the model so that this operator is written out in standard ones, or as an ONNX function.",
+                fix="Start from the file before ONNX Runtime's optimizer fused a normalization into this operator."
+                if by_runtime
+                else "Export the model so that this operator is written out in standard ones, or as an ONNX function.",
             )
 
 
