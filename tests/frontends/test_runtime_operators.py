@@ -8,16 +8,18 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tests.small_graphs import context, operators, run
+from tests.small_graphs import context, executed_operators, operators, run
 
 from edgesmith.frontends.normalize import normalize
 from edgesmith.frontends.onnx_file import OnnxFrontend
 from edgesmith.frontends.runtime_operators import unfuse
 from edgesmith.graph.structure import find_structure
-from edgesmith.model import Model
+from edgesmith.model import Model, Provenance
+from edgesmith.task import Task
 from edgesmith.testing.models import tiny_bert, tiny_cnn, tiny_vit
 from edgesmith_folding.options.removal import RemoveBlocksOptions
 from edgesmith_folding.remove_blocks import RemoveBlocks
+from edgesmith_onnxruntime.attention import fuse_attention
 from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.prune_structure import PruneStructure
 from edgesmith_tokens.aggregate_tokens import AggregateTokens
@@ -191,8 +193,6 @@ def test_methods_do_to_an_optimized_file_what_they_do_to_the_model_itself(name, 
 
 
 def test_what_was_fused_for_onnx_runtime_is_read_back():
-    from edgesmith_onnxruntime.attention import fuse_attention
-
     model = tiny_vit(blocks=2)
     fused, count = fuse_attention(model.ir)
     assert count == 2
@@ -200,3 +200,25 @@ def test_what_was_fused_for_onnx_runtime_is_read_back():
     assert operators(back)["Softmax"] == 2 and not kinds(back.ir)
     assert all(attention.value is not None for attention in find_structure(back.ir).attentions)
     compare(model.ir, back.ir, {"pixel_values": np.zeros((2, 3, 32, 32), np.float32)})
+
+
+AGAIN = {
+    "SkipLayerNormalization": "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization": "SimplifiedLayerNormalization",
+    "FusedMatMul": "FusedMatMul",
+    "BiasGelu": "BiasGelu",
+    "FusedGemm": "FusedGemm",
+}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_onnx_runtime_fuses_what_was_written(name):
+    source, _ = one_operator(*FORMS[name])
+    plain = Model(normalize(source), Task(), Provenance("test", "test", "test"))
+    assert executed_operators(plain)[AGAIN[name]] == 1 and not operators(plain)[AGAIN[name]]
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if "Attention" in name and "width" not in name])
+def test_the_target_fuses_attention_again(name):
+    source, _ = one_operator(*FORMS[name])
+    assert fuse_attention(normalize(source))[1] == 1

@@ -191,7 +191,8 @@ def _skip_simplified(new: _Expression) -> Written | None:
     total = _sum(new, (source, skip, bias)) if full else None
     if total is None:
         return None
-    square = new.add("ReduceMean", new.add("Mul", total, total), new.integers(-1), keepdims=1)
+    # With Pow ONNX Runtime knows it again, and fuses it when it loads the graph.
+    square = new.add("ReduceMean", new.add("Pow", total, new.number(2.0, total)), new.integers(-1), keepdims=1)
     root = new.add("Sqrt", new.add("Add", square, new.number(new.attribute("epsilon", 1e-12), total)))
     return new.add("Mul", new.add("Div", total, root), scale), None, None, total
 
