@@ -196,7 +196,11 @@ def test_models_that_were_not_used_for_longest_make_room(tmp_path, device_folder
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(("--on", "jetson"), "names no device"), (("--on", "local", "--set", "samples=3"), "--set samples")],
+    [
+        (("--on", "jetson"), "names no device"),
+        (("--on", "local", "--set", "samples=3"), "--set samples"),
+        (("--set", "threads=2"), "no device is named"),
+    ],
 )
 def test_a_mistyped_device_answers_before_anything_is_read(capsys, tmp_path, words, message):
     assert main(["compile", str(tmp_path / "nothing.onnx"), "--out", str(tmp_path / "out"), *words]) == 2

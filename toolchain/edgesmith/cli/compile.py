@@ -10,7 +10,7 @@ import typer
 
 from edgesmith.cli.completion import recipe_names, target_names
 from edgesmith.cli.output import show_line, write_json, write_text
-from edgesmith.cli.settings import DeviceSettings, Source, isolation_of, registry_of, time_limit
+from edgesmith.cli.settings import DeviceSettings, Source, device_of, isolation_of, registry_of, time_limit
 
 if TYPE_CHECKING:
     from edgesmith.artifact import Artifact
@@ -85,12 +85,9 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
     Finished steps are kept in $EDGESMITH_STORE, or in the user's cache directory, so an interrupted run resumes.
     """
     # Checked before heavy imports, so that a mistyped name answers at once.
-    from edgesmith.device.address import parse_address
-    from edgesmith.device.plan import DevicePlan, parse_plan
     from edgesmith.recipe import load_recipe, with_shapes
 
-    device = parse_plan(DevicePlan, device_settings or ())
-    on = str(parse_address(on)) if on else ""
+    device = device_of(on, device_settings or ())
     chosen = with_shapes(load_recipe(recipe), shape or ())
     isolation = isolation_of(isolate, time_limit_seconds, memory_limit_mib)
     registry = registry_of(context)

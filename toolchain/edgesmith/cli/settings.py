@@ -1,6 +1,7 @@
 """Options that several commands have: the global ones, with the registry that they ask for, and isolation."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ import typer
 from edgesmith.cli.output import show_line
 
 if TYPE_CHECKING:
+    from edgesmith.device.plan import DevicePlan
     from edgesmith.host.registry import Registry
     from edgesmith.isolation.limits import Isolation
 
@@ -92,3 +94,21 @@ def isolation_of(wanted: bool, time_limit_seconds: float | None, memory_limit_mi
     if time_limit_seconds is None:
         return Isolation(memory_limit_mib=memory_limit_mib)
     return Isolation(time_limit_seconds, memory_limit_mib)
+
+
+def device_of(on: str, settings: Sequence[str]) -> "DevicePlan":
+    """Return how models run on the device that `--on` names; an address that names none is refused."""
+    from edgesmith.device.address import parse_address
+    from edgesmith.device.plan import DevicePlan, parse_plan
+    from edgesmith.errors import RecipeError
+
+    if on:
+        parse_address(on)
+    elif settings:
+        raise RecipeError(
+            "--set says how to run on a device, and no device is named.",
+            expected="--on with a device beside --set",
+            why="A setting that nothing follows would be taken for one that holds.",
+            fix="Add --on DEVICE, or leave --set out. Options of methods stand in the recipe.",
+        )
+    return parse_plan(DevicePlan, settings)

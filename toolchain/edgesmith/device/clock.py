@@ -90,7 +90,7 @@ class DeviceClock(Clock):
             f"Times are from {transport.address}: {reason}.",
             *filter(None, [unlisted_version(profile, self._probe, self._runtime)]),
         )
-        self._version = self._version_there()
+        self._version = insist(place, self._version_there, plan.reconnects, progress)
         self._depot = Depot(place, self._probe, self._runtime, plan, progress)
 
     @property
