@@ -8,10 +8,14 @@ import pytest
 from device_fixtures import made_up
 
 from edgesmith.cli import main
+from edgesmith.device.clock import DeviceClock
 from edgesmith.device.local import LocalTransport
+from edgesmith.device.plan import DevicePlan
 from edgesmith.device.transport import workspace
 from edgesmith.device.without_python import probe_by_shell
 from edgesmith.device.worker.machine import probe as probe_with_python
+from edgesmith.errors import DeviceError
+from edgesmith.progress import SilentProgress
 
 QUICK = ("seconds=0", "fewest_runs=5", "samples=2", "python=/nowhere/python3")
 
@@ -111,6 +115,13 @@ def test_a_python_without_numpy_is_no_obstacle_to_trtexec(capsys, jetson_artifac
     code, run = validate(capsys, jetson_artifact, "local", f"python={tmp_path / 'python'}")
     assert code == 0
     assert run["row"]["latency_ms"]["value"] == 2
+
+
+def test_to_compile_by_its_times_a_board_needs_python_which_is_said_at_once(zeros, tmp_path):
+    with workspace(LocalTransport(str(tmp_path), "/nowhere/python3")) as place:
+        plan = DevicePlan(runtime="trtexec")
+        with pytest.raises(DeviceError, match="no usable numpy: there is no Python"):
+            DeviceClock(place, tmp_path, None, plan, SilentProgress())
 
 
 def test_what_trtexec_says_of_an_error_arrives(capsys, jetson_artifact, tools):

@@ -16,7 +16,15 @@ from edgesmith.device.facts import TimesReply, require_one_state
 from edgesmith.device.insistence import insist
 from edgesmith.device.plan import DevicePlan
 from edgesmith.device.remote import probe_device, time_in_turns
-from edgesmith.device.runtimes import ONNX_RUNTIME, TRTEXEC, own_runtime, tier_of, unlisted_version, usable_runtime
+from edgesmith.device.runtimes import (
+    ONNX_RUNTIME,
+    TRTEXEC,
+    own_runtime,
+    require_module,
+    tier_of,
+    unlisted_version,
+    usable_runtime,
+)
 from edgesmith.device.transport import Workspace, workspace
 from edgesmith.device.worker.archive import ArrayArchive
 from edgesmith.errors import ConnectionLostError
@@ -81,6 +89,8 @@ class DeviceClock(Clock):
         with progress.stage(f"asking {transport.address} what it is"):
             self._probe = insist(place, lambda: probe_device(place, scratch), plan.reconnects, progress)
         self._runtime = usable_runtime(transport, self._probe, profile, plan.runtime)
+        # Taking turns is the worker's, which needs Python also where trtexec alone can be validated with.
+        require_module(transport.address, self._probe, "numpy")
         in_session = self._runtime == ONNX_RUNTIME
         self.times_lowered = not in_session
         self._as_written = in_session and own_runtime(profile) != ONNX_RUNTIME

@@ -76,18 +76,27 @@ def require_runtime(address: str, probe: Probe, runtime: str) -> None:
     if runtime == TRTEXEC and not probe.trtexec:
         raise faults.missing_runtime(address, TRTEXEC, "it is not found", _INSTALL[TENSORRT] + _INSTEAD)
     for name in () if runtime == TRTEXEC else ("numpy", runtime):
-        module = probe.modules.get(name)
-        if module is not None and module.version:
-            continue
-        reason = module.reason if module else "it was not looked for"
-        if any(text in reason for text in _OTHER_ARCHITECTURE):
-            raise faults.wrong_architecture(address, reason, f"{name} for {probe.architecture}")
-        instead = _INSTEAD if name in (TENSORRT, TENSORRT_RTX) else ""
-        raise faults.missing_runtime(address, name, reason, _INSTALL[name] + instead)
+        require_module(address, probe, name)
     if runtime in (TENSORRT, TENSORRT_RTX) and not probe.cuda_runtime:
         fix = "Install CUDA's runtime library there (on a Jetson: apt-get install nvidia-jetpack)."
         reason = "libcudart is not found, and without it no buffers can be made on the GPU"
         raise faults.missing_runtime(address, "CUDA", reason, fix)
+
+
+def require_module(address: str, probe: Probe, name: str) -> None:
+    """Check that Python on the device has a module; without Python it has none.
+
+    Raises:
+        DeviceError: It has not, with how to install it, or it was built for another processor.
+    """
+    module = probe.modules.get(name)
+    if module is not None and module.version:
+        return
+    reason = module.reason if module else "it was not looked for"
+    if any(text in reason for text in _OTHER_ARCHITECTURE):
+        raise faults.wrong_architecture(address, reason, f"{name} for {probe.architecture}")
+    instead = _INSTEAD if name in (TENSORRT, TENSORRT_RTX) else ""
+    raise faults.missing_runtime(address, name, reason, _INSTALL[name] + instead)
 
 
 def require_loadgen(address: str, probe: Probe, runtime: str) -> None:
