@@ -54,6 +54,14 @@ def test_an_inner_block_ends_nothing():
         assert older() is not None
 
 
+def test_frozen_objects_are_not_counted_one_by_one(monkeypatch):
+    counted, original = [], gc.get_freeze_count
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: counted.append(original()))
+    with spare_what_exists(), spare_what_exists():
+        pass
+    assert counted == [0]
+
+
 def test_what_the_process_froze_itself_stays_frozen():
     older = weakref.ref(Ring())
     gc.freeze()
