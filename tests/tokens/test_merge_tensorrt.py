@@ -1,6 +1,7 @@
 """Merged tokens through NVIDIA's own compiler, which needs no GPU."""
 
 import pytest
+from tests.tokens.aggregate_networks import aggregate, vision
 from tests.tokens.merge_models import merge
 
 from edgesmith.errors import TargetError
@@ -24,6 +25,13 @@ def lowered(model, tmp_path, monkeypatch):
 
 def test_merges_and_all_tokens_back_are_built_for_a_card(tiny_dinov2, tmp_path, monkeypatch):
     _, remarks = lowered(merge(tiny_dinov2, r=3), tmp_path, monkeypatch)
+    assert any("parsed and built" in remark for remark in remarks)
+
+
+@pytest.mark.slow
+def test_merges_behind_a_pyramid_are_built_for_a_card(tmp_path, monkeypatch):
+    pyramid = aggregate(vision(blocks=3, head="tokens"), form="attention-guided", at=(1,))
+    _, remarks = lowered(merge(pyramid, r=1), tmp_path, monkeypatch)
     assert any("parsed and built" in remark for remark in remarks)
 
 
