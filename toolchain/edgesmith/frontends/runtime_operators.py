@@ -232,9 +232,28 @@ def _fused_matmul(new: _Expression) -> Written | None:
     return (product if alpha == 1 else new.add("Mul", product, new.number(alpha, product)),)
 
 
-def _bias_gelu(new: _Expression) -> Written | None:
-    """BiasGelu: Gelu of a sum."""
-    return (new.add("Gelu", new.add("Add", *new.inputs[:2])),)
+def _gelu(new: _Expression) -> Written | None:
+    """Gelu, and BiasGelu: Gelu of a sum."""
+    return (new.add("Gelu", _biased(new)),)
+
+
+def _fast_gelu(new: _Expression) -> Written | None:
+    """FastGelu: Gelu by a hyperbolic tangent, of a sum if there is a bias."""
+    return (new.add("Gelu", _biased(new), approximate="tanh"),)
+
+
+def _quick_gelu(new: _Expression) -> Written | None:
+    """QuickGelu: x sigmoid(alpha x)."""
+    source = new.inputs[0]
+    if source is None:
+        return None
+    scaled = new.add("Mul", source, new.number(new.attribute("alpha", 1.702), source))
+    return (new.add("Mul", source, new.add("Sigmoid", scaled)),)
+
+
+def _biased(new: _Expression) -> ir.Value | None:
+    source, bias = new.inputs[:2]
+    return source if bias is None else new.add("Add", source, bias)
 
 
 def _fused_convolution(new: _Expression) -> Written | None:
@@ -276,11 +295,14 @@ def _sizes(value: ir.Value) -> tuple[int, ...] | None:
 
 _FORMS: Mapping[str, Callable[[_Expression], Written | None]] = {
     "Attention": _attention,
-    "BiasGelu": _bias_gelu,
+    "BiasGelu": _gelu,
+    "FastGelu": _fast_gelu,
     "FusedConv": _fused_convolution,
     "FusedGemm": _fused_gemm,
     "FusedMatMul": _fused_matmul,
+    "Gelu": _gelu,
     "MultiHeadAttention": _multi_head_attention,
+    "QuickGelu": _quick_gelu,
     "SkipLayerNormalization": _skip_layer_normalization,
     "SkipSimplifiedLayerNormalization": _skip_simplified,
 }
