@@ -111,7 +111,7 @@ def _obstacle(model: ir.Model, stream: VisionStream) -> str:
 
 def _measurable(context: MergeContext, streams: Sequence[VisionStream]) -> Verdict:
     if context.trial is None or not context.trial.measures_latency:
-        return Verdict.refuse("speedup needs times of the target, and nothing is timed in this run; set ratio or r")
+        return Verdict.refuse("speedup needs times of the device; name it with --on, or set ratio or r")
     if not context.calibration:
         return Verdict.refuse("speedup compares outputs on calibration data; pass it with --data, or set ratio or r")
     if len(streams) > 1:
