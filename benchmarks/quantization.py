@@ -5,7 +5,10 @@ peak resident memory are of the whole process, imports and its end included; `--
 in one process, where everything is imported. Tools take turns in shuffled rounds. What they wrote is then judged on
 held-out data and timed at batch 1: one process per pair of float and quantized model, shuffled turns inside, pairs in
 shuffled rounds, ratios turn by turn. Both at the optimization level that users run (all) and at the one without fusions
-(basic). A tool that fails is a row with its error.
+(basic). A tool that fails is a row with its error. `--cpu-time` counts the processor's seconds, of tools too, which a
+busy machine hardly changes; `--cost-only` prints the costs of tools and judges nothing:
+
+    EDGESMITH_BENCH_THREADS=1 python -m benchmarks.quantization --case minilm --cpu-time --cost-only --rounds 4
 
     python -m benchmarks.quantization --case mobilenet --tool 'edgesmith*' --tool 'onnxruntime*'
 
@@ -15,6 +18,7 @@ Peers that need packages of their own run in `build/bench/peers`; `make peers` m
 import argparse
 import fnmatch
 import json
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import models
-from benchmarks.measuring import THREADS, ChildError, call_child, quartiles
+from benchmarks.measuring import THREADS, ChildError, call_child, quartiles, spread
 from benchmarks.peers import MissingPeerError, Tool, tools_for
 from benchmarks.quantization_table import FLOAT, LEVELS, rows_of, write_page
 from edgesmith.measure.machine import describe_machine
@@ -88,7 +92,8 @@ def _file(folder: Path, tool: Tool) -> str:
 
 def _quantize(case: models.Case, tool: Tool, out: str, effort: Effort, calls: int = 1) -> tuple[float, dict[str, Any]]:
     Path(out).unlink(missing_ok=True)
-    return call_child(
+    before = os.times()
+    seconds, answer = call_child(
         "benchmarks.peers.child",
         "quantize",
         python=tool.python,
@@ -101,6 +106,10 @@ def _quantize(case: models.Case, tool: Tool, out: str, effort: Effort, calls: in
         out=out,
         calls=calls,
     )
+    after = os.times()
+    if effort.cpu_time:
+        seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    return seconds, answer
 
 
 def judge(case: models.Case, rows: dict[str, dict[str, Any]], effort: Effort) -> None:
@@ -183,6 +192,17 @@ def show(result: Mapping[str, Any]) -> None:
     Console(width=200).print(table)
 
 
+def show_costs(case: models.Case, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print what tools cost."""
+    table = Table("tool", "tool s", "tool MB", title=f"{case.name}, {THREADS} threads")
+    for name, row in rows.items():
+        if "error" in row:
+            table.add_row(name, f"failed: {row['error'][:200]}")
+        else:
+            table.add_row(name, spread(row["tool_seconds"]), f"{row['tool_peak_bytes']['median'] / 1e6:.0f}")
+    Console(width=200).print(table)
+
+
 def main() -> None:
     """Measure the cases that can be prepared, print a table each, and write `build/bench/quantization/*.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -195,6 +215,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=1800, help="Seconds that one run of a tool may take.")
     parser.add_argument("--level", choices=LEVELS, action="append", help="Optimization level; default: both.")
     parser.add_argument("--cpu-time", action="store_true", help="Compare CPU time: for one thread, on a busy machine.")
+    parser.add_argument("--cost-only", action="store_true", help="Print the costs of tools, and measure nothing else.")
     parser.add_argument("--reuse", action="store_true", help="Take files that an earlier run wrote; no tool costs.")
     parser.add_argument("--call", action="store_true", help="Time a second call in one process, too.")
     parser.add_argument("--page", type=Path, help="Write this Markdown page from all results, and measure nothing.")
@@ -221,6 +242,9 @@ def main() -> None:
             continue
         patterns = chosen.tool or ["*"]
         tools = [tool for tool in tools_for(name) if any(fnmatch.fnmatch(tool.name, each) for each in patterns)]
+        if chosen.cost_only:
+            show_costs(case, quantize_all(case, tools, effort))
+            continue
         result = measure(case, tools, effort)
         (OUT / f"{name}.json").write_text(json.dumps(result, indent=2))
         show(result)
