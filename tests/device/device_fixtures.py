@@ -17,10 +17,13 @@ def made_up(name: str) -> str:
     return (MADE_UP / f"made_up_{name}.txt").read_text()
 
 
-def made_up_state(power_mode: str = "made_up_15W", hottest: float = 40.0, clocks: tuple = ()) -> dict:
+def made_up_state(
+    power_mode: str = "made_up_15W", hottest: float = 40.0, clocks: tuple = (), gpu_limits: str = ""
+) -> dict:
     return {
         "power_mode": f"NV Power Mode: {power_mode}\n7" if power_mode else "",
         "clocks": clocks,
+        "gpu_limits": gpu_limits,
         "temperatures_celsius": {"zone0 cpu": hottest, "zone1 gpu": hottest - 5},
         "memory_kib": {"MemTotal": 8_000_000, "MemAvailable": 4_000_000},
         "load_average": [0.0, 0.0, 0.0],

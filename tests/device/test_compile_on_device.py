@@ -52,10 +52,10 @@ def compile_on(tmp_path, source, device_folder):
 def fake_device(tmp_path):
     """Returns an interpreter that plays a device, of the name and the made-up speed that are given."""
 
-    def make(speedup, board="Fake board", power_mode="fake_15W", power_mode_later=""):
+    def make(speedup, board="Fake board", power_mode="fake_15W", power_mode_later="", clocks=()):
         modules = {name: {"version": "0.0-fake", "reason": ""} for name in ("numpy", "onnxruntime")}
-        probe = made_up_probe(board=board, modules=modules, state=made_up_state(power_mode))
-        state = made_up_state(power_mode_later or power_mode)
+        probe = made_up_probe(board=board, modules=modules, state=made_up_state(power_mode, clocks=clocks))
+        state = made_up_state(power_mode_later or power_mode, clocks=clocks)
         told = tmp_path / f"fake_device_{len(list(tmp_path.glob('fake_device*')))}.json"
         told.write_text(json.dumps({"probe": probe, "state": state, "speedup": speedup}))
         python, program = told.with_suffix(""), Path(__file__).with_name("fake_worker.py")
@@ -96,6 +96,13 @@ def test_times_of_the_device_decide_whether_a_step_stays_and_no_other_devices_ti
     server.commands.clear()
     again = compile_on(on, python=python).ledger.rows[1]
     assert timings(server) == [] and again.cached and again.latency_ms == step.latency_ms
+
+
+def test_times_at_another_clock_are_measured_anew(compile_on, fake_device, on, server):
+    for mhz, speedup, status in ((600, 2.0, "ok"), (1200, 0.5, "undone")):
+        server.commands.clear()
+        artifact = compile_on(on, python=fake_device(speedup, clocks=(("policy0", mhz, mhz, mhz),)))
+        assert artifact.ledger.rows[1].status == status and len(timings(server)) == 2
 
 
 def test_the_real_worker_times_over_ssh_and_no_content_is_sent_twice(compile_on, on, server, device_folder):

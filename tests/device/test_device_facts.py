@@ -147,6 +147,24 @@ def test_runs_with_locked_and_unlocked_clocks_are_not_compared():
     assert any("not locked" in remark for remark in device_run(unlocked).remarks)
 
 
+def test_runs_under_other_limits_of_clocks_or_power_are_not_compared():
+    slow, fast = (reply(before=made_up_state(clocks=(("gpu", mhz, mhz, mhz),))) for mhz in (600, 1200))
+    assert "clock_limits gpu 600 and gpu 1200" in compare_runs(device_run(slow), device_run(fast)).refusal
+    weak, strong = (reply(before=made_up_state(gpu_limits=f"{watts}.00 W, Disabled")) for watts in (300, 700))
+    assert "gpu_limits 300.00 W, Disabled and 700.00 W" in compare_runs(device_run(weak), device_run(strong)).refusal
+    with pytest.raises(MeasurementError, match="clock limits of made-up changed from gpu 600 to gpu 1200"):
+        require_one_state("made-up", slow.before, fast.before)
+    with pytest.raises(MeasurementError, match=r"gpu limits of made-up changed from 300.00 W, Disabled to unknown"):
+        require_one_state("made-up", weak.before, reply().before)
+
+
+def test_limits_of_clocks_are_said_once_for_neighbours_and_not_the_present_frequency():
+    clocks = (("policy0", 1, 5, 2), ("policy4", 1, 5, 3), ("gpu", 7, 7, 7))
+    conditions = State.model_validate(made_up_state(clocks=clocks)).conditions
+    assert conditions["clock_limits"] == "policy0 to policy4 1-5, gpu 7"
+    assert "clock_limits" not in State.model_validate(made_up_state()).conditions
+
+
 def test_a_power_mode_that_changes_while_timing_makes_the_run_void():
     require_one_state("made-up", reply().before, reply().after)
     with pytest.raises(MeasurementError, match="power mode of made-up changed from made_up_15W to made_up_7W"):

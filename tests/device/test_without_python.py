@@ -171,12 +171,15 @@ def test_clocks_that_cannot_be_locked_are_a_remark(capsys, jetson_artifact, zero
     assert any("Clocks could not be locked: there is no jetson_clocks" in remark for remark in run["remarks"])
 
 
-def test_the_shell_sees_the_machine_that_python_sees(tmp_path):
+def test_the_shell_sees_the_machine_that_python_sees(tmp_path, monkeypatch):
+    make_tool(tmp_path, "nvidia-smi", 'echo "$*"')
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with workspace(LocalTransport(str(tmp_path), "")) as place:
         seen = probe_by_shell(place)
     expected = probe_with_python()
     for name in ("architecture", "system", "cpu_info", "usable_cores", "driver", "gpus", "trtexec"):
         assert getattr(seen, name) == expected[name], name
     assert seen.state.clocks == tuple(map(tuple, expected["state"]["clocks"]))
+    assert seen.state.gpu_limits == expected["state"]["gpu_limits"] and "power.limit" in seen.state.gpu_limits
     assert seen.state.temperatures_celsius.keys() == expected["state"]["temperatures_celsius"].keys()
     assert seen.state.memory_kib["MemTotal"] == expected["state"]["memory_kib"]["MemTotal"]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,6 +41,8 @@ class State(_Answer):
     """What `nvpmodel -q` prints; empty where there is none."""
     clocks: tuple[tuple[str, int, int, int], ...]
     """Policy or device with lowest, highest and present frequency, in the kernel's units."""
+    gpu_limits: str = ""
+    """What `nvidia-smi` prints of each GPU's settings: clocks, power and MIG. Empty where there is none."""
     temperatures_celsius: Mapping[str, float]
     memory_kib: Mapping[str, int]
     load_average: tuple[float, ...]
@@ -57,10 +59,22 @@ class State(_Answer):
 
     @property
     def conditions(self) -> dict[str, str]:
-        """Power mode and clocks, which must be equal for two times to be comparable."""
+        """Power mode, clocks and what limits them, which must be equal for two times to be comparable."""
         locked = self.clocks_locked
         clocks = "unknown" if locked is None else "locked" if locked else "not locked"
-        return {"power_mode": self.power_mode_name or "none", "clocks": clocks}
+        limits = {"clock_limits": self._clock_limits, "gpu_limits": self.gpu_limits.partition("\n")[0]}
+        told = {name: limit for name, limit in limits.items() if limit}
+        return {"power_mode": self.power_mode_name or "none", "clocks": clocks, **told}
+
+    @property
+    def _clock_limits(self) -> str:
+        """Lowest and highest frequency, said once for neighbours with the same."""
+        parts = []
+        for (low, high), group in groupby(self.clocks, key=lambda clock: clock[1:3]):
+            names = [name for name, *_ in group]
+            place = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+            parts.append(f"{place} {low}" if low == high else f"{place} {low}-{high}")
+        return ", ".join(parts)
 
     @property
     def hottest_celsius(self) -> float | None:
@@ -197,11 +211,12 @@ def require_one_state(address: str, *states: State) -> None:
         MeasurementError: They were changed.
     """
     for before, after in pairwise(state.conditions for state in states):
-        for name in before:
-            if before[name] != after[name]:
+        for name in {**before, **after}:
+            old, new = before.get(name, "unknown"), after.get(name, "unknown")
+            if old != new:
                 what = name.replace("_", " ")
                 raise MeasurementError(
-                    f"The {what} of {address} changed from {before[name]} to {after[name]} while it was timed.",
+                    f"The {what} of {address} changed from {old} to {new} while it was timed.",
                     expected=f"one state of the {what} for all runs",
                     why="Times under different states are not comparable, and their median means nothing.",
                     fix="Set the power mode with nvpmodel and the clocks with jetson_clocks, and start again.",

@@ -176,6 +176,7 @@ def _state(texts: Mapping[str, str]) -> State:
     found = {
         "power_mode": texts.get("power_mode", ""),
         "clocks": [one for one in clocks if len(one) == 4 and "".join(one[1:]).isdigit()],
+        "gpu_limits": texts.get("gpu_limits", ""),
         "temperatures_celsius": {name: int(degrees) / 1000 for degrees, name in zones if degrees.lstrip("-").isdigit()},
         "memory_kib": {name: int(memory[name].split()[0]) for name in ("MemTotal", "MemAvailable") if name in memory},
         "load_average": texts.get("load", "").split()[:3],

@@ -11,6 +11,9 @@
 
 PATH="$PATH:/usr/sbin:/sbin:/usr/local/bin:/usr/local/cuda/bin:/usr/src/tensorrt/bin"
 
+gpu_limits=power.limit,mig.mode.current,clocks.max.graphics,clocks.max.memory
+gpu_limits=$gpu_limits,clocks.applications.graphics,clocks.applications.memory
+
 section() {
     printf '\n== %s\n' "$1"
     shift
@@ -37,6 +40,7 @@ state() {
     section power_mode nvpmodel -q
     section memory cat /proc/meminfo
     section load cat /proc/loadavg
+    section gpu_limits nvidia-smi "--query-gpu=$gpu_limits" --format=csv,noheader
     printf '\n== clocks\n'
     frequencies
     printf '\n== temperatures\n'

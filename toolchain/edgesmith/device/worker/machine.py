@@ -19,6 +19,15 @@ from .archive import Facts
 MODULES = ("numpy", "onnxruntime", "tensorrt", "tensorrt_rtx", "mlperf_loadgen")
 CUDA_RUNTIMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "/usr/local/cuda/lib64/libcudart.so")
 TOOL_FOLDERS = ("/usr/sbin", "/sbin", "/usr/local/bin", "/usr/local/cuda/bin", "/usr/src/tensorrt/bin")
+GPU_LIMITS = (
+    "power.limit",
+    "mig.mode.current",
+    "clocks.max.graphics",
+    "clocks.max.memory",
+    "clocks.applications.graphics",
+    "clocks.applications.memory",
+)
+"""Settings that stay as they are while a model runs."""
 SECONDS_PER_TOOL = 20
 SECONDS_TO_COOL = 600
 
@@ -53,6 +62,7 @@ def state() -> Facts:
     return {
         "power_mode": _tool("nvpmodel", "-q"),
         "clocks": _clocks(),
+        "gpu_limits": _tool("nvidia-smi", "--query-gpu=" + ",".join(GPU_LIMITS), "--format=csv,noheader"),
         "temperatures_celsius": _temperatures(),
         "memory_kib": {name: int(memory[name].split()[0]) for name in ("MemTotal", "MemAvailable") if name in memory},
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else [],
