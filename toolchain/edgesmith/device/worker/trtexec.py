@@ -15,6 +15,8 @@ GRAPH_IGNORED = "has been ignored"
 """Part of what trtexec says where an engine cannot run as a CUDA graph."""
 PROFILED_RUNS = 20
 FEWEST_RUNS = 10
+WARM_UP_MS = 200
+"""Before the timed runs of each call: it is a process of its own, and a GPU raises its clocks only under load."""
 TIMED = ("--noDataTransfers", "--exportTimes=times.json")
 
 
@@ -56,9 +58,11 @@ class TrtexecModel(WorkerModel):
         return time.perf_counter() - started
 
     def visit(self, timed_runs: int, refill: bool) -> list[float]:
-        """Return the times of one call in milliseconds: of ten runs at least, since its start takes much longer."""
-        warm_up_ms = 100 if refill else 0
-        return self._times(f"--warmUp={warm_up_ms}", "--duration=0", f"--iterations={max(timed_runs, FEWEST_RUNS)}")
+        """Return the times of one call in milliseconds: of ten runs at least, since its start takes much longer.
+
+        It is warmed up also where no run refills the caches.
+        """
+        return self._times(f"--warmUp={WARM_UP_MS}", "--duration=0", f"--iterations={max(timed_runs, FEWEST_RUNS)}")
 
     def use_graph(self) -> None:
         """Let later timed runs be one launch of a CUDA graph each; the facts say why not where that fails."""
