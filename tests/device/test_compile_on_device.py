@@ -16,7 +16,7 @@ from edgesmith.device.clock import DeviceClock
 from edgesmith.device.local import LocalTransport
 from edgesmith.device.plan import DevicePlan
 from edgesmith.device.transport import workspace
-from edgesmith.errors import DeviceError, MeasurementError
+from edgesmith.errors import DeviceError, MeasurementError, RecipeError
 from edgesmith.host.records import Tier
 from edgesmith.measure.runner import LatencyPlan
 from edgesmith.progress import SilentProgress
@@ -80,7 +80,7 @@ def test_times_of_the_device_decide_whether_a_step_stays_and_no_other_devices_ti
         artifact = compile_on(on, python=python)
         source, step, _ = artifact.ledger.rows
         assert step.status == status
-        assert ("0.50x the speed before it" in step.reason) == (status == "undone")
+        assert ("lowered to the target, it" in step.reason and "0.50x" in step.reason) == (status == "undone")
         assert len(timings(server)) == 2  # the judgement, and the ledger
         conditions = step.latency_ms.conditions
         assert conditions["processor"] == f"Fake board of speed {speedup}" and conditions["device"] == on
@@ -96,6 +96,19 @@ def test_times_of_the_device_decide_whether_a_step_stays_and_no_other_devices_ti
     server.commands.clear()
     again = compile_on(on, python=python).ledger.rows[1]
     assert timings(server) == [] and again.cached and again.latency_ms == step.latency_ms
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(0, 1), (3, 3)])
+def test_threads_of_the_run_hold_on_the_device_where_it_has_none_of_its_own(
+    compile_on, fake_device, on, threads, expected
+):
+    rows = compile_on(on, python=fake_device(2.0), threads=threads).ledger.rows
+    assert rows[0].latency_ms.conditions["threads"] == expected
+
+
+def test_times_of_another_runtime_do_not_decide_what_stays(compile_on):
+    with pytest.raises(RecipeError, match=r"those of ONNX Runtime say little of jetson-orin-nano"):
+        compile_on("local", target="jetson-orin-nano", runtime="onnxruntime")
 
 
 def test_times_at_another_clock_are_measured_anew(compile_on, fake_device, on, server):

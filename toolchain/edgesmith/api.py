@@ -11,6 +11,7 @@ from edgesmith.artifact import MANIFEST_FILE, Artifact, read_entry, read_use, wr
 from edgesmith.data import RandomInputs, RunData, choose_data, first_batch, fixed_batch_size
 from edgesmith.device.address import parse_address
 from edgesmith.device.plan import DevicePlan
+from edgesmith.device.runtimes import ONNX_RUNTIME, own_runtime
 from edgesmith.errors import ModelError, RecipeError
 from edgesmith.files import require_replaceable, require_writable
 from edgesmith.fixed_sizes import fix_sizes
@@ -50,7 +51,7 @@ class Settings:
     """How a compile runs. Only `threads` can change the result: sums of floats depend on it in the last bit."""
 
     threads: int | None = None
-    """Intra-op threads for calibration and measurement; None takes the cores this process may use."""
+    """Intra-op threads for calibration and measurement, here and on the device; None takes the usable cores of each."""
     batch_size: int = 1
     """Samples per run when latency and memory are measured."""
     store: Path | None = None
@@ -67,7 +68,7 @@ class Settings:
     """Device to time on: local, ssh://user@host[:port] or adb://serial. Empty times with the target's runner, if it has
     times. Outputs, memory and metric come from that runner either way."""
     device: DevicePlan = field(default_factory=DevicePlan)
-    """How models run on that device."""
+    """How models run on that device. Its `threads`, where not 0, hold there in place of those above."""
 
 
 def compile(
@@ -213,8 +214,17 @@ def _device_clock(plan: Plan, settings: Settings, closing: ExitStack) -> "Clock 
         return None
     from edgesmith.device.clock import open_clock
 
-    address = parse_address(settings.on)
-    return closing.enter_context(open_clock(address, plan.target.profile, settings.device, settings.progress))
+    address, device, profile = parse_address(settings.on), settings.device, plan.target.profile
+    own = own_runtime(profile)
+    if (device.runtime or own or ONNX_RUNTIME) == ONNX_RUNTIME != own and plan.recipe.keep == "if-pays":
+        raise RecipeError(
+            f"With `keep: if-pays`, times decide, and those of ONNX Runtime say little of {plan.target_record.name}.",
+            expected="the target's own runtime on the device, or `keep: always`",
+            why="A step that pays in one runtime may cost in another, and would be kept or undone for the wrong one.",
+            fix="Write `keep: always` in the recipe, or leave --set runtime=onnxruntime out if it is there.",
+        )
+    device = device.model_copy(update={"threads": device.threads or settings.threads or 0})
+    return closing.enter_context(open_clock(address, profile, device, settings.progress))
 
 
 def _yardstick(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from edgesmith.ledger import LedgerRow, Measurement
 from edgesmith.recipe import Budget
 
+NOT_TIMED = "Not timed: "
+"""Begins the remark of a stage that was to be timed and does not run where it is timed."""
 _TIME_IT = "To know, compile with `--on DEVICE`, which times each step there."
 
 
@@ -33,21 +35,25 @@ def misses(row: LedgerRow, source: LedgerRow, budget: Budget, *, higher_is_bette
     """
     drop = metric_drop(row, source, higher_is_better=higher_is_better)
     checks = (
-        ("metric drop", drop, budget.max_metric_drop, 1, _unit_of_change(row.metric.unit if row.metric else "")),
-        ("latency", _value(row.latency_ms), budget.max_latency_ms, 1, "ms"),
-        ("size", _value(row.size_bytes), budget.max_size_bytes, 1, "bytes"),
-        ("speed-up", _value(row.speedup), budget.min_speedup, -1, "x"),
+        ("metric drop", drop, budget.max_metric_drop, _unit_of_change(row.metric.unit if row.metric else "")),
+        ("latency", _value(row.latency_ms), budget.max_latency_ms, "ms"),
+        ("size", _value(row.size_bytes), budget.max_size_bytes, "bytes"),
     )
     found = []
-    for name, value, limit, sign, unit in checks:
+    for name, value, limit, unit in checks:
         if limit is None:
             continue
         if value is None:
-            found.append(f"{name} was not measured (limit {limit:g} {unit})")
-        elif sign * (value - limit) > 0:
-            direction = "above" if sign > 0 else "below"
-            distance = f"{_plain(abs(value - limit), unit)} {direction} the limit of {_plain(limit, unit)}"
+            found.append(f"{name} was not measured (limit {_plain(limit, unit)})")
+        elif value > limit:
+            distance = f"{_plain(value - limit, unit)} above the limit of {_plain(limit, unit)}"
             found.append(f"{name} is {_plain(value, unit)}, {distance}")
+    speedup = _value(row.speedup)
+    if budget.min_speedup is not None and speedup is None:
+        found.append(f"speed-up was not measured (asked for {budget.min_speedup:g}x)")
+    elif budget.min_speedup is not None and speedup is not None and speedup < budget.min_speedup:
+        # Rounded down, since 1.999 is not the 2 that was asked for.
+        found.append(f"speed-up is {math.floor(100 * speedup) / 100:.2f}x, asked for {budget.min_speedup:g}x")
     return tuple(found)
 
 
@@ -81,7 +87,8 @@ def reason_to_undo(
     if row.speedup_step is None:
         hint = f" {_TIME_IT}" if wants_time else ""
         return f"nothing shows that it improves {what} (its speed was not measured, {change}).{hint}"
-    return f"it does not improve {what} ({row.speedup_step.value:.2f}x the speed before it, {change})"
+    speed = f"{row.speedup_step.value:.2f}x the speed of the step before it"
+    return f"lowered to the target, it does not improve {what} ({speed}, {change})"
 
 
 def untimed_gain(row: LedgerRow, before: LedgerRow) -> str:
@@ -95,6 +102,11 @@ def untimed_gain(row: LedgerRow, before: LedgerRow) -> str:
         f"Kept because it is smaller{smaller}, and not because it is faster: its latency was not measured, and it may "
         f"be slower. {_TIME_IT}"
     )
+
+
+def why_not_timed(row: LedgerRow) -> str:
+    """Return why a stage has no times though it was to be timed; empty where it has, or nothing is timed."""
+    return next((remark for remark in row.remarks if remark.startswith(NOT_TIMED)), "")
 
 
 def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_is_better: bool) -> str:
@@ -113,7 +125,8 @@ def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_i
     sentence = ", ".join(parts) or "Nothing was measured"
     sentence = sentence[0].upper() + sentence[1:] + "."
     if row.size_bytes is not None and row.latency_ms is None:
-        sentence += " Not timed: the device is not here; compile with `--on DEVICE`, or `edgesmith validate` it there."
+        here = "the device is not here; compile with `--on DEVICE`, or `edgesmith validate` it there."
+        sentence += " " + (why_not_timed(row) or NOT_TIMED + here)
     for each in rows[: chosen + 1]:
         if each.missed and each.status == "ok":
             sentence += f" {each.stage} misses what it was asked for: {'; '.join(each.missed)}."

@@ -53,7 +53,10 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
         list[str] | None,
         typer.Option("--shape", metavar="NAME=SIZE", help="Fix an open dimension of the inputs. Repeatable."),
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: the cores at hand.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Threads to run models with, on the device too. Default: all cores."),
+    ] = None,
     isolate: Annotated[
         bool,
         typer.Option(
