@@ -59,9 +59,7 @@ def lower_to_bfloat16(model: ir.Model, context: Context[Any]) -> ir.Model:
         if error <= TOLERANCE:
             for remark in type_remarks("bfloat16", kept, count, error):
                 context.notes.remark(remark)
-            context.notes.remark(
-                "ONNX Runtime has no bfloat16 on a CPU; the reference rounds each value to it instead."
-            )
+            context.notes.remark(_NO_KERNELS)
             return candidate
     context.notes.remark(
         f"The graph stays in float32: in bfloat16 its outputs change by {error:.1%}; {TOLERANCE:.0%} is allowed."

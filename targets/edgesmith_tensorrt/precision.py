@@ -22,7 +22,7 @@ from edgesmith.graph.edit import GraphEditor, constant_value
 from edgesmith.graph.structure import find_structure
 from edgesmith.host.context import Context
 from edgesmith_tensorrt.half_limits import STAND_IN, constant_nodes, index_nodes, whole_values
-from edgesmith_tensorrt.half_precision import HALF, LARGEST, SMALLEST_NORMAL, as_half, fits_half, write_half
+from edgesmith_tensorrt.half_precision import BRAIN, HALF, LARGEST, SMALLEST_NORMAL, as_half, fits_half, write_half
 from edgesmith_tensorrt.layer_norms import join_layer_norms
 
 TOLERANCE = 1e-2
@@ -32,8 +32,8 @@ _HEADROOM = 4.0
 """A value may grow this much beyond what the samples showed before it overflows."""
 _BELOW = "values below the range of float16"
 _INEXACT = "whole numbers too large to be exact"
-_LARGEST_COUNT = LARGEST
-"""Larger whole numbers stand for infinity, or are checked as values."""
+_LARGEST_COUNTS = {HALF: LARGEST, BRAIN: float(2**24)}
+"""Larger whole numbers are checked as values in float16; in bfloat16 they are those that float32 changes, too."""
 _TAPS_PER_RUN = 256
 _SAMPLES = 4
 _SENSITIVE = frozenset(
@@ -214,7 +214,7 @@ def _peak(array: NDArray[Any]) -> float:
 
 def _is_exact(array: NDArray[Any], dtype: ir.DataType) -> bool:
     """Return whether `dtype` holds every number, but for those that are too large to count anything."""
-    inside = array[np.abs(array) <= _LARGEST_COUNT]
+    inside = array[np.abs(array) <= _LARGEST_COUNTS[dtype]]
     return bool(np.array_equal(as_half(inside, dtype).astype(array.dtype), inside))
 
 

@@ -100,24 +100,26 @@ def lowered(nodes, weights, inputs, data, **types):
     return kinds, np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-def test_whole_numbers_that_it_would_change_stay_until_they_are_small():
-    # Distance to 512 of numbers around it: bfloat16 counts in steps of 4 there, and of 1 up to 256.
+@pytest.mark.parametrize("base", [512, 100_000])
+def test_whole_numbers_that_it_would_change_stay_until_they_are_small(base):
+    # Distance to a number of those around it: bfloat16 counts in steps of 4 at 512, and of 1 up to 256.
     nodes = [node("Cast", ["i"], "a", to=1), node("Sub", ["a", "base"], "b"), node("Mul", ["b", "third"], "c")]
     nodes += [node("MatMul", ["c", "w"], "y")]
-    weights = {"base": np.float32(512), "third": np.float32(0.3)}
-    data = {"i": np.random.default_rng(0).integers(506, 520, (4, 8))}
+    weights = {"base": np.float32(base), "third": np.float32(0.3)}
+    data = {"i": np.random.default_rng(0).integers(base - 6, base + 8, (4, 8))}
     kinds, error = lowered(nodes, weights, {"i": ["n", 8]}, data, **WHOLE)
     assert kinds["a"] == kinds["b"] == "FLOAT"
     assert kinds["c"] == "BFLOAT16"
     assert error < 1e-2
 
 
-def test_comparisons_of_large_whole_numbers_are_those_of_float32():
-    # A mask by position: 511 and 512 are one number in bfloat16.
+@pytest.mark.parametrize("length", [512, 16_000, 100_000])
+def test_comparisons_of_large_whole_numbers_are_those_of_float32(length):
+    # A mask by position: this length and the number before it are one number in bfloat16.
     nodes = [node("Cast", ["i"], "a", to=1), node("Less", ["a", "base"], "b"), node("Where", ["b", "x", "zero"], "c")]
     nodes += [node("MatMul", ["c", "w"], "y")]
-    data = {"i": np.array([[511, 512] * 4] * 2), "x": normal(2, 8)}
-    weights = {"base": np.float32(512), "zero": np.float32(0)}
+    data = {"i": np.array([[length - 1, length] * 4] * 2), "x": normal(2, 8)}
+    weights = {"base": np.float32(length), "zero": np.float32(0)}
     kinds, error = lowered(nodes, weights, {"i": ["n", 8], "x": ["n", 8]}, data, **WHOLE)
     assert kinds["a"] == "FLOAT" and kinds["c"] == "BFLOAT16"
     assert error < 1e-2
