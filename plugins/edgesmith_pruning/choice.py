@@ -98,10 +98,14 @@ def _invertible(moments: Moments, layer: Layer, ridge: float | None) -> Moments:
     """Return what elimination looks at. Without a fixed ridge it asks what the layer itself would lose.
 
     Aimed at errors of earlier layers, the choice would follow the calibration samples; so would a small ridge.
+    Inputs that are 0 in all samples are pulled to 0, so that they cost nothing and go first, whatever their weights.
+    Nearly dead ones still cost what the ridge says.
     """
+    dead = np.diag(moments.gram) == 0
+    prior = np.where(dead[:, None], 0.0, layer.matrix)
     if ridge is not None:
-        return pulled(moments, layer.matrix, ridge)
-    return pulled(local(moments, layer.matrix), layer.matrix, _RANKING_RIDGE)
+        return pulled(moments, prior, ridge)
+    return pulled(local(moments, prior), prior, _RANKING_RIDGE)
 
 
 def _by_score(unit: Unit, scores: Float64, count: int, kept: Sequence[int]) -> Ranking:

@@ -361,6 +361,30 @@ def test_both_sides_of_a_concatenation_are_units_of_their_own(score, tmp_path):
     np.testing.assert_array_equal(kept["c"], weights["c"][:, 4:-4])
 
 
+@pytest.mark.parametrize("ridge", [None, 0.3])
+@pytest.mark.parametrize("joined", [False, True])
+def test_channels_that_are_zero_in_all_data_go_first_whatever_a_narrow_reader_weighs_them_with(joined, ridge, tmp_path):
+    generator = np.random.default_rng(0)
+    shapes = {"a": (16, 8, 1, 1), "b": (16, 8, 1, 1), "c": (5, 32 if joined else 16, 1, 1)}
+    weights = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    dead = np.arange(0, 16, 4)
+    weights["a"][dead], weights["b"][dead + 1] = 0, 0
+    weights["c"][:, dead] *= 2
+    nodes = [node("Conv", ["x", "a"], "h")]
+    if joined:
+        nodes += [node("Conv", ["x", "b"], "g"), node("Concat", ["h", "g"], "k", axis=1)]
+    else:
+        del weights["b"]
+    nodes += [node("Relu", ["k" if joined else "h"], "r"), node("Conv", ["r", "c"], "y")]
+    model = graph(nodes, weights, {"x": ["n", 8, 6, 6]})
+    data = ArraySource({"x": generator.normal(size=(16, 8, 6, 6)).astype(np.float32)})
+    result = prune(model, tmp_path, data, ratio=0.25, alignment=1, ridge=ridge)
+    kept = {value.name: value.const_value.numpy() for value in result.graph.initializers.values()}
+    np.testing.assert_array_equal(kept["a"], np.delete(weights["a"], dead, axis=0))
+    if joined:
+        np.testing.assert_array_equal(kept["b"], np.delete(weights["b"], dead + 1, axis=0))
+
+
 def test_quantized_layers_are_left_alone(tmp_path, tiny_bert):
     (batch,) = data_of(tiny_bert).batches(16)
     quantized = quantize(tiny_bert, batch.inputs)
