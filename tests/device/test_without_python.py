@@ -1,7 +1,9 @@
 """Without Python a shell says what a board is, and trtexec alone builds, times and answers. That trtexec is a fake."""
 
+import asyncio
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,22 +149,118 @@ def test_times_of_another_form_are_refused(capsys, jetson_artifact, zeros, conte
     assert "the model on local failed" in error
 
 
-def test_a_trtexec_that_hangs_is_stopped_and_nothing_is_left(capsys, jetson_artifact, on, tools, device_folder, server):
-    make_tool(tools, "trtexec", 'case "$1$2" in *--onnx=*) touch engine.plan; exit 0;; esac\nsleep 60')
-    code, error = validate(capsys, jetson_artifact, on, "timeout=1", f"directory={device_folder}")
+def require_ended(number_file):
+    """Wait until the process whose number a fake wrote is gone."""
+    status = Path("/proc", number_file.read_text().strip(), "stat")
+    ends = time.monotonic() + 5
+    while status.exists() and ") Z " not in status.read_text():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("where", ["ssh", "local"])
+@pytest.mark.parametrize("hangs", ["building", "running"])
+def test_what_hangs_is_stopped_and_nothing_is_left(
+    capsys, jetson_artifact, on, tools, device_folder, tmp_path, where, hangs
+):
+    built = "" if hangs == "building" else 'case "$1$2" in *--onnx=*) touch engine.plan; exit 0;; esac'
+    make_tool(tools, "trtexec", f"{built}\necho $$ >{tmp_path}/trtexec.number; sleep 30")
+    make_tool(tools, "tegrastats", f"echo $$ >{tmp_path}/tegrastats.number; exec sleep 30")
+    address, more = on if where == "ssh" else "local", ("timeout=1", "cuda_graphs=false")
+    code, error = validate(capsys, jetson_artifact, address, f"directory={device_folder}", *more)
     assert code == 2
     assert "took longer than 1 s" in error
-    assert any(line.startswith("kill -KILL") for line in server.commands)
+    numbers = list(tmp_path.glob("*.number"))
+    assert len(numbers) == (1 if hangs == "building" else 2)
+    for number_file in numbers:
+        require_ended(number_file)
     assert list(device_folder.iterdir()) == []
 
 
-def test_clocks_are_locked_for_the_timing_and_put_back(capsys, jetson_artifact, zeros):
-    calls = zeros / "calls"
+def test_a_build_goes_on_alone_after_a_lost_connection(
+    capsys, jetson_artifact, on, zeros, device_folder, server, monkeypatch
+):
+    monkeypatch.setattr("edgesmith.device.insistence._WAITS_SECONDS", (0.0,))
+    first = zeros / "first.number"
+    hangs_once = f"[ -e {first} ] || {{ echo $$ >{first}; exec sleep 30; }}"
+    make_tool(zeros, "trtexec", f'case "$*" in *--saveEngine=*) {hangs_once};; esac\n{SAYS_ZERO}')
+
+    def break_off(line, process):
+        async def when_it_builds():
+            while not first.exists():
+                await asyncio.sleep(0.02)
+            process.channel.get_connection().abort()
+
+        if "build.sh" in line and "sha256sum" not in line and not first.exists():
+            process.builds = asyncio.ensure_future(when_it_builds())
+        return False
+
+    server.on_command = break_off
+    code, run = validate(capsys, jetson_artifact, on, f"directory={device_folder}")
+    assert code == 0
+    assert any("was lost and made again" in remark for remark in run["remarks"])
+    require_ended(first)
+    assert list(device_folder.iterdir()) == []
+
+
+@pytest.fixture
+def clocks(zeros):
+    """The clocks of the board, which its program stores, locks and puts back."""
+    state = zeros / "clocks"
+    state.write_text("free")
+    steps = f'--store) cp {state} "$2";; --restore) cp "$2" {state};; *) echo locked >{state};;'
     make_tool(zeros, "id", "echo 0")
-    make_tool(zeros, "jetson_clocks", f'echo "$1" >>{calls}; [ "$1" != --store ] || touch "$2"')
+    make_tool(zeros, "jetson_clocks", f'echo "$1" >>{zeros}/calls; case "$1" in {steps} esac')
+    return state
+
+
+def test_clocks_are_locked_for_the_timing_and_put_back(capsys, jetson_artifact, zeros, clocks):
     code, _ = validate(capsys, jetson_artifact, "local", "lock_clocks=true")
     assert code == 0
-    assert calls.read_text().split("\n") == ["--store", "", "--restore", ""]
+    assert (zeros / "calls").read_text().split("\n") == ["--store", "", "--restore", ""]
+    assert clocks.read_text() == "free"
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_clocks_are_put_back_after_a_lost_connection(
+    capsys, jetson_artifact, clocks, on, server, device_folder, monkeypatch, times
+):
+    monkeypatch.setattr("edgesmith.device.insistence._WAITS_SECONDS", (0.0,))
+    broken = []
+
+    def break_off(line, process):
+        if (" timed " in line or broken) and len(broken) < times:
+            broken.append(clocks.read_text())
+            process.channel.get_connection().abort()
+            return True
+        return False
+
+    server.on_command = break_off
+    where = f"directory={device_folder}"
+    code, _ = validate(capsys, jetson_artifact, on, "lock_clocks=true", where, "reconnects=1")
+    assert broken[0] == "locked\n"
+    if times > 1:
+        # The board is away for longer than is tried, and is taken up later.
+        assert code == 2 and clocks.read_text() == "locked\n"
+        broken += [""] * times
+        (left,) = device_folder.iterdir()
+        code, _ = validate(capsys, jetson_artifact, on, "lock_clocks=true", where, f"resume={left}")
+    assert code == 0
+    assert clocks.read_text() == "free"
+    assert list(device_folder.iterdir()) == []
+
+
+def test_clocks_that_stay_locked_are_told_with_how_to_put_them_back(
+    capsys, jetson_artifact, zeros, clocks, device_folder
+):
+    program = (zeros / "jetson_clocks").read_text().partition("\n")[2]
+    make_tool(zeros, "jetson_clocks", f'[ "$1" != --restore ] || {{ echo made-up refusal >&2; exit 1; }}\n{program}')
+    code, run = validate(capsys, jetson_artifact, "local", "lock_clocks=true", f"directory={device_folder}")
+    assert code == 0
+    (left,) = device_folder.iterdir()
+    assert (left / "clocks.store").read_text() == "free"
+    (remark,) = [remark for remark in run["remarks"] if "still locked" in remark]
+    assert "made-up refusal" in remark and f"jetson_clocks --restore {left}/clocks.store" in remark
 
 
 def test_clocks_that_cannot_be_locked_are_a_remark(capsys, jetson_artifact, zeros):

@@ -16,7 +16,9 @@ from measure_models import dense_model
 
 from edgesmith.device import worker
 from edgesmith.device.facts import Probe, Reply
+from edgesmith.device.local import LocalTransport
 from edgesmith.device.remote import WORKER, pack_worker
+from edgesmith.device.transport import Workspace
 from edgesmith.device.worker import machine
 from edgesmith.device.worker.archive import ArrayArchive, read_batch
 from edgesmith.device.worker.tensor_rt import Cuda, TensorRTModel
@@ -306,17 +308,24 @@ def test_clocks_are_locked_while_it_is_timed_and_put_back(tmp_path):
     assert not store.exists()
 
 
-def test_clocks_that_a_killed_run_left_locked_are_put_back_by_a_word(tmp_path):
+def test_clocks_that_a_killed_run_left_locked_are_kept_once_and_put_back_when_the_directory_is_left(
+    tmp_path, monkeypatch
+):
     fake_clocks(tmp_path)
     let_the_deadline_come_while_it_times(tmp_path)
+    path, store = f"{tmp_path}:/usr/bin:/bin", tmp_path / "clocks.store"
     prepare(tmp_path, lock_clocks=True, seconds=100.0, most_runs=10**9, deadline_seconds=100)
-    path = f"{tmp_path}:/usr/bin:/bin"
-    assert run_alone(tmp_path, "run", str(tmp_path / "request.json"), PATH=path).returncode == -14
-    assert (tmp_path / "clocks.store").exists()
-    assert (tmp_path / "asked").read_text().splitlines() == [f"--store {tmp_path / 'clocks.store'}", ""]
-    assert run_alone(tmp_path, "restore", str(tmp_path), PATH=path).returncode == 0
-    assert (tmp_path / "asked").read_text().splitlines()[-1] == f"--restore {tmp_path / 'clocks.store'}"
-    assert run_alone(tmp_path, "restore", str(tmp_path), PATH=path).returncode == 0  # there is nothing left to do
+    for _ in range(2):
+        assert run_alone(tmp_path, "run", str(tmp_path / "request.json"), PATH=path).returncode == -14
+        assert store.exists()
+    assert (tmp_path / "asked").read_text().splitlines() == [f"--store {store}", "", ""]
+    monkeypatch.setenv("PATH", path)
+    place = Workspace(LocalTransport("", sys.executable), str(tmp_path))
+    assert place.restore_clocks() == ""
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == f"--restore {store}"
+    assert not store.exists()
+    assert place.restore_clocks() == ""  # there is nothing left to do
+    assert (tmp_path / "asked").read_text().count("--restore") == 1
 
 
 def test_clocks_that_cannot_be_locked_are_a_remark(tmp_path):

@@ -83,7 +83,8 @@ def took_too_long(address: str, command: str, seconds: float) -> DeviceError:
         f"`{command}` on {address} took longer than {seconds:g} s and was stopped.",
         expected="an answer within that time",
         why="A device that hangs would block everything after it.",
-        fix="Give more time (--set timeout=SECONDS), fewer samples (--set samples=COUNT), or stop other work there.",
+        fix="Give more time (--set timeout=SECONDS), or stop other work there; `edgesmith validate` also takes fewer "
+        "samples (--set samples=COUNT).",
     )
 
 
@@ -117,14 +118,14 @@ def no_directory(address: str, base: str, reason: str) -> DeviceError:
     )
 
 
-def left_behind(error: DeviceError, address: str, directory: str) -> DeviceError:
-    """Return `error` with the note that the working directory could not be removed."""
+def left_behind(error: DeviceError, left: str, resumable: str | None) -> DeviceError:
+    """Return `error` with the note of what is left on the device, in a directory that a validation may go on in."""
+    resume = f" `edgesmith validate --set resume={resumable}` uses what is there." if resumable else ""
     return DeviceError(
         error.what,
         expected=error.expected,
         why=error.why,
-        fix=f"{error.fix} `edgesmith validate --set resume={directory}` uses what is there; otherwise remove it "
-        f"from {address}, which could not be reached to do so.",
+        fix=f"{error.fix} {left}{resume}",
     )
 
 
@@ -135,7 +136,8 @@ def killed(address: str, what: str, signal_name: str) -> DeviceError:
         f"{what} on {address} was ended by {signal_name}{cause}.",
         expected="a process that runs to its end",
         why="There is no result to report.",
-        fix="Free memory there (stop the desktop and other programs), or take a smaller batch with --set batch_size=1.",
+        fix="Free memory there (stop the desktop and other programs); `edgesmith validate` also takes smaller batches "
+        "(--set batch_size=1).",
     )
 
 

@@ -65,11 +65,6 @@ def probe_device(place: Workspace, folder: Path) -> Probe:
     return _answer(place, "probe.json", folder, Probe)
 
 
-def restore_on_leave(place: Workspace) -> None:
-    """Have the clocks put back when the device is left, also where the run that locked them was killed."""
-    place.on_leave[:] = [[place.transport.python, place.path(WORKER), "restore", place.directory]]
-
-
 def build_engine(place: Workspace, runtime: str, probe: Probe, timeout_seconds: float) -> str:
     """Build the engine on the device with the artifact's own script; return what it said of the result.
 
@@ -89,7 +84,7 @@ def build_engine(place: Workspace, runtime: str, probe: Probe, timeout_seconds: 
         # A build that is cut off leaves a part of an engine.
         place.remove(ENGINE_IS_WHOLE)
         words = ["env", f"TRTEXEC={probe.trtexec}", "sh", place.path(SHELL_SCRIPT)]
-        done = place.transport.run(words, timeout_seconds=timeout_seconds)
+        done = place.run_long(words, timeout_seconds)
         _require_done(address, "building the engine", done)
         place.transport.run(["touch", place.path(ENGINE_IS_WHOLE)])
         return "Engine built on the device with trtexec."
@@ -97,7 +92,7 @@ def build_engine(place: Workspace, runtime: str, probe: Probe, timeout_seconds: 
     if runtime == TENSORRT_RTX and probe.gpu:
         # The engine of the artifact was built for a compute capability; named, it is known again.
         words += ["--compute-capability", probe.gpu["compute_capability"]]
-    done = place.transport.run(words, timeout_seconds=timeout_seconds)
+    done = place.run_long(words, timeout_seconds)
     _require_not_killed(address, "building the engine", done)
     try:
         facts = json.loads(done.stdout.strip().splitlines()[-1])

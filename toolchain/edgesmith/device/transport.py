@@ -1,6 +1,7 @@
 """What a way to a device must offer: run a command, copy files, and leave nothing behind."""
 
 import hashlib
+import logging
 import re
 import shlex
 import signal
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgesmith.device import faults
+from edgesmith.device.worker.machine import CLOCKS_FILE
 from edgesmith.errors import DeviceError
 
 COMMAND_SECONDS = 60.0
@@ -20,7 +22,26 @@ _HASH_SECONDS = 600.0
 """Time to read a model of many gigabytes on a slow card."""
 
 PROCESS_FILE = "worker.pid"
-"""Where a program that works in the directory writes its number, so that it can be stopped."""
+"""Where the numbers of programs that work in the directory are written, so that they can be stopped."""
+
+# In a session of its own where that can be had, so that all that the program starts is stopped with it.
+_START = f"""if command -v setsid >/dev/null; then set -- setsid "$@"; fi
+"$@" &
+echo "$!" >"$0/{PROCESS_FILE}"
+wait "$!"
+"""
+# A number may be another program's by now; only one that was started from the directory is stopped.
+_STOP = f"""for number in $(cat "$0/{PROCESS_FILE}" "$0"/*/{PROCESS_FILE} 2>/dev/null); do
+    case $number in *[!0-9]*) continue ;; esac
+    grep -q -F -e "$0" "/proc/$number/cmdline" 2>/dev/null && kill -s KILL -- "-$number" "$number" 2>/dev/null
+done
+"""
+_RESTORE = """[ -e "$0" ] || exit 0
+PATH="$PATH:/usr/sbin:/sbin:/usr/local/bin"
+program=$(command -v jetson_clocks) || { echo 'there is no jetson_clocks' >&2; exit 1; }
+[ "$(id -u)" = 0 ] || root='sudo -n'
+$root "$program" --restore "$0" && rm -f "$0"
+"""
 
 _PREFIX = "edgesmith-"
 _MADE = re.compile(r"[A-Za-z0-9]{10}")
@@ -124,8 +145,6 @@ class Workspace:
     remarks: list[str] = field(default_factory=list)
     is_resumed: bool = False
     """Whether files of an earlier try may be there."""
-    on_leave: list[list[str]] = field(default_factory=list)
-    """Commands that put the device back as it was, run before the directory is removed."""
 
     def path(self, name: str) -> str:
         """Return the path of a file in it."""
@@ -164,14 +183,31 @@ class Workspace:
         """Remove a file or a directory, if it is there."""
         self.transport.run(["rm", "-rf", "--", self.path(name)])
 
+    def run_long(self, words: Sequence[str], timeout_seconds: float) -> Finished:
+        """Run a command that is stopped when the directory is left or taken up again.
+
+        Raises:
+            DeviceError: As for each command.
+        """
+        return self.transport.run(["sh", "-c", _START, self.directory, *words], timeout_seconds=timeout_seconds)
+
+    def restore_clocks(self) -> str:
+        """Put clocks back that a run locked; return why that failed, or nothing.
+
+        Raises:
+            DeviceError: As for each command.
+        """
+        done = self.transport.run(["sh", "-c", _RESTORE, self.path(CLOCKS_FILE)])
+        return "" if done.code == 0 else done.last_line or f"jetson_clocks ended with code {done.code}"
+
     def recover(self) -> None:
-        """Connect again, stop what still works there, and go on with the files that are there.
+        """Connect again, stop what still works there, put clocks back, and go on with the files that are there.
 
         Raises:
             DeviceError: The device cannot be reached, or the directory cannot be made again.
         """
         self.transport.reconnect()
-        _stop_worker(self)
+        _put_back(self)
         # A board that restarted has emptied /tmp.
         done = self.transport.run(["mkdir", "-p", self.directory])
         if done.code != 0:
@@ -180,13 +216,13 @@ class Workspace:
 
 
 @contextmanager
-def workspace(transport: Transport, *, keep: bool = False, resume: str = "") -> Iterator[Workspace]:
+def workspace(transport: Transport, *, keep: bool = False, resume: str | None = None) -> Iterator[Workspace]:
     """Make one directory on the device and remove it in the end, also after a failure.
 
     Args:
         transport: The way to the device.
         keep: Leave the directory, for a look at what is in it.
-        resume: Directory of an earlier try to go on in; empty makes a new one.
+        resume: Directory of an earlier try to go on in; empty makes a new one. None where no later try can go on in it.
 
     Raises:
         DeviceError: It cannot be made, or is not there; or the block failed and the directory could not be removed,
@@ -195,18 +231,22 @@ def workspace(transport: Transport, *, keep: bool = False, resume: str = "") -> 
     directory = _known_directory(transport, resume) if resume else _make_directory(transport)
     place = Workspace(transport, directory, is_resumed=bool(resume))
     try:
+        if resume:
+            _put_back(place)
         yield place
     except DeviceError as error:
-        if not _ended(place, keep=keep):
-            raise faults.left_behind(error, transport.address, place.directory) from error
+        left = _leave(place, keep=keep)
+        if left:
+            raise faults.left_behind(error, left, None if resume is None else place.directory) from error
         raise
     except BaseException:
-        _ended(place, keep=keep)
+        left = _leave(place, keep=keep)
+        if left:
+            logging.getLogger(__name__).warning(left)
         raise
-    if keep:
-        place.remarks.append(f"Everything is kept in {place.directory} on {transport.address}.")
-    elif not _ended(place, keep=False):
-        place.remarks.append(f"{place.directory} could not be removed from {transport.address}; remove it by hand.")
+    left = _leave(place, keep=keep)
+    if left:
+        place.remarks.append(left)
 
 
 def _make_directory(transport: Transport) -> str:
@@ -236,27 +276,29 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _ended(place: Workspace, *, keep: bool) -> bool:
-    """Stop what still works there and remove the directory; connect again once. Return whether that was possible."""
+def _leave(place: Workspace, *, keep: bool) -> str:
+    """Leave the device as it was; connect again once. Return what is left there, or nothing."""
+    where = f"{place.directory} on {place.transport.address}"
     for again in (False, True):
         try:
             if again:
                 place.transport.reconnect()
-            _stop_worker(place)
-            for words in place.on_leave:
-                place.transport.run(words)
-            return keep or _removed(place)
+            problem = _put_back(place)
+            if problem:
+                restore = f"sudo jetson_clocks --restore {place.path(CLOCKS_FILE)}"
+                return f"Clocks are still locked: {problem}. `{restore}` there puts them back; then remove {where}."
+            if keep:
+                return f"Everything is kept in {where}."
+            return "" if _removed(place) else f"{where} could not be removed; remove it by hand."
         except DeviceError:
             continue
-    return False
+    return f"{where} could not be removed, since the device could not be reached; remove it by hand."
 
 
-def _stop_worker(place: Workspace) -> None:
-    number = place.transport.run(["cat", place.path(PROCESS_FILE)]).stdout.strip()
-    # The number may be another program's by now; only one that was started from the directory is stopped.
-    ours = ["grep", "-q", "-F", place.directory, f"/proc/{number}/cmdline"]
-    if number.isdigit() and place.transport.run(ours).code == 0:
-        place.transport.run(["kill", "-KILL", number])
+def _put_back(place: Workspace) -> str:
+    """Stop what works there and put clocks back; return why they are still locked, or nothing."""
+    place.transport.run(["sh", "-c", _STOP, place.directory])
+    return place.restore_clocks()
 
 
 def _removed(place: Workspace) -> bool:

@@ -19,7 +19,6 @@ from edgesmith.device.remote import (
     TAPS,
     build_engine,
     probe_device,
-    restore_on_leave,
     run_worker,
 )
 from edgesmith.device.runtimes import (
@@ -159,8 +158,6 @@ def _visit(place: Workspace, visit: _Visit) -> _Answered:
     unlisted = unlisted_version(visit.target.profile, probe, runtime)
     if unlisted and unlisted not in visit.remarks:
         visit.remarks.append(unlisted)
-    if plan.lock_clocks:
-        restore_on_leave(place)
     if plan.loadgen:
         require_loadgen(address, probe, runtime)
     with progress.stage(f"copying {visit.shipment.size_bytes / 1e6:.1f} MB to {address}"):

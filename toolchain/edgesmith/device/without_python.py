@@ -12,11 +12,11 @@ from edgesmith.device import faults
 from edgesmith.device.facts import Module, Probe, Reply, State
 from edgesmith.device.transport import COMMAND_SECONDS, Finished, Workspace
 from edgesmith.device.worker.archive import ArrayArchive, Facts, read_batch
-from edgesmith.device.worker.machine import MODULES, SECONDS_TO_COOL
+from edgesmith.device.worker.machine import CLOCKS_FILE, MODULES, SECONDS_TO_COOL
 from edgesmith.device.worker.trtexec import TrtexecModel
 
 SCRIPT = Path(__file__).with_suffix(".sh")
-_LOG, _CLOCKS = "tegrastats.txt", "clocks.store"
+_LOG = "tegrastats.txt"
 _PROBE_SECONDS = 300.0
 _START_SECONDS = 120
 """For trtexec to load an engine, on top of the time that is asked for."""
@@ -149,11 +149,9 @@ def _locked_clocks(place: Workspace, *, wanted: bool) -> Iterator[str]:
     if not wanted:
         yield ""
         return
-    restore = ["sh", place.path(SCRIPT.name), "restore", place.path(_CLOCKS)]
-    place.on_leave[:] = [restore]
-    done = _call(place, "lock", place.path(_CLOCKS), timeout_seconds=COMMAND_SECONDS)
+    done = _call(place, "lock", place.path(CLOCKS_FILE), timeout_seconds=COMMAND_SECONDS)
     yield "" if done.code == 0 else done.last_line or f"jetson_clocks ended with code {done.code}"
-    place.transport.run(restore)
+    place.restore_clocks()
 
 
 def _ask(place: Workspace, what: str, timeout_seconds: float = COMMAND_SECONDS) -> dict[str, str]:

@@ -5,7 +5,6 @@
 #     sh without_python.sh run DIRECTORY WORD...         # a program in the working directory
 #     sh without_python.sh timed DIRECTORY SECONDS WORD...   # the same, with the board's power written to tegrastats.txt
 #     sh without_python.sh lock FILE                     # clocks at their highest; FILE keeps those of before
-#     sh without_python.sh restore FILE                  # clocks as they were, if FILE is there
 #
 # Facts are texts of the device's own tools under lines "== name", read on the machine that asked.
 
@@ -67,8 +66,8 @@ run() {
     cd "$1" || exit 1
     shift
     "$@" &
-    # Whoever leaves the directory stops the program by this number.
-    echo "$!" >worker.pid
+    # Whoever leaves the directory stops the programs by these numbers.
+    echo "$! $logger" >worker.pid
     wait "$!"
 }
 
@@ -76,7 +75,8 @@ timed() {
     directory=$1 seconds=$2
     shift 2
     # Ends by itself where nobody is left to end it.
-    timeout "$seconds" tegrastats --interval 100 >"$directory/tegrastats.txt" 2>/dev/null &
+    # The directory in its words shows that the process is ours.
+    timeout "$seconds" sh -c 'exec tegrastats --interval 100' "$directory" >"$directory/tegrastats.txt" 2>/dev/null &
     logger=$!
     run "$directory" "$@"
     code=$?
@@ -94,13 +94,9 @@ clocks() {
 
 lock() {
     program=$(clocks) || exit 1
-    as_root "$program" --store "$1" && as_root "$program"
-}
-
-restore() {
-    [ -f "$1" ] || exit 0
-    program=$(clocks) || exit 1
-    as_root "$program" --restore "$1" && rm -f "$1"
+    # Clocks of before are kept once: a second time they may be locked already.
+    [ -f "$1" ] || as_root "$program" --store "$1" || exit 1
+    as_root "$program"
 }
 
 "$@"

@@ -28,6 +28,8 @@ GPU_LIMITS = (
     "clocks.applications.memory",
 )
 """Settings that stay as they are while a model runs."""
+CLOCKS_FILE = "clocks.store"
+"""Where the clocks of before are kept while they are locked."""
 SECONDS_PER_TOOL = 20
 SECONDS_TO_COOL = 600
 
@@ -183,24 +185,27 @@ def power_log(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked_clocks(store: Path) -> Iterator[str]:
+def locked_clocks(folder: Path) -> Iterator[str]:
     """Lock the clocks at their highest while the block runs, with the board's own `jetson_clocks`.
 
     Yields:
         Why it could not be done; nothing where it was.
     """
+    store = folder / CLOCKS_FILE
     problem = _lock_clocks(store)
     try:
         yield problem
     finally:
-        restore_clocks(store)
+        _restore_clocks(store)
 
 
 def _lock_clocks(store: Path) -> str:
     program = which("jetson_clocks")
     if program is None:
         return "there is no jetson_clocks"
-    for words in (["--store", str(store)], []):
+    # Clocks of before are kept once: a second time they may be locked already.
+    steps: list[list[str]] = [[]] if store.is_file() else [["--store", str(store)], []]
+    for words in steps:
         done = subprocess.run([*_as_root(), program, *words], capture_output=True, timeout=120, check=False)
         if done.returncode != 0:
             lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
@@ -208,8 +213,8 @@ def _lock_clocks(store: Path) -> str:
     return ""
 
 
-def restore_clocks(store: Path) -> None:
-    """Put clocks back as they were before a run locked them; nothing happens where none did."""
+def _restore_clocks(store: Path) -> None:
+    """Put clocks back as they were. Where that fails the file stays, by which it is tried again and told of."""
     program = which("jetson_clocks")
     if program is None or not store.is_file():
         return

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from .archive import Facts
-from .machine import probe, restore_clocks
-from .running import CLOCKS_FILE, run
+from .machine import probe
+from .running import run
 from .timing import time_in_turns
 
 WORK = {"run": run, "time": time_in_turns}
@@ -19,9 +19,6 @@ def main() -> int:
     task, path = sys.argv[1], Path(sys.argv[2]).resolve()
     if task == "probe":
         _answer(path, {"status": "done", **probe()})
-        return 0
-    if task == "restore":
-        restore_clocks(path / CLOCKS_FILE)
         return 0
     request = json.loads(path.read_text(encoding="utf-8"))
     (path.parent / "worker.pid").write_text(str(os.getpid()), encoding="ascii")

@@ -13,9 +13,6 @@ from .onnx_runtime import OnnxRuntimeModel
 from .tensor_rt import Cuda, TensorRTModel
 from .trtexec import TrtexecModel
 
-CLOCKS_FILE = "clocks.store"
-"""Where the clocks of before are kept while they are locked."""
-
 
 def open_model(request: Facts, folder: Path) -> WorkerModel:
     """Return the model that a request names, ready to run."""
@@ -39,7 +36,7 @@ def run(request: Facts, folder: Path) -> Facts:
     model = open_model(request, folder)
     waited = cool_down(request["cool_below_celsius"]) if request["cool_below_celsius"] else 0.0
     log, names = folder / "tegrastats.txt", request["inputs"]
-    clocks = locked_clocks(folder / CLOCKS_FILE) if request["lock_clocks"] else nullcontext("")
+    clocks = locked_clocks(folder) if request["lock_clocks"] else nullcontext("")
     with numpy.load(folder / "inputs.npz", allow_pickle=False) as archive:
         model.set_inputs(read_batch(archive, 0, names))
         with clocks as clock_problem:
