@@ -51,7 +51,7 @@ class PruneStructure(Method[PruneStructureOptions]):
         result = remove(pruning.working, decisions)
         drop_zero_biases(result, pruning.added.values())
         context.notes.remark(_summary(decisions))
-        if pruning.outcomes:
+        if any(each.lost for each in pruning.outcomes):
             context.notes.remark(_refits(pruning.outcomes))
         return replace(model.with_ir(result), assets=moved_protection(model.assets, decisions))
 
@@ -86,14 +86,15 @@ def _summary(decisions: Sequence[Decision]) -> str:
 
 def _refits(outcomes: Sequence[Outcome]) -> str:
     taken = sum(each.repair != "none" for each in outcomes)
-    before = 100 * sum(each.dropped for each in outcomes) / len(outcomes)
-    after = 100 * sum(each.repaired for each in outcomes) / len(outcomes)
+    cut = [each for each in outcomes if each.lost]
+    before = 100 * sum(each.dropped for each in cut) / len(cut)
+    after = 100 * sum(each.repaired for each in cut) / len(cut)
     if not taken:
         return (
-            f"No layer was refitted; the mean error of {len(outcomes)} on calibration data is {before:.2g} % of what "
+            f"No layer was refitted; the mean error of {len(cut)} on calibration data is {before:.2g} % of what "
             "they should give."
         )
     return (
-        f"Refitted {taken} of {len(outcomes)} layers; their mean error on calibration data went from {before:.2g} % to "
-        f"{after:.2g} % of what they should give."
+        f"Refitted {taken} of {len(outcomes)} layers; on calibration data the mean error of {len(cut)} that lost inputs "
+        f"went from {before:.2g} % to {after:.2g} % of what they should give."
     )

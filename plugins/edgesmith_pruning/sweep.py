@@ -37,6 +37,8 @@ class Outcome:
     repaired: float
     """Error after the repair that was accepted."""
     repair: str
+    lost: bool
+    """Whether any of its inputs goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,9 @@ class Sweep:
             held = HeldOut(held.total)
         moments, judge = held.total, held.judge or held.total
         plain = dropped(layer.matrix, kept)
-        energy, before = moments.energy or 1.0, moments.error(plain)
+        energy, before, lost = moments.energy or 1.0, moments.error(plain), not kept.all()
         if layer.obstacle:
-            return Outcome(layer.consumer.reader, before / energy, before / energy, "none")
+            return Outcome(layer.consumer.reader, before / energy, before / energy, "none", lost)
         repairs, errors = {"none": plain}, {"none": judge.error(plain)}
         if bias is not None and self.options.refit != "none":
             repairs["bias"] = _shifted(plain, moments)
@@ -98,7 +100,7 @@ class Sweep:
             repairs[best] = rescaled(layer.matrix, kept, moments)
             after = moments.error(repairs[best])
         write_layer(working.graph, layer, repairs[best], bias)
-        return Outcome(layer.consumer.reader, before / energy, after / energy, best)
+        return Outcome(layer.consumer.reader, before / energy, after / energy, best, lost)
 
     def _refit(self, layer: Layer, held: HeldOut, kept: Mask, bias: bool) -> tuple[Float64, float]:
         """Return the refitted layer and its error, on samples held out where there are any."""

@@ -87,6 +87,17 @@ def test_refits_bring_outputs_nearer(name, request, tmp_path):
     assert errors["two-step"] < 0.9 * errors["none"]
 
 
+def test_layers_that_lose_nothing_do_not_make_the_mean_error_look_smaller(tmp_path):
+    model, data = two_layers((32, 64), (64, 32))
+    remarks = []
+    for refit in ("least-squares", "two-step"):
+        context = context_of(model, tmp_path, data, score="magnitude", refit=refit)
+        PruneStructure().apply(model, context)
+        remarks += [remark.split(" to ")[0] for remark in context.notes.remarks if remark.startswith("Refitted")]
+    assert "of 1 layers" in remarks[0] and "of 2 layers" in remarks[1]
+    assert remarks[0].split(";")[1] == remarks[1].split(";")[1]
+
+
 def test_doubled_channels_go_without_a_trace(tmp_path):
     model = mlp(twice=True)
     data = ArraySource({"x": np.random.default_rng(1).normal(size=(200, 6)).astype(np.float32)})
