@@ -8,7 +8,7 @@ import pytest
 
 import edgesmith
 from edgesmith.data import RandomInputs
-from edgesmith.errors import EdgesmithError
+from edgesmith.errors import EdgesmithError, MeasurementError
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.host.context import Context
 from edgesmith.host.loader import load_registry
@@ -85,6 +85,20 @@ def test_speedups_are_ratios_to_the_baseline_round_by_round(tmp_path):
     assert (second.value, second.low, second.high) == (1.0, 0.75, 1.5)
     assert first.tier is runner.tier and first.unit == "x" and first.samples == 3
     assert runner.plan.max_seconds == 2.5 and runner.plan.max_rounds == QUICK.max_rounds
+
+
+def test_an_alternative_that_does_not_run_is_never_fast_enough_and_its_remark_is_kept_once(tmp_path, monkeypatch):
+    runner, times = RecordingRunner(), RecordingRunner.latency
+    failing = {"failures": {"1": "made up"}, "notes": ("a note of the clock",)}
+    monkeypatch.setattr(runner, "latency", lambda *asked: replace(times(runner, *asked), **failing))
+    model, trial = make_trial(tmp_path, runner)
+    for _ in range(2):
+        first, second = trial.speedups([model, tiny_mlp(seed=1)], model)
+    assert first.value == 2.0 and 0 < second.value <= second.high < 0.01
+    assert trial.context.notes.remarks == ["a note of the clock", "An alternative is never chosen: made up"]
+    failing["failures"] = {"baseline": "made up"}
+    with pytest.raises(MeasurementError, match="model before them does not run: made up"):
+        trial.speedups([model], model)
 
 
 def test_what_is_timed_is_the_model_that_was_given(tmp_path):

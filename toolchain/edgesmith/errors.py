@@ -80,6 +80,10 @@ class ConnectionLostError(DeviceError):
     """The way to a device broke; what was asked for may be asked again once it is back."""
 
 
+class RejectedModelError(DeviceError):
+    """A model does not build or run on a device that is there and would take another one."""
+
+
 class OutputError(EdgesmithError):
     """A result could not be written. Whatever stood at the destination before is still there."""
 

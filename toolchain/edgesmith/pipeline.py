@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgesmith.budget import conclude, reason_to_undo, untimed_gain
+from edgesmith.budget import NOT_TIMED, conclude, reason_to_undo, untimed_gain, why_not_timed
 from edgesmith.data import fitted
-from edgesmith.errors import StepError, TargetError
+from edgesmith.errors import ConnectionLostError, DeviceError, StepError, TargetError
 from edgesmith.graph.cost import count_cost
 from edgesmith.host.building import build_files, require_accepted
 from edgesmith.host.context import Context, Notes
@@ -94,9 +94,11 @@ def run_plan(
             continue
         stage = _build_stage(plan, label, change.model, workshop)
         row = meter.measure(_with_cost(change.row, change.model, yardstick), stage, current, first)
-        reason, doubt = judge.judge(current, stage) if plan.recipe.keep == "if-pays" else ("", "")
-        if reason or doubt:
-            row = row.model_copy(update={"status": "undone" if reason else "ok", "reason": reason or doubt})
+        reason = ""
+        if plan.recipe.keep == "if-pays":
+            reason, doubt, told = judge.judge(current, stage)
+            update = {"status": "undone" if reason else row.status, "reason": reason or doubt or row.reason}
+            row = row.model_copy(update={**update, "remarks": (*row.remarks, *told)})
         entries.append(_Entry(row, stage, current))
         current = current if reason else stage
     row = LedgerRow(index=len(entries), stage=lowering, distribution=plan.target_distribution)
@@ -133,8 +135,11 @@ class _Judge:
     source: Stage
     yardstick: Yardstick
 
-    def judge(self, before: Stage, after: Stage) -> tuple[str, str]:
-        """Return why the step from `before` to `after` does not pay, and what is not known of one that does."""
+    def judge(self, before: Stage, after: Stage) -> tuple[str, str, tuple[str, ...]]:
+        """Return why the step from `before` to `after` does not pay, and what is not known of one that does.
+
+        The third is what is to be known of the times that decided.
+        """
         old, new = self._lowered(before), self._lowered(after)
         stages = ((self.source, None), (old, self.source), (new, old))
         rows = [
@@ -145,8 +150,10 @@ class _Judge:
         forms = ((source, None), (old, source), (new, old))
         timed = self.meter.time([(row, *pair) for row, pair in zip(rows, forms, strict=True)])
         higher = self.yardstick.metric_record.higher_is_better
-        reason = reason_to_undo(timed[2], timed[1], timed[0], self.plan.recipe.budget, higher_is_better=higher)
-        return reason, "" if reason else untimed_gain(timed[2], timed[1])
+        reason = why_not_timed(timed[2]) or reason_to_undo(
+            timed[2], timed[1], timed[0], self.plan.recipe.budget, higher_is_better=higher
+        )
+        return reason, "" if reason else untimed_gain(timed[2], timed[1]), timed[0].remarks
 
     def timed_form(self, stage: Stage) -> Stage:
         """Return a stage as the clock takes it: as it was built, or lowered."""
@@ -182,8 +189,24 @@ def _timed(meter: StageMeter, entries: Sequence[_Entry], timed_form: Callable[[S
         if entry.stage is not None and entry.stage.label in forms
     ]
     if entries[0].stage is not None and entries[0].stage.label in forms:
-        rows |= {row.index: row for row in meter.time(stages)}
-    return tuple(rows[entry.row.index] for entry in entries)
+        rows |= {row.index: row for row in _times_of(meter, stages)}
+    first, *others = (rows[entry.row.index] for entry in entries)
+    # What holds for all times is said once.
+    said = {remark for remark in first.remarks if not remark.startswith(NOT_TIMED)}
+    kept = (tuple(remark for remark in row.remarks if remark not in said) for row in others)
+    return first, *(row.model_copy(update={"remarks": remarks}) for row, remarks in zip(others, kept, strict=True))
+
+
+def _times_of(meter: StageMeter, stages: Sequence[tuple[LedgerRow, Stage, Stage | None]]) -> Sequence[LedgerRow]:
+    """Return the rows with their times, or with why a device that is there could not time them together."""
+    try:
+        return meter.time(stages)
+    except ConnectionLostError:
+        raise
+    except DeviceError as error:
+        # Such as a small one that runs out of memory: what was found until here is no less worth.
+        remark = f"{NOT_TIMED}{error.what}"
+        return [row.model_copy(update={"remarks": (*row.remarks, remark)}) for row, _, _ in stages]
 
 
 def _ledger(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
+from edgesmith.budget import NOT_TIMED
 from edgesmith.errors import DataError
 from edgesmith.execution.handover import obstacle_to_running
 from edgesmith.host.records import MetricRecord
@@ -18,7 +19,7 @@ from edgesmith.ledger import LayerError, LedgerRow, Measurement, OutputError
 from edgesmith.measure.accuracy import Evaluation, EvaluationPlan, evaluate, paired_difference
 from edgesmith.measure.divergence import layer_errors, output_error
 from edgesmith.measure.machine import library_versions, processor_name, usable_cores
-from edgesmith.measure.runner import Clock, LatencyPlan, Runner
+from edgesmith.measure.runner import Clock, LatencyComparison, LatencyPlan, Runner
 from edgesmith.measure.size import measure_size
 from edgesmith.model import Model
 from edgesmith.progress import Progress
@@ -124,6 +125,8 @@ class StageMeter:
     def time(self, stages: Sequence[tuple[LedgerRow, Stage, Stage | None]]) -> list[LedgerRow]:
         """Return the rows with their times, all taken in one comparison, so that any two of them may be compared.
 
+        What is to be known of the comparison stands in the row of the source; why a stage does not run, in its own.
+
         Args:
             stages: Row, stage and the stage before it. The first is the source, which has none before it.
         """
@@ -142,19 +145,20 @@ class StageMeter:
                     self._yardstick.inputs,
                     self._yardstick.latency_plan,
                 )
-            numbers: dict[str, dict[str, Measurement]] = {}
-            for _, stage, before in stages:
-                numbers[stage.label] = {"latency_ms": comparison.latency_ms(stage.label)}
-                if before is not None:
-                    numbers[stage.label]["speedup"] = comparison.speedup(stage.label, source.label)
-                    numbers[stage.label]["speedup_step"] = comparison.speedup(stage.label, before.label)
-            plain = {label: {name: _as_json(one) for name, one in its.items()} for label, its in numbers.items()}
-            found = {"numbers": plain, "remarks": list(comparison.remarks)}
-            self._store.keep_facts(key, found)
+            plain = {
+                stage.label: {name: _as_json(one) for name, one in _numbers(comparison, stage, before, source).items()}
+                for _, stage, before in stages
+            }
+            found = {"numbers": plain, "remarks": list(comparison.remarks), "failures": dict(comparison.failures)}
+            # A failure may be one of the device, which another try does not meet.
+            if not comparison.failures:
+                self._store.keep_facts(key, found)
         rows = []
         for row, stage, _ in stages:
             update = {name: Measurement.model_validate(one) for name, one in found["numbers"][stage.label].items()}
             remarks = (*row.remarks, *found["remarks"]) if stage is source else row.remarks
+            if stage.label in found.get("failures", {}):
+                remarks += (f"{NOT_TIMED}{found['failures'][stage.label]}",)
             rows.append(row.model_copy(update={**update, "remarks": remarks}))
         return rows
 
@@ -261,6 +265,20 @@ class StageMeter:
                 **parts,
             }
         )
+
+
+def _numbers(
+    comparison: LatencyComparison, stage: Stage, before: Stage | None, source: Stage
+) -> dict[str, Measurement]:
+    """Return the time of a stage and how much faster it is than two others, as far as all of them run."""
+    if stage.label in comparison.failures:
+        return {}
+    others = {} if before is None else {"speedup": source.label, "speedup_step": before.label}
+    return {"latency_ms": comparison.latency_ms(stage.label)} | {
+        name: comparison.speedup(stage.label, other)
+        for name, other in others.items()
+        if other not in comparison.failures
+    }
 
 
 def _machine() -> list[str | int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgesmith.data import first_batch
+from edgesmith.errors import MeasurementError
 from edgesmith.host.building import build_files, require_accepted
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.step import run_lowering
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from edgesmith_calibration.sources import DataSource
 
 _BASELINE = "baseline"
+_TOO_SLOW = 1e-3
+"""Speed-up of an alternative that does not run where it is timed: never enough, and still a divisor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,15 @@ class RunnerTrial:
                 entries[label] = self._build(model, Path(folder) / label)
             with self.context.progress.stage(f"timing {len(entries)} alternatives in turns"):
                 comparison = self.clock.latency(entries, self._inputs(), plan)
-        return tuple(comparison.speedup(label, _BASELINE) for label in labels)
+        if _BASELINE in comparison.failures:
+            raise _no_baseline(comparison.failures[_BASELINE])
+        failures = [f"An alternative is never chosen: {why}" for why in comparison.failures.values()]
+        told = self.context.notes.remarks
+        told += [remark for remark in (*comparison.remarks, *failures) if remark not in told]
+        too_slow = Measurement(value=_TOO_SLOW, unit="x", tier=comparison.tier, low=_TOO_SLOW, high=_TOO_SLOW)
+        return tuple(
+            too_slow if label in comparison.failures else comparison.speedup(label, _BASELINE) for label in labels
+        )
 
     def _inputs(self) -> "Mapping[str, np.ndarray]":
         if self.calibration is None:
@@ -76,3 +87,12 @@ class RunnerTrial:
     def _build(self, model: Model, folder: Path) -> Path:
         folder.mkdir()
         return folder / build_files(self.plan.target_record, self.plan.target, model, folder).entry
+
+
+def _no_baseline(reason: str) -> MeasurementError:
+    return MeasurementError(
+        f"Alternatives cannot be timed, since the model before them does not run: {reason}",
+        expected="a model before the step that runs where it is timed",
+        why="How much faster an alternative is, is told against it.",
+        fix="Let the step choose by another option than time, or leave it out.",
+    )

@@ -27,7 +27,7 @@ from edgesmith.device.runtimes import (
 )
 from edgesmith.device.transport import Workspace, workspace
 from edgesmith.device.worker.archive import ArrayArchive
-from edgesmith.errors import ConnectionLostError
+from edgesmith.errors import ConnectionLostError, RejectedModelError
 from edgesmith.files import hash_file
 from edgesmith.measure.runner import CPU_PROVIDER, Clock, Conditions, LatencyComparison, LatencyPlan, name_shapes
 from edgesmith.profile import Profile
@@ -136,15 +136,15 @@ class DeviceClock(Clock):
         """Time the model files of all stages in turns, all loaded at once on the device.
 
         Raises:
-            DeviceError: The device was lost, or a model does not run there.
+            DeviceError: The device was lost, or no model runs there.
             MeasurementError: Power mode or clocks of the device changed since the start.
         """
         batch = self._write_batch(inputs)
 
-        def work() -> tuple[dict[str, str], TimesReply]:
+        def work() -> tuple[dict[str, str], dict[str, str], TimesReply]:
             try:
                 self._depot.put_batch(batch)
-                models = {label: self._depot.put(label, entry) for label, entry in entries.items()}
+                models, failures = self._put_all(entries)
                 # Labels of the same content share its times.
                 request = self._request(list(dict.fromkeys(models.values())), batch, inputs)
                 request["plan"] = asdict(plan or LatencyPlan())
@@ -153,12 +153,12 @@ class DeviceClock(Clock):
             except ConnectionLostError:
                 self._depot.forget()
                 raise
-            return models, reply
+            return models, failures, reply
 
-        models, reply = insist(self._place, work, self._plan.reconnects, self._progress)
+        models, failures, reply = insist(self._place, work, self._plan.reconnects, self._progress)
         self._depot.make_room()
         require_one_state(self._place.transport.address, self._probe.state, reply.before, reply.after)
-        return self._comparison(models, reply, self.conditions(inputs))
+        return self._comparison(models, failures, reply, self.conditions(inputs))
 
     @property
     def _threads(self) -> int:
@@ -181,6 +181,19 @@ class DeviceClock(Clock):
             archive.add(0, dict(inputs))
         return path.rename(self._scratch / f"batch-{hash_file(path)[:32]}.npz")
 
+    def _put_all(self, entries: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]:
+        """Have all models there; return the path of each by its label, and why the others cannot be built."""
+        models: dict[str, str] = {}
+        errors: dict[str, RejectedModelError] = {}
+        for label, entry in entries.items():
+            try:
+                models[label] = self._depot.put(label, entry)
+            except RejectedModelError as error:
+                errors[label] = error
+        if not models:
+            raise next(iter(errors.values()))
+        return models, {label: error.what for label, error in errors.items()}
+
     def _request(self, files: list[str], batch: Path, inputs: "Mapping[str, np.ndarray]") -> dict[str, object]:
         return {
             "models": {file: file for file in files},
@@ -193,7 +206,12 @@ class DeviceClock(Clock):
             "cuda_graphs": self._plan.cuda_graphs and self._runtime != ONNX_RUNTIME,
         }
 
-    def _comparison(self, models: dict[str, str], reply: TimesReply, conditions: Conditions) -> LatencyComparison:
+    def _comparison(
+        self, models: dict[str, str], failures: dict[str, str], reply: TimesReply, conditions: Conditions
+    ) -> LatencyComparison:
+        place = f"it does not run on {self._place.transport.address}"
+        fails = {label: f"{place}: {reply.failures[file]}" for label, file in models.items() if file in reply.failures}
+        models = {label: file for label, file in models.items() if label not in fails}
         missing = [label for label, file in models.items() if file not in reply.runs or file not in reply.rounds]
         if missing:
             raise faults.failed(self._place.transport.address, "the worker", f"it has no times of {missing[0]}")
@@ -208,4 +226,5 @@ class DeviceClock(Clock):
             conditions=replace(conditions, runtime=reply.runtime, extra={**conditions.extra, **graph}),
             waiting_share=reply.waiting_share,
             notes=(*self._notes, *remarks, *reply.remarks),
+            failures=failures | fails,
         )

@@ -10,6 +10,7 @@ from edgesmith.device.remote import build_engine
 from edgesmith.device.runtimes import ONNX_RUNTIME
 from edgesmith.device.shipment import BUILD_SCRIPT, ENGINE, stage_files
 from edgesmith.device.transport import Workspace
+from edgesmith.errors import DeviceError, RejectedModelError
 from edgesmith.files import hash_file
 from edgesmith.progress import Progress
 
@@ -33,17 +34,26 @@ class Depot:
         self._there: dict[str, None] = {}
         """Directories of models, in the order of their last use."""
         self._batches: set[str] = set()
+        self._rejected: dict[str, RejectedModelError] = {}
+        """Directories of models whose engine cannot be built, with the reason."""
 
     def put(self, label: str, entry: Path) -> str:
         """Have the model that a target built around `entry` on the device, ready to run; return its path there.
 
         Raises:
-            DeviceError: It does not fit on the device, or its engine cannot be built.
+            RejectedModelError: Its engine cannot be built.
+            DeviceError: It does not fit on the device.
         """
         files = stage_files(entry)
         folder = _folder_of(files)
+        if folder in self._rejected:
+            raise self._rejected[folder]
         if folder not in self._there:
-            self._send(label, folder, files)
+            try:
+                self._send(label, folder, files)
+            except RejectedModelError as error:
+                self._rejected[folder] = error
+                raise
         self._there.pop(folder, None)
         self._there[folder] = None
         return f"{folder}/{entry.name if self._runtime == ONNX_RUNTIME else ENGINE}"
@@ -78,7 +88,10 @@ class Depot:
         if BUILD_SCRIPT not in {file.name for file in files}:
             raise faults.failed(address, f"building the engine of {label}", "its target wrote no build recipe")
         with self._progress.stage(f"building the engine of {label} on {address}"):
-            build_engine(inside, self._runtime, self._probe, self._plan.timeout)
+            try:
+                build_engine(inside, self._runtime, self._probe, self._plan.timeout)
+            except DeviceError as error:
+                raise faults.rejected(error, label) from error
 
 
 def _folder_of(files: tuple[Path, ...]) -> str:

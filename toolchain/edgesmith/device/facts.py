@@ -185,6 +185,8 @@ class TimesReply(_Timed):
 
     runs: Mapping[str, Times]
     rounds: Mapping[str, Times]
+    failures: Mapping[str, str] = Field(default_factory=dict)
+    """Models that do not load or run, with the reason; they have no times."""
 
 
 class Reply(_Timed):

@@ -1,6 +1,6 @@
 """What goes wrong with devices, each with what to do next."""
 
-from edgesmith.errors import ConnectionLostError, DeviceError
+from edgesmith.errors import ConnectionLostError, DeviceError, RejectedModelError
 
 _NO_ROOM = ("No space left on device", "Errno 28", "Disk quota exceeded")
 _WHY_NUMBERS = "Numbers of a device come from that device or from nowhere."
@@ -172,4 +172,19 @@ def failed(address: str, what: str, reason: str) -> DeviceError:
         expected="a run without errors, as in the simulation",
         why="The product would fail in the same way.",
         fix=fix,
+    )
+
+
+def rejected(error: DeviceError, label: str) -> DeviceError:
+    """Return the error for a stage whose engine a device does not build, for the reason in `error`.
+
+    It is `error` itself where another engine would fare no better.
+    """
+    if isinstance(error, ConnectionLostError) or any(sign in error.what for sign in _NO_ROOM):
+        return error
+    return RejectedModelError(
+        f"{label}: {error.what}",
+        expected="a graph of which the device's runtime builds an engine",
+        why="A stage that does not build there cannot be timed, and would not run in the product.",
+        fix="Leave the step out, or change its options; `edgesmith lint` names what this runtime is known to refuse.",
     )

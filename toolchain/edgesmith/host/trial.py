@@ -36,7 +36,7 @@ class Trial(Protocol):
         """Return how many times faster each model is than `baseline`, as medians with quartiles of their ratios.
 
         All are built and timed in turns within one comparison, so that the results may also be compared with each
-        other. Above 1 is faster.
+        other. Above 1 is faster. A model that the device does not run is told as far too slow.
 
         Args:
             models: What is tried, as `lower` returned it.

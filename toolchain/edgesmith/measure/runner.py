@@ -144,6 +144,8 @@ class LatencyComparison:
     """Share of the time in which the timed thread could have run but had no processor: other work on the machine."""
     notes: tuple[str, ...] = ()
     """What else a reader of the times must know."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Stages that do not run there, with the reason. They have no times."""
 
     def latency_ms(self, label: str) -> Measurement:
         """Return the median time of one run of `label` in milliseconds, with quartiles."""
@@ -201,6 +203,9 @@ class Clock(ABC):
             entries: Stage label to model file. Ratios in the stopping rule are taken against the first.
             inputs: One batch, fed to every stage. Names that a stage does not have are left out.
             plan: Rounds and time budget.
+
+        Returns:
+            Times of all stages. A device may leave those out that it does not run, with the reason.
 
         Raises:
             MeasurementError: A model cannot be loaded or run.
