@@ -491,9 +491,10 @@ def test_a_setting_that_is_not_understood_is_refused_before_connecting(capsys, a
 
 
 def test_a_directory_that_is_no_artifact_is_refused(capsys, tmp_path):
-    code, error = validate(capsys, tmp_path, "local")
-    assert code == 2
-    assert "damaged" in error
+    for directory, reason in ((tmp_path, "it has no manifest.json"), (tmp_path / "nope", "there is no such directory")):
+        code, error = validate(capsys, directory, "local")
+        assert code == 2
+        assert f"is no artifact: {reason}" in " ".join(error.split())
 
 
 def test_the_guide_explains_every_setting():

@@ -139,6 +139,8 @@ def test_the_command_line_prints_the_ledger_and_the_paths(job: Job, capsys: pyte
     assert main(job.arguments("--target", "onnx-cpu", "--recipe", "int8")) == 0
     printed = capsys.readouterr().out
     assert "quantize-int8" in printed and str(job.folder / "artifact") in printed and "report.html" in printed
+    # Which samples calibrate and which are scored, since one file is cut in two.
+    assert "calibration: " in printed and "evaluation: " in printed
     assert main(job.arguments("--json")) == 0
     ledger = json.loads(capsys.readouterr().out)
     assert ledger["target"] == "onnx-cpu" and len(ledger["rows"]) == 3

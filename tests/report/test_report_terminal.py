@@ -1,12 +1,15 @@
 """The ledger in a terminal: 80 columns, no colour."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 import report_ledgers
 from rich.console import Console
 
+from edgesmith.files import hash_file
+from edgesmith.host.records import Tier
 from edgesmith.measure.compare import compare_artifacts
 from edgesmith.report.terminal import comparison_table, ledger_table
 
@@ -27,6 +30,35 @@ def test_eighty_columns_hold_every_figure_whole():
     assert chosen.split()[-1] == "R"
     assert "R reference" in text and "(undone)" in text
     assert "Undone: static quantization" in text and "the budget is met" in " ".join(text.split())
+
+
+def test_quartiles_of_small_times_are_whole_and_every_letter_of_the_tier_is_there():
+    ledger = report_ledgers.full_ledger()
+    small = ledger.rows[4].latency_ms.model_copy(update={"value": 0.0142, "low": 0.0139, "high": 0.0147})
+    rows = [row.model_copy(update={"latency_ms": small}) for row in ledger.rows]
+    text = printed(ledger_table(ledger.model_copy(update={"rows": tuple(rows)})))
+    assert text.count("[0.0139..0.0147]") == 5 and max(map(len, text.splitlines())) <= 80
+    assert any(line.endswith("tier") for line in text.splitlines())
+
+
+def test_a_timed_device_is_named_with_what_is_to_be_known_of_its_times():
+    ledger = report_ledgers.full_ledger(device={"address": "ssh://me@board"})
+    timed = ledger.rows[0].latency_ms.model_copy(update={"tier": Tier.DEVICE})
+    told = ("Times are from ssh://me@board: a board.", "The machine was busy.")
+    row = ledger.rows[0].model_copy(update={"latency_ms": timed, "remarks": told})
+    ledger = ledger.model_copy(update={"rows": (row, *ledger.rows[1:])})
+    text = printed(ledger_table(ledger), 120)
+    assert all(remark in text for remark in told) and "D device (latency)" in text
+    assert told[0] not in printed(ledger_table(ledger.model_copy(update={"device": {}})), 120)
+
+
+def test_the_distance_from_the_source_stands_there_once():
+    ledger = report_ledgers.full_ledger()
+    assert "SQNR" in printed(ledger_table(ledger))
+    metric = ledger.rows[4].metric.model_copy(update={"value": 27.5, "unit": "dB"})
+    rows = tuple(row.model_copy(update={"metric": metric}) for row in ledger.rows)
+    text = printed(ledger_table(ledger.model_copy(update={"metric": "sqnr", "rows": rows})))
+    assert "SQNR" not in text and "27.8" not in text and "27.5" in text
 
 
 def test_wide_terminals_give_one_line_per_stage():
@@ -77,3 +109,15 @@ def test_comparison_gives_changes_or_the_reason(tmp_path: Path):
     assert "latency 8.31 ms 8.31 ms –" in text
     assert "latency: not compared, measured under different conditions: threads 1 and 8" in text
     assert "size 23.2 MB 23.2 MB 1.00×" in text
+
+
+def test_figures_of_a_damaged_artifact_are_said_to_be_of_another(tmp_path: Path):
+    first, second = (report_ledgers.write(tmp_path / name, report_ledgers.full_ledger(), bare=True) for name in "ab")
+    facts = {"sha256": hash_file(first / "ledger.json")}
+    (first / "manifest.json").write_text(json.dumps({"files": {"ledger.json": facts}}))
+    assert compare_artifacts(first, second).warnings == ()
+    (first / "manifest.json").write_text(json.dumps({"files": {"ledger.json": facts, "model.onnx": facts}}))
+    text = " ".join(printed(comparison_table(compare_artifacts(first, second)), 200).split())
+    assert f"Damaged: model.onnx of {first} is missing" in text
+    (second / "manifest.json").write_text("{")
+    assert len(compare_artifacts(first, second).warnings) == 2

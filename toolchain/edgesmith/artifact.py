@@ -63,11 +63,35 @@ def read_entry(directory: Path) -> Path:
     try:
         manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
         entry = directory / str(manifest["entry"])
+    except FileNotFoundError as error:
+        reason = f"it has no {MANIFEST_FILE}" if directory.is_dir() else "there is no such directory"
+        raise ModelError(
+            f"{directory} is no artifact: {reason}.",
+            expected="a directory that `edgesmith compile` wrote",
+            why="The manifest says which file is the model.",
+            fix="Check the path, or write an artifact with `edgesmith compile SOURCE --out DIR`.",
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(directory, f"its {MANIFEST_FILE} cannot be read ({type(error).__name__})") from error
     if not entry.is_file() or directory.resolve() not in entry.resolve().parents:
         raise _damaged(directory, f"its {MANIFEST_FILE} names {entry.name!r}, which is no file in it")
     return entry
+
+
+def changed_files(directory: Path) -> tuple[str, ...]:
+    """Return which files of the artifact in `directory` are not what its manifest says; none without a manifest."""
+    try:
+        files = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        hashes = {str(name): str(facts["sha256"]) for name, facts in files.items()}
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return (MANIFEST_FILE,)
+    return tuple(
+        name
+        for name, known in hashes.items()
+        if not (directory / name).is_file() or hash_file(directory / name) != known
+    )
 
 
 def read_use(directory: Path) -> tuple[Task, dict[str, bytes]]:

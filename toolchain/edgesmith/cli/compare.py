@@ -49,4 +49,5 @@ def _as_json(comparison: "ArtifactComparison") -> dict[str, object]:
         "after": comparison.after,
         "figures": figures,
         "differences": {name: list(pair) for name, pair in comparison.differences.items()},
+        "warnings": list(comparison.warnings),
     }

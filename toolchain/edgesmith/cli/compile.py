@@ -120,6 +120,8 @@ def _show(artifact: "Artifact") -> None:
     from edgesmith.report.terminal import ledger_table
 
     Console().print(ledger_table(artifact.ledger))
+    for role, text in artifact.ledger.data.items():
+        write_text(f"Data      {role}: {text.partition(', sha256')[0]}")
     write_text(f"Artifact  {artifact.directory}")
     write_text(f"Report    {artifact.report}")
     if not artifact.ledger.rows[0].metric:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgesmith.artifact import changed_files
 from edgesmith.device.record import compare_records, load_record
 from edgesmith.ledger import Ledger, LedgerRow, Measurement, load_ledger
 from edgesmith.measure.comparable import ComparedFigure, conditions_differ
@@ -22,6 +23,8 @@ class ArtifactComparison:
     figures: tuple[ComparedFigure, ...]
     differences: Mapping[str, tuple[str, str]]
     """What differs between the two compiles besides the numbers: source, target, versions, data."""
+    warnings: tuple[str, ...] = ()
+    """Why the numbers may not be those of what is in the directories now."""
 
 
 def compare_artifacts(before: Path, after: Path) -> ArtifactComparison:
@@ -47,7 +50,22 @@ def compare_artifacts(before: Path, after: Path) -> ArtifactComparison:
         *on_devices,
     )
     return ArtifactComparison(
-        before=str(before), after=str(after), figures=figures, differences=_differences(ledgers[0], ledgers[1])
+        before=str(before),
+        after=str(after),
+        figures=figures,
+        differences=_differences(ledgers[0], ledgers[1]),
+        warnings=tuple(filter(None, map(_damage, dict.fromkeys((before, after))))),
+    )
+
+
+def _damage(directory: Path) -> str:
+    """Return what to know of an artifact with files that are missing or were changed; empty where all are whole."""
+    changed = changed_files(directory)
+    if not changed:
+        return ""
+    return (
+        f"Damaged: {', '.join(changed)} of {directory} is missing or not what was compiled, so these figures may not "
+        "be those of what is there now. Compile again."
     )
 
 

@@ -39,16 +39,30 @@ def ledger_table(ledger: Ledger) -> "RenderableType":
     table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("", width=1)
     table.add_column("stage", overflow="fold", min_width=14)
-    for title in (f"{ledger.metric or 'metric'}{f' {unit}' if unit else ''}", "latency ms", "speed", "size", "peak"):
-        table.add_column(Text(title), justify="right", no_wrap=title in ("speed", "size", "peak"))
-    table.add_column("SQNR dB", justify="right")
+    rows = [_cells(row, ledger, unit) for row in ledger.rows]
+    # Units stand below: at 80 columns every character counts, and a quartile that is cut would be another number.
+    word = max((len(word) for cells in rows for word in cells[3].split()), default=0)
+    table.add_column(Text(f"{ledger.metric or 'metric'}\n{unit}".strip()), justify="right")
+    table.add_column("latency\nms", justify="right", min_width=word)
+    for title in ("speed", "size", "peak"):
+        table.add_column(title, justify="right", no_wrap=True)
+    # Where the metric is SQNR already, that of the first samples would be the same thing with another number.
+    has_other_metric = ledger.metric != "sqnr"
+    if has_other_metric:
+        table.add_column("SQNR\ndB", justify="right")
     table.add_column("tier", justify="center")
-    for row in ledger.rows:
-        table.add_row(*map(Text, _cells(row, ledger, unit)), style=_style(row, ledger))
-    legend = [f"{letter} {name}" for name, letter in _TIER_LETTERS.items() if _has_tier(ledger, name)]
+    for row, (*cells, decibels, tiers) in zip(ledger.rows, rows, strict=True):
+        shown = (*cells, decibels, tiers) if has_other_metric else (*cells, tiers)
+        table.add_row(*map(Text, shown), style=_style(row, ledger))
+    legend = [_meaning(ledger, name) for name in _TIER_LETTERS if _has_tier(ledger, name)]
     notes = f"> chosen, latency as median [quartiles], tier: {', '.join(legend) or 'nothing measured'}"
     return Group(
-        table, Text(notes, style="dim"), *_reasons(ledger), *_findings(ledger), Text(ledger.verdict, style="bold")
+        table,
+        Text(notes, style="dim"),
+        *_device_notes(ledger),
+        *_reasons(ledger),
+        *_findings(ledger),
+        Text(ledger.verdict, style="bold"),
     )
 
 
@@ -73,6 +87,7 @@ def comparison_table(comparison: "ArtifactComparison") -> "RenderableType":
     parts: list[RenderableType] = [names, table, *notes]
     if comparison.differences:
         parts.append(_difference_table(comparison))
+    parts += [Text(warning, style="bold red") for warning in comparison.warnings]
     return Group(*parts)
 
 
@@ -127,6 +142,19 @@ def _tiers(row: LedgerRow) -> str:
 
 def _has_tier(ledger: Ledger, tier: str) -> bool:
     return any(_TIER_LETTERS[tier] in _tiers(row) for row in ledger.rows)
+
+
+def _meaning(ledger: Ledger, tier: str) -> str:
+    """Return what a tier's letter stands for, and of which figures where a device was timed."""
+    timed = ledger.device and any(row.latency_ms is not None and row.latency_ms.tier == tier for row in ledger.rows)
+    return f"{_TIER_LETTERS[tier]} {tier}{' (latency)' if timed else ''}"
+
+
+def _device_notes(ledger: Ledger) -> "list[RenderableType]":
+    """Return what was noted of the source where a device was timed: mostly where times are from, and how good."""
+    from rich.text import Text
+
+    return [Text(remark) for remark in ledger.rows[0].remarks] if ledger.device else []
 
 
 def _style(row: LedgerRow, ledger: Ledger) -> str:
