@@ -138,7 +138,7 @@ def test_a_request_is_read_back_as_it_was_written(tmp_path: Path, target: str) -
         threads=2,
         calibration=facts,
         source_calibration=facts,
-        measures_latency=True,
+        has_trial=True,
         metric=None,
         checkpoint="c",
     )

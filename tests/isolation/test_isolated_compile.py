@@ -63,7 +63,9 @@ def test_a_method_sees_the_same_context_in_its_own_process(job: Job) -> None:
     here = compiled(job, recipe, CURIOUS, isolation=None, store="here").ledger.rows[1]
     isolated = compiled(job, recipe, CURIOUS, isolation=Isolation(120), store="isolated").ledger.rows[1]
     assert len(here.remarks) > 10
-    assert here.remarks == isolated.remarks
+    # Only how busy the machine was differs.
+    first, second = ([one for one in row.remarks if "busy" not in one] for row in (here, isolated))
+    assert first == second
     assert here.skipped == isolated.skipped == {"head": "x of float"}
 
 

@@ -155,6 +155,20 @@ def test_samples_with_all_inputs_of_the_source_are_handed_over(tmp_path: Path) -
     assert f"{sorted([name, 'cache'])} {len(taught)}" in result.notes.remarks
 
 
+class Timeless:
+    """A trial that must not be asked for times, since a step that asks is stored for the device that timed."""
+
+    @property
+    def measures_latency(self) -> bool:
+        raise AssertionError("asked")
+
+
+def test_a_step_that_asks_for_no_times_does_not_depend_on_them(tmp_path: Path) -> None:
+    registry = isolated_registry(plugin(tmp_path, "return model.clone()"))
+    context = Context(None, fake_dialect(), tmp_path, trial=Timeless())
+    assert run_step(registry, registry.method("odd"), tiny_mlp(), context, isolation=LIMITS).verdict.status == "ok"
+
+
 class Unreadable(ArraySource):
     """Data that cannot be read, for a reason that no Edgesmith error gives."""
 

@@ -38,12 +38,16 @@ class Kept(ArraySource):
 
 
 class Timing:
-    """A trial that says how long it was given."""
-
-    measures_latency = True
+    """A trial that says how long it was given, and how often it was asked whether there are times."""
 
     def __init__(self) -> None:
         self.max_seconds: list[float] = []
+        self.asked = 0
+
+    @property
+    def measures_latency(self) -> bool:
+        self.asked += 1
+        return True
 
     def speedups(self, models: object, baseline: object, *, max_seconds: float) -> tuple[()]:
         self.max_seconds.append(max_seconds)
@@ -150,8 +154,14 @@ def test_bars_and_stages_end_before_the_next_begins(line: Line) -> None:
     ]
 
 
+def test_the_run_is_asked_for_times_when_the_step_asks(line: Line) -> None:
+    trial = RemoteTrial(line.run)
+    assert line.trial.asked == 0
+    assert trial.measures_latency and line.trial.asked == 1
+
+
 @pytest.mark.parametrize(("asked", "given"), [(1e9, 7.5), (math.inf, 7.5), (2.0, 2.0)])
 def test_a_trial_ends_within_the_limit_of_the_step(line: Line, asked: float, given: float) -> None:
     model = tiny_mlp()
-    RemoteTrial(line.run, measures_latency=True).speedups([model], model, max_seconds=asked)
+    RemoteTrial(line.run).speedups([model], model, max_seconds=asked)
     assert line.trial.max_seconds == [given]

@@ -124,7 +124,6 @@ def _context(request: StepRequest, registry: "Registry", run: "Run", source: "Mo
         author = f"Metric {metric.name} {metric.version} from {registry.distribution_of(metric)}"
         make = MetricMaker(author, registry.load(metric))
         scoring = Scoring(metric.name, make, metric.higher_is_better, metric.unit, metric.needs_labels)
-    measures = request.measures_latency
     samples, taught = (
         None if facts is None else RemoteSource(run, facts)
         for facts in (request.calibration, request.source_calibration)
@@ -137,7 +136,7 @@ def _context(request: StepRequest, registry: "Registry", run: "Run", source: "Mo
         seed=request.seed,
         threads=request.threads,
         progress=RemoteProgress(run),
-        trial=None if measures is None else RemoteTrial(run, measures_latency=measures),
+        trial=RemoteTrial(run) if request.has_trial else None,
         scoring=scoring,
         source=source,
         source_calibration=taught,

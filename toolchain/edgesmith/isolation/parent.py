@@ -162,7 +162,7 @@ def _write_request(job: Job, context: Context[Any], services: Services, folder: 
         threads=context.threads,
         calibration=services.offer(context.calibration),
         source_calibration=services.offer(context.source_calibration),
-        measures_latency=None if context.trial is None else context.trial.measures_latency,
+        has_trial=context.trial is not None,
         metric=None if metric is None else registry.qualified_name(metric),
     ).write(folder)
 

@@ -142,9 +142,13 @@ class RemoteProgress:
 class RemoteTrial:
     """Has the run lower and time models."""
 
-    def __init__(self, run: Run, *, measures_latency: bool) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
-        self.measures_latency = measures_latency
+
+    @property
+    def measures_latency(self) -> bool:
+        """Whether there are times. The run is asked, since a result that depends on the answer is stored as such."""
+        return bool(self._run.ask("measures_latency").content["measures"])
 
     def lower(self, model: "Model") -> "Model":
         """Return `model` lowered; see `edgesmith.host.trial.Trial`."""

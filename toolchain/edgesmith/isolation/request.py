@@ -54,8 +54,8 @@ class StepRequest:
     threads: int
     calibration: SourceFacts | None
     source_calibration: SourceFacts | None
-    measures_latency: bool | None
-    """Whether the run's trial has times; None without a trial."""
+    has_trial: bool
+    """Whether the run lowers and times what the step tries."""
     metric: str | None
     """Qualified name of the metric that the run is judged by."""
 

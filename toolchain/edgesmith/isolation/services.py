@@ -48,6 +48,7 @@ class Services:
             "open_track": self._open_track,
             "advance": self._advance,
             "open_stage": self._open_stage,
+            "measures_latency": self._measures_latency,
             "lower": self._lower,
             "speedups": self._speedups,
         }
@@ -149,6 +150,9 @@ class Services:
         stage = self._stages.pop(number, None)
         if stage is not None:
             stage.__exit__(None, None, None)
+
+    def _measures_latency(self) -> Answer:
+        return {"measures": self._context.trial is not None and self._context.trial.measures_latency}
 
     def _lower(self, model: str) -> Answer:
         if self._context.trial is None:
