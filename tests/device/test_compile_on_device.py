@@ -1,7 +1,9 @@
 """`edgesmith compile --on`: what pays is decided by the device's times, and the device is left clean."""
 
 import json
+import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ from measure_models import dense_model
 import edgesmith
 from edgesmith.cli import main
 from edgesmith.device import depot
+from edgesmith.device.address import Address
 from edgesmith.device.clock import DeviceClock
 from edgesmith.device.local import LocalTransport
 from edgesmith.device.plan import DevicePlan
+from edgesmith.device.ssh import SshTransport
 from edgesmith.device.transport import workspace
 from edgesmith.errors import DeviceError, MeasurementError, RecipeError
 from edgesmith.host.records import Tier
@@ -154,6 +158,64 @@ def test_a_connection_that_is_lost_once_is_made_again(compile_on, fake_device, o
     assert any("was lost and made again" in remark for remark in artifact.ledger.rows[0].remarks)
 
 
+def test_a_board_that_restarts_gets_everything_again(compile_on, on, server, device_folder, monkeypatch):
+    monkeypatch.setattr("edgesmith.device.insistence._WAITS_SECONDS", (0.0,))
+    emptied = []
+
+    def restart(line, process):
+        if " time " not in line or emptied:
+            return False
+        emptied.extend(device_folder.iterdir())
+        for directory in emptied:
+            shutil.rmtree(directory)
+        process.channel.get_connection().abort()
+        return True
+
+    server.on_command = restart
+    artifact = compile_on(on)
+    assert len(emptied) == 1
+    assert all(row.latency_ms.tier is Tier.DEVICE for row in artifact.ledger.rows)
+    assert list(device_folder.iterdir()) == []
+
+
+def test_after_a_lost_connection_the_same_question_is_another_timing(fake_device, source, on, server, tmp_path):
+    address = Address("ssh", "127.0.0.1", "tester", server.port)
+    inputs = {"x": np.zeros((1, 64), np.float32)}
+    with closing(SshTransport(address, str(tmp_path), fake_device(speedup=2.0))) as ssh, workspace(ssh) as place:
+        clock = DeviceClock(place, tmp_path, None, DevicePlan(threads=1), SilentProgress())
+        place.recover()
+        for _ in range(2):
+            clock.latency({"a": source}, inputs, QUICK)
+    assert len(timings(server)) == 2
+
+
+def test_a_connection_that_is_lost_while_room_is_made_takes_no_times_along(
+    fake_device, source, on, server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("edgesmith.device.insistence._WAITS_SECONDS", (0.0,))
+    monkeypatch.setattr(depot, "MOST_MODELS", 0)
+    address = Address("ssh", "127.0.0.1", "tester", server.port)
+    with closing(SshTransport(address, str(tmp_path), fake_device(speedup=2.0))) as ssh, workspace(ssh) as place:
+        clock = DeviceClock(place, tmp_path, None, DevicePlan(threads=1), SilentProgress())
+        break_at(server, f"rm -rf -- {place.directory}/model-", 1)
+        for model in (source, dense_model(tmp_path / "other.onnx", width=64, seed=1)):
+            found = clock.latency({"a": model}, {"x": np.zeros((1, 64), np.float32)}, QUICK)
+    assert len(timings(server)) == 2
+    assert any("was lost and made again" in remark for remark in found.remarks)
+
+
+def test_where_the_device_stays_away_no_validation_is_offered_to_go_on(compile_on, fake_device, on, server):
+    break_at(server, " time ", 1)
+    serve = server.on_command
+    # After the first loss, everything is lost.
+    server.on_command = lambda line, process: (
+        serve(line, process) or (bool(timings(server)) and process.channel.get_connection().abort() is None)
+    )
+    with pytest.raises(DeviceError, match="was lost") as caught:
+        compile_on(on, python=fake_device(speedup=2.0), reconnects=0)
+    assert "remove it by hand" in caught.value.fix and "resume" not in caught.value.fix
+
+
 def test_after_a_lost_device_the_run_is_resumed_where_it_stopped(compile_on, fake_device, on, server, device_folder):
     python = fake_device(speedup=2.0)
     break_at(server, " time ", 1)
@@ -204,7 +266,7 @@ def test_engines_that_take_no_graph_are_all_timed_without(jetson_artifact, fake_
 
 
 def test_models_that_were_not_used_for_longest_make_room(tmp_path, device_folder, monkeypatch):
-    monkeypatch.setattr(depot, "MOST_MODELS", 2)
+    monkeypatch.setattr(depot, "MOST_MODELS", 1)  # beside those that are timed
     models = [dense_model(tmp_path / f"model{width}.onnx", width=width) for width in (8, 16, 32)]
     with workspace(LocalTransport(str(device_folder), sys.executable)) as place:
         clock = DeviceClock(place, tmp_path, None, DevicePlan(threads=1), SilentProgress())

@@ -149,6 +149,38 @@ def test_times_of_another_form_are_refused(capsys, jetson_artifact, zeros, conte
     assert "the model on local failed" in error
 
 
+VALUES = ", ".join(["0"] * 15)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f'[{{"name": "logits", "dimensions": "1x16", "values": [-nan, {VALUES}]}}]', "the engine computes nan"),
+        (f'[{{"name": "logits", "dimensions": "1x16", "values": [0, {VALUES[:-1]}inf]}}]', "the engine computes inf"),
+        ('[{"name": "logits", "dimensions": 16, "values": [0]}]', "the model on local failed"),
+    ],
+)
+def test_outputs_of_another_form_are_refused(capsys, jetson_artifact, zeros, content, message):
+    (zeros / "outputs.json").write_text(content)
+    code, error = validate(capsys, jetson_artifact, "local")
+    assert code == 2
+    assert message in error
+
+
+def test_outputs_that_would_fill_the_memory_are_not_read(capsys, jetson_artifact, zeros, monkeypatch):
+    monkeypatch.setattr("edgesmith.device.without_python._LARGEST_EXPORT_BYTES", 100)
+    code, error = validate(capsys, jetson_artifact, "local")
+    assert code == 2
+    assert "outputs.json on local is" in error and "at most 0.0 MB" in error
+
+
+def test_tools_that_answer_what_nobody_understands_are_named(capsys, jetson_artifact, tools):
+    make_tool(tools, "nproc", "echo many")
+    code, error = validate(capsys, jetson_artifact, "local")
+    assert code == 2
+    assert "the probe on local failed" in error and "usable_cores" in error
+
+
 def require_ended(number_file):
     """Wait until the process whose number a fake wrote is gone."""
     status = Path("/proc", number_file.read_text().strip(), "stat")

@@ -143,6 +143,7 @@ class DeviceClock(Clock):
 
         def work() -> tuple[dict[str, str], dict[str, str], TimesReply]:
             try:
+                self._depot.make_room()
                 self._depot.put_batch(batch)
                 models, failures = self._put_all(entries)
                 # Labels of the same content share its times.
@@ -156,7 +157,6 @@ class DeviceClock(Clock):
             return models, failures, reply
 
         models, failures, reply = insist(self._place, work, self._plan.reconnects, self._progress)
-        self._depot.make_room()
         require_one_state(self._place.transport.address, self._probe.state, reply.before, reply.after)
         return self._comparison(models, failures, reply, self.conditions(inputs))
 

@@ -108,6 +108,16 @@ def not_copied(address: str, path: str, reason: str) -> DeviceError:
     )
 
 
+def too_large(address: str, name: str, size: int, largest: int) -> DeviceError:
+    """Return the error for an answer that is too large to be read."""
+    return DeviceError(
+        f"{name} on {address} is {size / 1e6:.1f} MB large.",
+        expected=f"at most {largest / 1e6:.1f} MB",
+        why="It is read as a whole, and would fill the memory here.",
+        fix="Look at it on the device with --keep; outputs of many values are smaller with --set batch_size=1.",
+    )
+
+
 def no_directory(address: str, base: str, reason: str) -> DeviceError:
     """Return the error for a device on which no working directory can be made."""
     return DeviceError(

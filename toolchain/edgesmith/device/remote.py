@@ -25,7 +25,6 @@ ENGINE_IS_WHOLE = "engine.whole"
 _PROBE_SECONDS = 600.0
 _GRACE_SECONDS = 30.0
 """The worker ends itself at its deadline; a device that does not even do that is given up after this time."""
-_LARGEST_ANSWER_BYTES = 64_000_000
 _CANNOT_EXECUTE, _NOT_FOUND = 126, 127
 _NO_PYTHON = "Install Python 3.10 or newer with numpy there, or name its interpreter with --set python=PATH."
 
@@ -126,7 +125,10 @@ def time_in_turns(place: Workspace, request: Mapping[str, object], folder: Path,
     Raises:
         DeviceError: One of them did not run, or the worker was killed or took too long.
     """
-    return _ask_worker(place, "time", request, folder, timeout_seconds, TimesReply)
+    reply = _ask_worker(place, "time", request, folder, timeout_seconds, TimesReply)
+    # The same question later is another timing.
+    place.remove(ANSWER)
+    return reply
 
 
 def _ask_worker(
@@ -148,6 +150,9 @@ def _ask_worker(
 def _start_worker(place: Workspace, task: str, request_file: Path, folder: Path, timeout_seconds: float) -> None:
     address = place.transport.address
     place.remove(ANSWER)
+    if place.is_resumed:
+        # A board that restarted has lost it.
+        place.push(pack_worker(folder), WORKER)
     place.push(request_file, REQUEST)
     words = [place.transport.python, place.path(WORKER), task, place.path(REQUEST)]
     done = place.transport.run(words, timeout_seconds=timeout_seconds + _GRACE_SECONDS)
@@ -155,19 +160,16 @@ def _start_worker(place: Workspace, task: str, request_file: Path, folder: Path,
         raise faults.took_too_long(address, "the model", timeout_seconds)
     _require_not_killed(address, "the model", done)
     if done.code == 1:
-        place.transport.pull(place.path(ANSWER), folder / ANSWER)
-        raise faults.failed(address, "the model", _reason(folder / ANSWER) or done.last_line)
+        raise faults.failed(address, "the model", _reason(place.pull(ANSWER, folder)) or done.last_line)
     if done.code == _NOT_FOUND:
         raise faults.missing_runtime(address, "Python", done.last_line, _NO_PYTHON)
     _require_done(address, "the worker", done)
 
 
 def _answer(place: Workspace, name: str, folder: Path, kind: type[AnswerT]) -> AnswerT:
-    place.transport.pull(place.path(name), folder / name)
+    file = place.pull(name, folder)
     try:
-        if (folder / name).stat().st_size > _LARGEST_ANSWER_BYTES:
-            raise ValueError(f"it is larger than {_LARGEST_ANSWER_BYTES} bytes")
-        return kind.model_validate_json((folder / name).read_bytes())
+        return kind.model_validate_json(file.read_bytes())
     except (ValidationError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise faults.failed(

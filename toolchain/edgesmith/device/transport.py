@@ -15,6 +15,9 @@ from edgesmith.device import faults
 from edgesmith.device.worker.machine import CLOCKS_FILE
 from edgesmith.errors import DeviceError
 
+LARGEST_ANSWER_BYTES = 64_000_000
+"""Of a file that is read as a whole and describes, such as times."""
+
 COMMAND_SECONDS = 60.0
 """Time for small commands such as making a directory."""
 
@@ -158,6 +161,19 @@ class Workspace:
         if free is not None and free < size:
             raise faults.full_disk(self.transport.address, self.directory, size, free)
         self.transport.push(local, self.path(name))
+
+    def pull(self, name: str, folder: Path, *, largest_bytes: int = LARGEST_ANSWER_BYTES) -> Path:
+        """Copy a file out of it into `folder`, to be read as a whole; return where it is.
+
+        Raises:
+            DeviceError: The connection was lost, there is no such file, or it is larger.
+        """
+        local = folder / name
+        self.transport.pull(self.path(name), local)
+        size = local.stat().st_size
+        if size > largest_bytes:
+            raise faults.too_large(self.transport.address, name, size, largest_bytes)
+        return local
 
     def holds(self, local: Path, name: str) -> bool:
         """Return whether the file of that name is there with the content of `local`."""

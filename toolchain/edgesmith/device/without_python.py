@@ -20,6 +20,8 @@ _LOG = "tegrastats.txt"
 _PROBE_SECONDS = 300.0
 _START_SECONDS = 120
 """For trtexec to load an engine, on top of the time that is asked for."""
+_LARGEST_EXPORT_BYTES = 1_000_000_000
+"""Outputs are texts of about ten bytes a value."""
 _SECTION = re.compile(r"^== (\w+)\n", re.MULTILINE)
 
 
@@ -34,13 +36,11 @@ def probe_by_shell(place: Workspace) -> Probe:
     known = {name: text for name, text in texts.items() if name in Probe.model_fields and text}
     missing = Module(version="", reason="there is no Python")
     empty = dict.fromkeys((name for name, each in Probe.model_fields.items() if each.annotation is str), "")
-    facts = {
-        "usable_cores": 1,
-        "cuda_runtime": False,
-        "modules": dict.fromkeys(MODULES, missing),
-        "state": _state(texts),
-    }
-    return Probe.model_validate({**empty, **facts, **known, "status": "done"})
+    facts = {"usable_cores": 1, "cuda_runtime": False, "modules": dict.fromkeys(MODULES, missing)}
+    try:
+        return Probe.model_validate({**empty, **facts, **known, "state": _state(texts), "status": "done"})
+    except (ValueError, LookupError) as error:
+        raise faults.failed(place.transport.address, "the probe", " ".join(str(error).split())[:300]) from error
 
 
 class DistantTrtexec(TrtexecModel):
@@ -57,7 +57,7 @@ class DistantTrtexec(TrtexecModel):
         self._place, self._timeout = place, timeout_seconds
         self.power_seconds = 0
         """How long the next call may write the board's power to a file; 0 does not."""
-        place.transport.pull(place.path("build.json"), folder / "build.json")
+        place.pull("build.json", folder)
 
     def set_inputs(self, arrays: Facts) -> None:
         """Write the inputs of the next runs as files of plain bytes, and copy them to the device."""
@@ -78,7 +78,7 @@ class DistantTrtexec(TrtexecModel):
             for word in words:
                 name, _, file = word.partition("=")
                 if name.startswith("--export"):
-                    place.transport.pull(place.path(file), self._folder / file)
+                    place.pull(file, self._folder, largest_bytes=_LARGEST_EXPORT_BYTES)
         return done.code, f"{done.stdout}\n{done.stderr}"
 
 
@@ -98,7 +98,7 @@ def run_by_shell(place: Workspace, request: Mapping[str, object], folder: Path, 
     place.push(SCRIPT, SCRIPT.name)
     try:
         return _run_all(place, dict(request), folder, DistantTrtexec(place, folder, timeout_seconds))
-    except (RuntimeError, LookupError, ValueError, TypeError) as error:
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         # What trtexec says of itself, or a file of it that is none of the form that it documents.
         raise faults.failed(address, "the model", " ".join(str(error).split())[:4000]) from error
 

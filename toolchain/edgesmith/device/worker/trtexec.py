@@ -1,6 +1,7 @@
 """An engine in trtexec, NVIDIA's program around TensorRT."""
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -88,7 +89,12 @@ class TrtexecModel(WorkerModel):
         import numpy
 
         self._call("--warmUp=0", "--duration=0", "--iterations=1", "--exportOutput=outputs.json")
-        records = json.loads((self._folder / "outputs.json").read_text(encoding="utf-8"))
+        text = (self._folder / "outputs.json").read_text(encoding="utf-8")
+        # JSON has no words for them, and trtexec writes them as C++ does.
+        odd = re.search(r"[\[,]\s*-?(nan|inf)\b", text)
+        if odd:
+            raise RuntimeError(f"the engine computes {odd[1]}, as float16 does where a value is too large for it")
+        records = json.loads(text)
         shapes = {one["name"]: tuple(int(size) for size in one["dimensions"].split("x") if size) for one in records}
         self.names = list(shapes)
         return {one["name"]: numpy.array(one["values"], numpy.float32).reshape(shapes[one["name"]]) for one in records}
