@@ -1,6 +1,8 @@
 """A fake trtexec: it takes the words that the real one takes, and computes with ONNX Runtime on this machine.
 
-Values in float16 are rounded to it, as TensorRT does. Times are made up. It proves that words, files and formats fit
+Values in float16 are rounded to it, as TensorRT does. Times are made up: equal for all engines, or by their size and
+halved by a CUDA graph (FAKE_TRTEXEC_BY_SIZE). Engines from a size on take no graph (FAKE_TRTEXEC_NO_GRAPH).
+It proves that words, files and formats fit
 together, and nothing about TensorRT. Each run is a process of its own, so only a build imports Edgesmith.
 """
 
@@ -31,17 +33,22 @@ def main() -> int:
             built.write(hashlib.sha256(Path(words["onnx"]).read_bytes()).hexdigest() + "\n")
         Path(words["saveEngine"]).write_bytes(ENGINE + rounded(words["onnx"]))
         return 0
-    if not Path(words["loadEngine"]).read_bytes().startswith(ENGINE):
+    engine = Path(words["loadEngine"]).read_bytes()
+    if not engine.startswith(ENGINE):
         sys.stderr.write("[01/01/2001] [E] made-up error: this is no fake engine\n")
         return 1
-    if "useCudaGraph" in words and os.environ.get("FAKE_TRTEXEC_NO_GRAPH"):
+    takes_graph = len(engine) < int(os.environ.get("FAKE_TRTEXEC_NO_GRAPH", sys.maxsize))
+    if "useCudaGraph" in words and not takes_graph:
         sys.stdout.write("[01/01/2001] [W] made up: the flag has been ignored\n")
     if "exportLayerInfo" in words:
         Path(words["exportLayerInfo"]).write_text(json.dumps({"Layers": MADE_UP_LAYERS, "Bindings": []}))
         times = [{"name": layer["Name"], "averageMs": 1.0} for layer in MADE_UP_LAYERS]
         Path(words["exportProfile"]).write_text(json.dumps([{"count": 1}, *times]))
     if "exportTimes" in words:
-        times = [{"h2dMs": 9.0, "computeMs": time, "d2hMs": 9.0, "latencyMs": 18.0 + time} for time in MADE_UP_TIMES_MS]
+        factor = len(engine) / 1e3 if os.environ.get("FAKE_TRTEXEC_BY_SIZE") else 1.0
+        # A graph makes a run faster, so that times show whether there was one.
+        made_up = [time * factor / (2 if factor != 1 and "useCudaGraph" in words else 1) for time in MADE_UP_TIMES_MS]
+        times = [{"h2dMs": 9.0, "computeMs": time, "d2hMs": 9.0, "latencyMs": 18.0 + time} for time in made_up]
         Path(words["exportTimes"]).write_text(json.dumps(times))
     if "exportOutput" in words:
         Path(words["exportOutput"]).write_text(json.dumps(outputs(words)))

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from device_fixtures import made_up_probe, made_up_state
 from measure_models import dense_model
@@ -240,12 +241,16 @@ def test_a_device_of_another_architecture_is_refused_before_anything_is_copied(c
 
 
 def test_for_tensorrt_the_lowered_stages_are_timed_and_each_engine_is_built_once(
-    compile_on, fake_trtexec, device_folder
+    compile_on, fake_trtexec, device_folder, monkeypatch
 ):
+    monkeypatch.setenv("FAKE_TRTEXEC_BY_SIZE", "1")
     artifact = compile_on("local", target="jetson-orin-nano")
     source, step, lowered = artifact.ledger.rows
-    # Of the made-up times 1, 2 and 3 ms.
-    assert [row.latency_ms.value for row in (source, step, lowered)] == [2.0, 2.0, 2.0]
+    # The engine of the step is smaller, and made-up times go by the size.
+    assert source.latency_ms.value > step.latency_ms.value == lowered.latency_ms.value
+    assert step.speedup.value == pytest.approx(source.latency_ms.value / step.latency_ms.value)
+    assert any("the source too" in remark for remark in source.remarks)
+    assert "The source was timed lowered" in artifact.ledger.verdict
     conditions = step.latency_ms.conditions
     assert conditions["runtime"] == "trtexec of TensorRT 00000-fake" and conditions["cuda_graph"] == "used"
     assert "threads" not in conditions
@@ -256,11 +261,21 @@ def test_for_tensorrt_the_lowered_stages_are_timed_and_each_engine_is_built_once
     assert list(device_folder.iterdir()) == []
 
 
-def test_engines_that_take_no_graph_are_all_timed_without(jetson_artifact, fake_trtexec, tmp_path, monkeypatch):
-    monkeypatch.setenv("FAKE_TRTEXEC_NO_GRAPH", "1")
+def test_where_one_engine_takes_no_graph_all_are_timed_without(jetson_artifact, fake_trtexec, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_TRTEXEC_BY_SIZE", "1")
+    monkeypatch.setenv("FAKE_TRTEXEC_NO_GRAPH", "100000")
+    small, large = jetson_artifact / "model.onnx", tmp_path / "large" / "model.onnx"
+    shutil.copytree(jetson_artifact, large.parent)
+    model = onnx.load(large)
+    model.graph.doc_string = "made up " * 20_000
+    onnx.save(model, large)
     with workspace(LocalTransport("", sys.executable)) as place:
         clock = DeviceClock(place, tmp_path, None, DevicePlan(runtime="trtexec"), SilentProgress())
-        found = clock.latency({"a": jetson_artifact / "model.onnx"}, {"x": np.zeros((1, 16), np.float32)}, QUICK)
+        found = clock.latency({"small": small, "large": large}, {"x": np.zeros((1, 16), np.float32)}, QUICK)
+        sizes = sorted(file.stat().st_size for file in Path(place.directory).glob("model-*/engine.plan"))
+    assert sizes[0] < 100_000 < sizes[1]
+    # Of the made-up times 1, 2 and 3 ms for each kilobyte, which a graph would halve.
+    assert [found.latency_ms(label).value for label in ("small", "large")] == pytest.approx([2e-3 * s for s in sizes])
     assert found.conditions.extra["cuda_graph"] == "not used"
     assert any("without a CUDA graph" in remark for remark in found.remarks)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from device_fixtures import made_up_state
 from measure_models import dense_model
 from test_compile_on_device import QUICK, compile_on, fake_device, on, source  # noqa: F401  fixtures
 
@@ -16,7 +17,7 @@ from edgesmith.device.plan import DevicePlan
 from edgesmith.device.transport import workspace
 from edgesmith.device.worker.archive import ArrayArchive
 from edgesmith.device.worker.timing import time_in_turns
-from edgesmith.errors import RejectedModelError
+from edgesmith.errors import DeviceError, RejectedModelError
 from edgesmith.progress import SilentProgress
 
 
@@ -51,9 +52,27 @@ def test_where_the_board_builds_nothing_there_is_an_error(jetson_artifact, fake_
     assert "--keep" not in caught.value.fix
 
 
+def test_a_board_with_trtexec_and_without_python_is_refused_before_anything_goes_there(
+    compile_on,  # noqa: F811
+    fake_trtexec,
+):
+    with pytest.raises(DeviceError, match="no usable numpy: there is no Python"):
+        compile_on("local", target="jetson-orin-nano", python="/nowhere/python3")
+    assert not fake_trtexec.with_name("built").exists()
+
+
 def test_a_step_that_does_not_run_there_is_undone(compile_on, fake_device, on):  # noqa: F811
     step = compile_on(on, python=tell(fake_device(2.0), last_fails=True)).ledger.rows[1]
     assert step.status == "undone" and f"it does not run on {on}: RuntimeError: made up" in step.reason
+
+
+def test_a_device_without_a_temperature_is_not_waited_for(compile_on, fake_device, on):  # noqa: F811
+    python = fake_device(2.0)
+    state = made_up_state("fake_15W") | {"temperatures_celsius": {}}
+    tell(python, probe=json.loads(Path(python).with_suffix(".json").read_text())["probe"] | {"state": state})
+    (first, *_) = compile_on(on, python=tell(python, state=state), cool_below=40.0, keep="always").ledger.rows
+    assert "cool_below" not in first.latency_ms.conditions
+    assert any("tells no temperature" in remark for remark in first.remarks)
 
 
 @pytest.mark.parametrize(

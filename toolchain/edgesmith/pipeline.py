@@ -218,6 +218,9 @@ def _ledger(
     workshop: Workshop,
 ) -> Ledger:
     higher, chosen = yardstick.metric_record.higher_is_better, len(rows) - 1
+    verdict = conclude(rows, chosen, plan.recipe.budget, higher_is_better=higher)
+    if yardstick.clock.times_lowered and rows[chosen].speedup is not None:
+        verdict += " The source was timed lowered, as the device can run it."
     return Ledger(
         source=source.provenance.source,
         target=plan.target_record.name,
@@ -225,7 +228,7 @@ def _ledger(
         metric_higher_is_better=higher,
         rows=rows,
         chosen=chosen,
-        verdict=conclude(rows, chosen, plan.recipe.budget, higher_is_better=higher),
+        verdict=verdict,
         budget=plan.recipe.budget.model_dump(exclude_none=True),
         seed=plan.recipe.seed,
         threads=workshop.threads,

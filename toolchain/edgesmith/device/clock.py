@@ -96,10 +96,14 @@ class DeviceClock(Clock):
         self._as_written = in_session and own_runtime(profile) != ONNX_RUNTIME
         self._provider = CPU_PROVIDER if in_session else "GPU"
         self.tier, reason = tier_of(profile, self._probe, self._runtime, self._provider, is_local=transport.is_local)
-        self._notes = (
-            f"Times are from {transport.address}: {reason}.",
-            *filter(None, [unlisted_version(profile, self._probe, self._runtime)]),
-        )
+        self._cool_below = plan.cool_below if self._probe.state.temperatures_celsius else 0.0
+        remarks = {
+            f"Times are from {transport.address}: {reason}.": True,
+            unlisted_version(profile, self._probe, self._runtime): True,
+            "All stages were timed lowered, the source too.": self.times_lowered,
+            "The device tells no temperature, so it was not waited for.": self._cool_below != plan.cool_below,
+        }
+        self._notes = tuple(remark for remark, holds in remarks.items() if remark and holds)
         self._version = insist(place, self._version_there, plan.reconnects, progress)
         self._depot = Depot(place, self._probe, self._runtime, plan, progress)
 
@@ -114,8 +118,8 @@ class DeviceClock(Clock):
         told = {name: facts[name] for name in _FACTS if name in facts}
         extra: dict[str, str | int | float] = {"device": self._place.transport.address, **told}
         extra |= self._probe.state.conditions
-        if self._plan.cool_below:
-            extra["cool_below"] = self._plan.cool_below
+        if self._cool_below:
+            extra["cool_below"] = self._cool_below
         in_session = self._runtime == ONNX_RUNTIME
         if not in_session:
             extra["cuda_graph"] = "used" if self._plan.cuda_graphs else "not used"
@@ -202,7 +206,7 @@ class DeviceClock(Clock):
             "inputs": list(inputs),
             "threads": self._threads,
             "as_written": self._as_written,
-            "cool_below_celsius": self._plan.cool_below,
+            "cool_below_celsius": self._cool_below,
             "cuda_graphs": self._plan.cuda_graphs and self._runtime != ONNX_RUNTIME,
         }
 
