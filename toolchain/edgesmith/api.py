@@ -48,7 +48,7 @@ AnswerT = TypeVar("AnswerT")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a compile runs. Threads change sums of floats in the last bit; where times decide, `on` and `device` do more."""
+    """How a compile runs. Threads change sums of floats in the last bit; where times decide, the device decides too."""
 
     threads: int | None = None
     """Intra-op threads for calibration and measurement, here and on the device; None takes the usable cores of each."""
