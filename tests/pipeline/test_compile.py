@@ -1,6 +1,7 @@
 """The whole path: a file in, a measured artifact out, the same from Python and from the command line."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -88,6 +89,9 @@ def test_a_second_run_takes_every_step_and_number_from_the_store(job: Job) -> No
     assert all(row.cached for row in second.ledger.rows[1:]) and not any(row.cached for row in first.ledger.rows)
     assert [row.latency_ms for row in first.ledger.rows] == [row.latency_ms for row in second.ledger.rows]
     assert [row.layers for row in first.ledger.rows] == [row.layers for row in second.ledger.rows]
+    told = [" ".join(run.ledger.rows[0].remarks) for run in (first, second)]
+    assert "Times were taken on" not in told[0]
+    assert re.search(r"Times were taken on \d{4}-\d\d-\d\d \d\d:\d\d UTC, and are from the store", told[1])
 
 
 @pytest.mark.parametrize("change", ["options", "seed", "data"])

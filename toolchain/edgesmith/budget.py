@@ -8,6 +8,8 @@ from edgesmith.recipe import Budget
 
 NOT_TIMED = "Not timed: "
 """Begins the remark of a stage that was to be timed and does not run where it is timed."""
+TIMES_FROM = "Times were taken on "
+"""Begins the remark on times that an earlier run took."""
 _TIME_IT = "To know, compile with `--on DEVICE`, which times each step there."
 
 

@@ -5,13 +5,14 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
 
-from edgesmith.budget import NOT_TIMED
+from edgesmith.budget import NOT_TIMED, TIMES_FROM
 from edgesmith.errors import DataError
 from edgesmith.execution.handover import obstacle_to_running
 from edgesmith.host.records import MetricRecord
@@ -89,6 +90,8 @@ class StageMeter:
         self._yardstick = yardstick
         self._store = store
         self._progress = progress
+        self._timed_now: set[str] = set()
+        """Keys of what this run timed itself."""
 
     def measure(self, row: LedgerRow, stage: Stage, before: Stage | None, source: Stage) -> LedgerRow:
         """Return `row` with everything measured but time, which `time` measures for several stages at once.
@@ -150,13 +153,18 @@ class StageMeter:
                 for _, stage, before in stages
             }
             found = {"numbers": plain, "remarks": list(comparison.remarks), "failures": dict(comparison.failures)}
+            found["taken"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+            self._timed_now.add(key)
             # A failure may be one of the device, which another try does not meet.
             if not comparison.failures:
                 self._store.keep_facts(key, found)
+        told = tuple(found["remarks"])
+        if key not in self._timed_now and "taken" in found:
+            told += (f"{TIMES_FROM}{found['taken']}, and are from the store; an empty $EDGESMITH_STORE times anew.",)
         rows = []
         for row, stage, _ in stages:
             update = {name: Measurement.model_validate(one) for name, one in found["numbers"][stage.label].items()}
-            remarks = (*row.remarks, *found["remarks"]) if stage is source else row.remarks
+            remarks = (*row.remarks, *told) if stage is source else row.remarks
             if stage.label in found.get("failures", {}):
                 remarks += (f"{NOT_TIMED}{found['failures'][stage.label]}",)
             rows.append(row.model_copy(update={**update, "remarks": remarks}))

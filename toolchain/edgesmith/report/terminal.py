@@ -3,6 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
+from edgesmith.budget import TIMES_FROM
 from edgesmith.ledger import Ledger, LedgerRow, Measurement
 from edgesmith.report.format import (
     NOT_MEASURED,
@@ -59,7 +60,7 @@ def ledger_table(ledger: Ledger) -> "RenderableType":
     return Group(
         table,
         Text(notes, style="dim"),
-        *_device_notes(ledger),
+        *_notes_on_times(ledger),
         *_reasons(ledger),
         *_findings(ledger),
         Text(ledger.verdict, style="bold"),
@@ -150,11 +151,12 @@ def _meaning(ledger: Ledger, tier: str) -> str:
     return f"{_TIER_LETTERS[tier]} {tier}{' (latency)' if timed else ''}"
 
 
-def _device_notes(ledger: Ledger) -> "list[RenderableType]":
-    """Return what was noted of the source where a device was timed: mostly where times are from, and how good."""
+def _notes_on_times(ledger: Ledger) -> "list[RenderableType]":
+    """Return what was noted of the source where a device was timed, or else that times are of an earlier run."""
     from rich.text import Text
 
-    return [Text(remark) for remark in ledger.rows[0].remarks] if ledger.device else []
+    remarks = ledger.rows[0].remarks
+    return [Text(remark) for remark in remarks if ledger.device or remark.startswith(TIMES_FROM)]
 
 
 def _style(row: LedgerRow, ledger: Ledger) -> str:
