@@ -58,12 +58,23 @@ def no_sftp(address: str, reason: str) -> DeviceError:
 
 
 def unknown_host(address: str, command: str) -> DeviceError:
-    """Return the error for a host whose key is not the known one."""
+    """Return the error for a host of which no key is known."""
     return DeviceError(
-        f"The host key of {address} is not among the known hosts, or is another than before.",
+        f"The host key of {address} is not among the known hosts.",
         expected="a key in ~/.ssh/known_hosts or /etc/ssh/ssh_known_hosts",
         why="Another machine could pretend to be the device and receive the model.",
         fix=f"Run `{command}` once, compare the fingerprint with the device's, and accept it.",
+    )
+
+
+def changed_host(address: str, name: str, command: str) -> DeviceError:
+    """Return the error for a host whose key is another than the one that is known under `name`."""
+    return DeviceError(
+        f"WARNING: the host key of {address} is another than the known one.",
+        expected="the key in ~/.ssh/known_hosts or /etc/ssh/ssh_known_hosts",
+        why="Another machine may pretend to be the device, to receive the model; or the device was set up anew.",
+        fix="Find out which. Only if it was set up anew: compare its fingerprint, remove the old key with "
+        f"`ssh-keygen -R '{name}'`, and accept the new one with `{command}`.",
     )
 
 

@@ -22,6 +22,7 @@ ResultT = TypeVar("ResultT")
 CONNECT_SECONDS = 20.0
 _KEEPALIVE_SECONDS = 10
 _COPY_SECONDS = 3600.0
+_SSH_PORT = 22
 _KNOWN_HOSTS = (Path("~/.ssh/known_hosts"), Path("/etc/ssh/ssh_known_hosts"))
 
 
@@ -65,8 +66,7 @@ class SshTransport(Transport):
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
-        known = [str(file) for path in _KNOWN_HOSTS if (file := path.expanduser()).is_file()]
-        place = self._place
+        known, place = _known_hosts(), self._place
         options: dict[str, Any] = {"username": place.user} if place.user else {}
         options |= {"port": place.port} if place.port else {}
         connecting = asyncssh.connect(
@@ -128,6 +128,11 @@ class SshTransport(Transport):
         try:
             return self._runner.run(asyncio.wait_for(work, seconds))
         except asyncssh.HostKeyNotVerifiable as error:
+            port_there = place.port if place.port != _SSH_PORT else None
+            keys = asyncssh.match_known_hosts(_known_hosts() or b"", place.host, "", port_there)[0]
+            if keys:
+                name = f"[{place.host}]:{port_there}" if port_there else place.host
+                raise faults.changed_host(self.address, name, by_hand) from error
             raise faults.unknown_host(self.address, by_hand) from error
         except (asyncssh.PermissionDenied, asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
             fix = (
@@ -151,3 +156,7 @@ class SshTransport(Transport):
 
 async def _await(work: Any) -> Any:
     return await work
+
+
+def _known_hosts() -> list[str]:
+    return [str(file) for path in _KNOWN_HOSTS if (file := path.expanduser()).is_file()]
