@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgesmith.device import faults
 from edgesmith.device.address import Address, open_transport
 from edgesmith.device.depot import Depot
-from edgesmith.device.facts import TimesReply, require_one_state
+from edgesmith.device.facts import SPEED_FACTS, TimesReply, require_one_state
 from edgesmith.device.insistence import insist
 from edgesmith.device.plan import DevicePlan
 from edgesmith.device.remote import probe_device, time_in_turns
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 _TRTEXEC_VERSION = re.compile(r"\[TensorRT v([^\]]+)\]")
-_FACTS = ("system", "usable_cores", "jetson_linux", "jetpack", "gpu", "driver")
-"""Facts of a machine that decide its speed beside its state."""
 
 
 @contextmanager
@@ -115,7 +113,7 @@ class DeviceClock(Clock):
     def conditions(self, inputs: "Mapping[str, np.ndarray]") -> Conditions:
         """Return the conditions under which `inputs` are timed: also power mode, clocks, system and driver."""
         facts = self._probe.facts()
-        told = {name: facts[name] for name in _FACTS if name in facts}
+        told = {name: facts[name] for name in SPEED_FACTS if name in facts}
         extra: dict[str, str | int | float] = {"device": self._place.transport.address, **told}
         extra |= self._probe.state.conditions
         if self._cool_below:
@@ -221,13 +219,12 @@ class DeviceClock(Clock):
             raise faults.failed(self._place.transport.address, "the worker", f"it has no times of {missing[0]}")
         if len({len(rounds) for rounds in reply.rounds.values()}) > 1:
             raise faults.failed(self._place.transport.address, "the worker", "it has not the same rounds of all models")
-        graph = {"cuda_graph": "used" if reply.cuda_graph == "used" else "not used"} if reply.cuda_graph else {}
         remarks, self._place.remarks[:] = list(self._place.remarks), []
         return LatencyComparison(
             runs={label: reply.runs[file] for label, file in models.items()},
             rounds={label: reply.rounds[file] for label, file in models.items()},
             tier=self.tier,
-            conditions=replace(conditions, runtime=reply.runtime, extra={**conditions.extra, **graph}),
+            conditions=replace(conditions, runtime=reply.runtime, extra={**conditions.extra, **reply.graph_conditions}),
             waiting_share=reply.waiting_share,
             notes=(*self._notes, *remarks, *reply.remarks),
             failures=failures | fails,

@@ -14,6 +14,8 @@ _RAIL = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)mW/\d+mW")
 _RELEASE = re.compile(r"# R(\d+) \(release\), REVISION: ([\d.]+)")
 _DRIVER = re.compile(r"Kernel Module[^\n]*?\s(\d+\.\d[\d.]*)\s")
 _PROCESSOR = re.compile(r"^model name\s*:\s*(\S.*?)\s*$", re.MULTILINE)
+SPEED_FACTS = ("system", "usable_cores", "jetson_linux", "jetpack", "gpu", "driver")
+"""Facts of a machine that decide its speed beside its state."""
 _TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "SYS5V", "VIN_SYS_5V0")
 """Rails that feed the whole module, by generation of board."""
 
@@ -164,6 +166,11 @@ class _Timed(_Answer):
     optimization: str
     cuda_graph: str = ""
     """Used, or why not; empty where the runtime has none."""
+
+    @property
+    def graph_conditions(self) -> dict[str, str]:
+        """Whether a run was one launch of a CUDA graph; nothing where the runtime has none."""
+        return {"cuda_graph": "used" if self.cuda_graph == "used" else "not used"} if self.cuda_graph else {}
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgesmith.device.facts import State
+from edgesmith.device.facts import SPEED_FACTS, State
 from edgesmith.device.loadgen import LoadGenResult
 from edgesmith.engine import EngineReport
 from edgesmith.errors import MeasurementError
@@ -16,8 +16,6 @@ from edgesmith.measure.comparable import ComparedFigure, conditions_differ
 
 FILE_NAME = "validation.json"
 
-_FACTS = ("system", "usable_cores", "jetson_linux", "jetpack", "gpu", "driver")
-"""Facts of a machine that decide its speed beside the conditions of a number."""
 _TOLD = {"power_mode": "power mode", "clocks": "clocks"}
 """Conditions that are said beside a comparison."""
 
@@ -161,7 +159,7 @@ def _figure(
         return ComparedFigure(name, first, second, refusal="not measured in both runs")
     facts = (
         f"{fact} {before.machine.get(fact, 'unknown')} and {after.machine.get(fact, 'unknown')}"
-        for fact in _FACTS
+        for fact in SPEED_FACTS
         if before.machine.get(fact) != after.machine.get(fact)
     )
     differences = ", ".join(part for part in (conditions_differ(first, second), *facts) if part)

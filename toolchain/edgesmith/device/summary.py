@@ -62,7 +62,7 @@ def conditions_of(
         "provider": reply.provider,
         "optimization": reply.optimization,
         **({} if threads is None else {"threads": threads}),
-        **({"cuda_graph": "used" if reply.cuda_graph == "used" else "not used"} if reply.cuda_graph else {}),
+        **reply.graph_conditions,
         "batch": batch,
         "shapes": name_shapes(inputs),
         "processor": seen.probe.machine,
