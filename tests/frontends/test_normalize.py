@@ -261,6 +261,18 @@ def test_nodes_that_share_a_name_get_one_each_and_compute_the_same(text: str) ->
     assert normalize_with_remarks(result.model).remarks == ()
 
 
+def test_nodes_of_a_function_that_share_a_name_get_one_each() -> None:
+    body = [onnx.helper.make_node("Relu", ["x"], ["a"], "same"), onnx.helper.make_node("Neg", ["a"], ["y"], "same")]
+    model = graph(18, "(float[N,4] x) => (float[N,4] y) { y = Neg(x) }")
+    proto = ir.to_proto(model)
+    proto.functions.append(onnx.helper.make_function("own", "f", ["x"], ["y"], body, proto.opset_import))
+    proto.opset_import.append(onnx.helper.make_opsetid("own", 1))
+    proto.graph.node[0].domain, proto.graph.node[0].op_type = "own", "f"
+    result = normalize_with_remarks(ir.from_proto(proto))
+    assert result.remarks == ("Nodes of the source shared names (same); each has one of its own now.",)
+    assert [node.op_type for node in result.model.graph] == ["Relu", "Neg"]
+
+
 def test_nodes_without_a_name_share_none() -> None:
     model = graph(18, "(float[N,4] x) => (float[N,4] y) { a = Relu(x) y = Neg(a) }")
     for node in model.graph:

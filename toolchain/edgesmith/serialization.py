@@ -9,6 +9,7 @@ in external data are memory-mapped once, so they stay on disk until used, also w
 import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ INLINE_BYTES = 32 * 2**20
 """Above this much weight data a graph goes to runtimes through files, which they map instead of parsing a copy."""
 RUNTIME_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "ai.onnx.contrib", "com.ms.internal.nhwc"})
 """Domains without a schema in the `onnx` package that ONNX Runtime may know. It is asked later."""
-_RUNTIME_NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
-"""Operators that ONNX Runtime's optimizer writes into ONNX's own domain, whatever the opset has."""
+RUNTIME_NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
+"""Operators that ONNX Runtime's optimizer writes into ONNX's own domain, and loads there, whatever the opset has."""
+_RUNTIME_DOMAIN = "com.microsoft"
 
 _LARGEST_DIMENSION = 2**31 - 1
 _LARGEST_ELEMENT_COUNT = 2**40
@@ -197,7 +199,8 @@ def check_graph(model: ir.Model, what: str) -> None:
     weights = list(model.graph.initializers.values())
     try:
         TopologicalSortPass()(model)
-        CheckerPass()(model)
+        with runtime_norms_apart(model):
+            CheckerPass()(model)
     except (onnx.checker.ValidationError, ir.passes.PassError, ir.serde.SerdeError, ValueError) as error:
         raise _invalid(f"`{what}` is not a valid ONNX graph: {_last_cause(error)}") from error
     finally:
@@ -205,6 +208,30 @@ def check_graph(model: ir.Model, what: str) -> None:
         model.graph.initializers.clear()
         for value in weights:
             model.graph.initializers.add(value)
+
+
+@contextmanager
+def runtime_norms_apart(model: ir.Model) -> Iterator[None]:
+    """Hold norms of ONNX Runtime's optimizer in its own domain meanwhile, where ONNX's tools let them be.
+
+    It writes them into ONNX's domain, where the opset may have no such operator.
+    """
+    opset, imported = model.opset_imports.get("", 0), _RUNTIME_DOMAIN in model.opset_imports
+    missing = {op_type for op_type in RUNTIME_NORMS if not onnx.defs.has(op_type, max(opset, 1))}
+    apart = [node for node in model.graph.all_nodes() if not node.domain and node.op_type in missing]
+    for node in apart:
+        node.domain = _RUNTIME_DOMAIN
+    if apart:
+        model.opset_imports.setdefault(_RUNTIME_DOMAIN, 1)
+    try:
+        yield
+    finally:
+        # Not those from before: a converter may have written the nodes anew.
+        for node in model.graph.all_nodes():
+            if apart and node.domain == _RUNTIME_DOMAIN and node.op_type in missing:
+                node.domain = ""
+        if apart and not imported:
+            model.opset_imports.pop(_RUNTIME_DOMAIN, None)
 
 
 def check_weights(model: ir.Model, what: str) -> None:
@@ -477,19 +504,18 @@ def _check_operators(model: ir.Model, what: str) -> None:
         domain = "" if node.domain == "ai.onnx" else node.domain
         if domain in RUNTIME_DOMAINS or node.op_identifier() in model.functions:
             continue
+        if not domain and node.op_type in RUNTIME_NORMS:
+            continue
         version = model.opset_imports.get(node.domain, model.opset_imports.get(domain, newest))
         if not onnx.defs.has(node.op_type, version, domain):
             known_since = onnx.defs.has(node.op_type, domain)
-            by_runtime = not domain and node.op_type in _RUNTIME_NORMS
             raise UnsupportedOperatorError(
                 f"Node `{node.name or node.outputs[0].name}` of `{what}` uses the operator "
                 f"`{f'{domain}.' if domain else ''}{node.op_type}`"
                 + (f", which opset {version} does not have." if known_since else ", which is unknown."),
                 expected="operators of ONNX (`ai.onnx`, `ai.onnx.ml`), of ONNX Runtime, or functions in the file",
                 why="An operator without a definition can be neither run nor rewritten nor compiled.",
-                fix="Start from the file before ONNX Runtime's optimizer fused a normalization into this operator."
-                if by_runtime
-                else "Export the model so that this operator is written out in standard ones, or as an ONNX function.",
+                fix="Export the model so that this operator is written out in standard ones, or as an ONNX function.",
             )
 
 

@@ -8,12 +8,16 @@ from numpy.typing import NDArray
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest allowed difference, relative to the largest absolute value of that output."""
+HALF_TOLERANCE = 2.0**-11
+"""The same for graphs in float16, compared in float32: half an ulp, by which a number that is stated may be off."""
 
 
-def find_difference(expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[Any]]) -> str:
+def find_difference(
+    expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[Any]], tolerance: float = RELATIVE_TOLERANCE
+) -> str:
     """Return what differs between two sets of outputs, or an empty string when nothing does.
 
-    Floats may differ by `RELATIVE_TOLERANCE` times the largest absolute value of that output, which allows another
+    Floats may differ by `tolerance` times the largest absolute value of that output; the default allows another
     order of summation and nothing more. Everything else must be identical, and so must NaN and infinity.
     """
     if set(expected) != set(found):
@@ -35,6 +39,6 @@ def find_difference(expected: Mapping[str, NDArray[Any]], found: Mapping[str, ND
             continue
         error = float(np.max(np.abs(reference[finite] - other[finite])))
         scale = float(np.max(np.abs(reference[finite])))
-        if not error <= RELATIVE_TOLERANCE * scale:
+        if not error <= tolerance * scale:
             return f"output `{name}` differs by {error:.3g} where values reach {scale:.3g}"
     return ""

@@ -39,7 +39,8 @@ class OnnxFrontend(Frontend):
             provenance = Provenance(str(path), "onnx", _hash_files(path, *files), versions=versions)
             model = Model(graph, Task(), provenance)
         normalized = normalize_with_remarks(model.ir)
-        provenance = replace(model.provenance, remarks=model.provenance.remarks + normalized.remarks)
+        remarks = (*model.provenance.remarks, *normalized.remarks)
+        provenance = replace(model.provenance, remarks=tuple(dict.fromkeys(remarks)))
         return replace(model, ir=normalized.model, provenance=provenance)
 
     def fingerprint(self, source: object, *, example_inputs: object = None) -> str:

@@ -8,12 +8,14 @@ What each operator means is written in ONNX Runtime's ContribOperators.md. Atten
 or on packed inputs stays: its readers are decoders, and structure and caches are read from the fused form.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from edgesmith.graph.edit import Attribute, GraphEditor
+from edgesmith.serialization import RUNTIME_DOMAINS
 
 _DOMAIN = "com.microsoft"
 OPSET = 20
@@ -29,6 +31,8 @@ _ACTIVATIONS: Mapping[str, Sequence[str]] = {
 }
 """Activations that are fused into products, with what their numbers are called."""
 
+_COMPARISONS = frozenset(("And", "Greater", "GreaterOrEqual", "Less"))
+
 Written = Sequence[ir.Value | None]
 """What stands for the outputs of a node; None for one that nobody may read."""
 
@@ -42,16 +46,35 @@ class _Expression:
 
     def add(self, op_type: str, *inputs: ir.Value | None, **attributes: Attribute) -> ir.Value:
         """Add a node and return its output."""
+        # ONNX Runtime crashes where a norm names an offset that is empty.
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
         name = f"{self.node.name}.{op_type}"
-        added = self.editor.insert_before(self.node, op_type, inputs, attributes, name=name).outputs[0]
-        added.type = None if self.node.inputs[0] is None else self.node.inputs[0].type
+        node = self.editor.insert_before(self.node, op_type, inputs, attributes, name=name)
+        added = node.outputs[0]
+        if op_type in _COMPARISONS:
+            added.type = ir.TensorType(ir.DataType.BOOL)
+        elif op_type == "Cast":
+            added.type = ir.TensorType(ir.DataType(node.attributes["to"].as_int()))
+        elif op_type == "Shape":
+            added.type = ir.TensorType(ir.DataType.INT64)
+        else:
+            like = inputs[1 if op_type == "Where" else 0]
+            added.type = None if like is None else like.type
         return added
 
     def split(self, value: ir.Value, sizes: Sequence[int]) -> Sequence[ir.Value]:
         """Return the parts of a value along its last axis."""
         inputs, name = (value, self.integers(*sizes)), f"{self.node.name}.Split"
         node = self.editor.insert_before(self.node, "Split", inputs, {"axis": -1}, name=name, outputs=len(sizes))
+        for part in node.outputs:
+            part.type = value.type
         return node.outputs
+
+    def positions(self, rows: ir.Value) -> ir.Value:
+        """Return the numbers from 0 of what lies along the second axis of a value."""
+        zero, one = (self.editor.add_initializer(f"{self.node.name}.{each}", np.asarray(each)) for each in (0, 1))
+        return self.add("Range", zero, self.add("Gather", self.add("Shape", rows), one), one)
 
     def integers(self, *numbers: int) -> ir.Value:
         """Return a constant list of integers."""
@@ -72,26 +95,48 @@ class _Expression:
         )
 
 
-def unfuse(model: ir.Model) -> None:
+def unfuse(model: ir.Model, *, kind: str | None = None) -> None:
     """Write fused operators of ONNX Runtime in those of ONNX, in place, where their shapes say how.
 
     Args:
         model: The graph; left as it is below opset 20.
+        kind: The operator to write, out of `KINDS`; all of them by default.
     """
     if model.opset_imports.get("", 0) < OPSET:
         return
     editor = GraphEditor(model.graph)
-    for graph in model.graphs():
-        for node in tuple(graph):
-            write = _FORMS.get(node.op_type) if node.domain == _DOMAIN else None
-            results = None if write is None else write(_Expression(editor, node))
-            if results is not None:
-                _take_over(editor, node, results)
+    for node in tuple(_fused(model, kind)):
+        results = _FORMS[node.op_type](_Expression(editor, node))
+        if results is not None:
+            _take_over(editor, node, results)
 
 
-def has_fused(model: ir.Model) -> bool:
+def has_fused(model: ir.Model, *, kind: str | None = None) -> bool:
     """Return whether a graph has an operator that `unfuse` may write."""
-    return any(node.domain == _DOMAIN and node.op_type in _FORMS for node in model.graph.all_nodes())
+    return any(_fused(model, kind))
+
+
+def what_stays(model: ir.Model) -> str:
+    """Return which operators of ONNX Runtime a graph has and what to do about it, or an empty string."""
+    found = Counter(node.op_type for node in model.graph.all_nodes() if node.domain in RUNTIME_DOMAINS or _is_own(node))
+    if not found:
+        return ""
+    listed = ", ".join(f"{count} {op_type}" for op_type, count in sorted(found.items()))
+    return (
+        f"Operators of ONNX Runtime stay in the graph: {listed}. Most targets but `onnx-cpu` take none, and methods "
+        "look into few; where ONNX Runtime's optimizer wrote them, start from the file before it."
+    )
+
+
+def _fused(model: ir.Model, kind: str | None) -> Iterator[ir.Node]:
+    for node in model.graph.all_nodes():
+        if node.op_type in _FORMS and kind in (None, node.op_type) and (node.domain == _DOMAIN or _is_own(node)):
+            yield node
+
+
+def _is_own(node: ir.Node) -> bool:
+    """Whether it is the one operator that ONNX Runtime's optimizer writes into ONNX's domain, which never had it."""
+    return node.domain == "" and node.op_type == "SimplifiedLayerNormalization"
 
 
 def _take_over(editor: GraphEditor, node: ir.Node, results: Written) -> None:
@@ -115,10 +160,13 @@ def _attention(new: _Expression) -> Written | None:
     sizes = [width] * 3 if given is None else list(given.as_ints())
     if source is None or shape is None or bias is None or past is not None or new.attribute("do_rotary", 0):
         return None
-    if not _is_plain(new, mask) or len(sizes) != 3 or sizes[0] != sizes[1] or not heads or sizes[0] % heads:
+    if not _is_plain(new) or len(sizes) != 3 or sizes[0] != sizes[1] or not heads or sizes[0] % heads:
+        return None
+    readable, seen = _seen(new, mask, source)
+    if not readable:
         return None
     whole = new.add("Add", new.add("MatMul", source, weight), bias)
-    return (_attended(new, new.split(whole, sizes), heads, sizes[0] // heads, mask, added),)
+    return (_attended(new, new.split(whole, sizes), heads, sizes[0] // heads, seen, added),)
 
 
 def _multi_head_attention(new: _Expression) -> Written | None:
@@ -129,18 +177,56 @@ def _multi_head_attention(new: _Expression) -> Written | None:
     widths = [shape[2] for shape in shapes if shape is not None and len(shape) == 3]
     if len(widths) != 3 or min(widths) <= 0 or not heads or widths[0] != widths[1] or any(new.inputs[6:]):
         return None
-    if not _is_plain(new, mask):
+    if not _is_plain(new) or not (mask is None or len(_sizes(mask) or ()) == 2):
         return None
+    _, seen = _seen(new, mask, parts[1])
     if bias is not None:
         parts = [new.add("Add", *pair) for pair in zip(parts, new.split(bias, widths), strict=True)]
-    return (_attended(new, parts, heads, widths[0] // heads, mask, added),)
+    return (_attended(new, parts, heads, widths[0] // heads, seen, added),)
 
 
-def _is_plain(new: _Expression, mask: ir.Value | None) -> bool:
-    """Whether attention sees all positions but those that a mask [batch, keys] hides, and gives only its result."""
+def _is_plain(new: _Expression) -> bool:
+    """Whether attention sees all positions but those that a mask hides, and gives only its result."""
     further = any(output.uses() or output.is_graph_output() for output in new.node.outputs[1:])
-    ranks = mask is None or len(_sizes(mask) or ()) == 2
-    return ranks and not further and not new.attribute("unidirectional", 0)
+    return not further and not new.attribute("unidirectional", 0)
+
+
+def _seen(new: _Expression, mask: ir.Value | None, keys: ir.Value) -> tuple[bool, ir.Value | None]:
+    """Return whether a mask is of a form that is known, and what it lets be seen, [batch, 1, 1 or queries, keys].
+
+    A mask has a number above 0 for each key that is seen, [batch, keys] or [batch, queries, keys]. Or it is the
+    number of keys that are seen, [batch], behind which may come the first one that is, [2 batch].
+    """
+    if mask is None:
+        return True, None
+    shape = _sizes(mask) or ()
+    if len(shape) in (2, 3):
+        seen = new.add("Greater", mask, new.editor.add_initializer("zero", _zero(mask)))
+        return True, new.add("Unsqueeze", seen, new.integers(*((1, 2) if len(shape) == 2 else (1,))))
+    parts = _lengths(new, mask, keys)
+    if not parts:
+        return False, None
+    positions = new.positions(keys)
+    bounds = [new.add("Cast", part, to=int(ir.DataType.INT64)) for part in parts]
+    bounds = [new.add("Unsqueeze", bound, new.integers(1, 2, 3)) for bound in bounds]
+    seen = new.add("Less", positions, bounds[0])
+    if len(bounds) == 2:
+        seen = new.add("And", seen, new.add("GreaterOrEqual", positions, bounds[1]))
+    return True, seen
+
+
+def _lengths(new: _Expression, mask: ir.Value, keys: ir.Value) -> Sequence[ir.Value]:
+    """Return the ends of what is seen of each list, and the starts where they are given; nothing if it is neither."""
+    if mask.shape is None or len(mask.shape) != 1:
+        return ()
+    given, batch, producer = mask.shape[0], None if keys.shape is None else keys.shape[0], mask.producer()
+    named = isinstance(given, int) or given.value is not None
+    # Sums over the rows of a mask are one for each list, whether or not shapes were inferred so far.
+    if (named and given == batch) or (producer is not None and producer.op_type == "ReduceSum"):
+        return (mask,)
+    if isinstance(batch, int) and given == 2 * batch:
+        return new.split(mask, (batch, batch))
+    return ()
 
 
 def _attended(
@@ -148,20 +234,22 @@ def _attended(
     parts: Sequence[ir.Value],
     heads: int,
     size: int,
-    mask: ir.Value | None,
+    seen: ir.Value | None,
     added: ir.Value | None,
 ) -> ir.Value:
-    """Return softmax(Q K^T / sqrt(size) + what is added) V of lists [batch, sequence, heads x size]."""
+    """Return softmax(Q K^T / sqrt(size) + what is added) V of lists [batch, sequence, heads x size].
+
+    The scale is on the queries: in float16 the product alone may pass what that type holds.
+    """
     apart, together = new.integers(0, 0, heads, -1), new.integers(0, 0, -1)
     orders = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
     split = [new.add("Reshape", part, apart) for part in parts]
     query, key, value = (new.add("Transpose", part, perm=order) for part, order in zip(split, orders, strict=True))
     scale = new.attribute("scale", 0.0) or size**-0.5
-    scores = new.add("Mul", new.add("MatMul", query, key), new.number(scale, query))
-    if mask is not None:
-        seen = new.add("Greater", mask, new.editor.add_initializer("zero", _zero(mask)))
-        seen = new.add("Unsqueeze", seen, new.integers(1, 2))
-        hidden = new.number(new.attribute("mask_filter_value", -10000.0), query)
+    scores = new.add("MatMul", new.add("Mul", query, new.number(scale, query)), key)
+    if seen is not None:
+        lowest = float((query.dtype or ir.DataType.FLOAT).min)
+        hidden = new.number(max(new.attribute("mask_filter_value", -10000.0), lowest), query)
         scores = new.add("Add", scores, new.add("Where", seen, new.number(0.0, query), hidden))
     if added is not None:
         scores = new.add("Add", scores, added)
@@ -186,15 +274,48 @@ def _skip_layer_normalization(new: _Expression) -> Written | None:
 def _skip_simplified(new: _Expression) -> Written | None:
     """SkipSimplifiedLayerNormalization: the same with the root of the mean square, without offset."""
     source, skip, scale, bias = new.inputs[:4]
-    # In float16 the operator sums in float32, and squares of large activations would pass what float16 holds.
-    full = source is not None and source.dtype == ir.DataType.FLOAT
-    total = _sum(new, (source, skip, bias)) if full else None
-    if total is None:
+    known = source is not None and source.dtype is not None
+    total = _sum(new, (source, skip, bias)) if known else None
+    return None if total is None else (_over_root_of_mean_square(new, total, scale), None, None, total)
+
+
+def _simplified(new: _Expression) -> Written | None:
+    """SimplifiedLayerNormalization over the last axis: a value by the root of its mean square."""
+    source, scale = new.inputs[:2]
+    read = any(output.uses() or output.is_graph_output() for output in new.node.outputs[1:])
+    if source is None or source.dtype is None or source.shape is None or read:
         return None
+    if new.attribute("axis", -1) not in (-1, len(source.shape) - 1):
+        return None
+    return (_over_root_of_mean_square(new, source, scale),)
+
+
+def _over_root_of_mean_square(new: _Expression, source: ir.Value, scale: ir.Value | None) -> ir.Value:
+    # Squares of large activations pass what float16 holds; the operator takes them in float32, too.
+    short = source.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    wide = new.add("Cast", source, to=int(ir.DataType.FLOAT)) if short else source
     # With Pow ONNX Runtime knows it again, and fuses it when it loads the graph.
-    square = new.add("ReduceMean", new.add("Pow", total, new.number(2.0, total)), new.integers(-1), keepdims=1)
-    root = new.add("Sqrt", new.add("Add", square, new.number(new.attribute("epsilon", 1e-12), total)))
-    return new.add("Mul", new.add("Div", total, root), scale), None, None, total
+    square = new.add("ReduceMean", new.add("Pow", wide, new.number(2.0, wide)), new.integers(-1), keepdims=1)
+    root = new.add("Sqrt", new.add("Add", square, new.number(new.attribute("epsilon", 1e-12), wide)))
+    result = new.add("Div", wide, root)
+    if scale is not None and scale.dtype not in (None, result.dtype):
+        result = new.add("Cast", result, to=int(scale.dtype))
+    return new.add("Mul", result, scale)
+
+
+def _embedded(new: _Expression) -> Written | None:
+    """EmbedLayerNormalization: the layer norm of rows of two or three tables, as BERT begins, and lengths of a mask."""
+    tokens, segments, words, places, kinds, scale, offset, mask, positions = new.inputs[:9]
+    lengths = new.node.outputs[1] if len(new.node.outputs) > 1 else None
+    asked = lengths is not None and (bool(lengths.uses()) or lengths.is_graph_output())
+    if tokens is None or (mask is None and asked):
+        return None
+    total = new.add("Gather", words, tokens)
+    total = new.add("Add", total, new.add("Gather", places, positions or new.positions(tokens)))
+    if segments is not None:
+        total = new.add("Add", total, new.add("Gather", kinds, segments))
+    norm = new.add("LayerNormalization", total, scale, offset, axis=-1, epsilon=new.attribute("epsilon", 1e-12))
+    return norm, new.add("ReduceSum", mask, new.integers(1), keepdims=0) if asked else None, total
 
 
 def _sum(new: _Expression, parts: Sequence[ir.Value | None]) -> ir.Value | None:
@@ -296,6 +417,7 @@ def _sizes(value: ir.Value) -> tuple[int, ...] | None:
 _FORMS: Mapping[str, Callable[[_Expression], Written | None]] = {
     "Attention": _attention,
     "BiasGelu": _gelu,
+    "EmbedLayerNormalization": _embedded,
     "FastGelu": _fast_gelu,
     "FusedConv": _fused_convolution,
     "FusedGemm": _fused_gemm,
@@ -303,6 +425,9 @@ _FORMS: Mapping[str, Callable[[_Expression], Written | None]] = {
     "Gelu": _gelu,
     "MultiHeadAttention": _multi_head_attention,
     "QuickGelu": _quick_gelu,
+    "SimplifiedLayerNormalization": _simplified,
     "SkipLayerNormalization": _skip_layer_normalization,
     "SkipSimplifiedLayerNormalization": _skip_simplified,
 }
+KINDS = tuple(_FORMS)
+"""Operators that may be written, by name."""
