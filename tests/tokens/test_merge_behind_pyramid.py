@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.small_graphs import context, quantize, run
 from tests.tokens.aggregate_networks import aggregate, half, images, verdict, vision
 from tests.tokens.merge_models import accepted, before_softmax, merge, merged_value, refusal, taps
+from tests.tokens.merge_models import images as vit_images
 
 from edgesmith.frontends.normalize import normalize
 from edgesmith.graph.edit import GraphEditor
@@ -140,6 +141,18 @@ def test_it_merges_in_float16():
     assert np.abs(found - wanted).max() < 4 * np.abs(rounded - exact).max()
 
 
+@pytest.mark.parametrize("form", ["pool", "attention-guided"])
+def test_a_pyramid_that_was_turned_to_float16_is_merged(form):
+    model = vision(blocks=3)
+    data = images(model)
+    wide = aggregate(model, data, form=form)
+    narrow, drawn = half(wide), {"r": 1, "score": "random"}
+    (rounded,), (exact,) = (run(each, data).values() for each in (narrow, wide))
+    (found,), (wanted,) = (run(merge(each, **drawn), data).values() for each in (narrow, wide))
+    # The smaller network rounds about as much as the whole one.
+    assert np.abs(found - wanted).max() < 4 * np.abs(rounded - exact).max()
+
+
 def test_pyramid_merges_static_maps_and_integers_in_one_recipe():
     model = vision(blocks=3)
     data = images(model, 16)
@@ -175,13 +188,83 @@ def test_new_tokens_behind_the_means_are_not_taken_for_patches():
     assert "set the option protected" in found.obstacle
 
 
-def test_a_padding_mask_is_no_size():
-    hidden = np.zeros((1, 1, 1, 17))
-    hidden[..., -1] = -np.inf
-    masked = before_softmax(tiny_vit(blocks=2), hidden)
-    masked = before_softmax(masked, hidden, block=0)
-    assert streams(masked)[0].logarithm is None
-    assert "something else for each token" in refusal(masked) or "mask" in refusal(masked)
+def weighed(table):
+    """A network whose two blocks add the same initializer [1, 1, 1, 17] to their scores."""
+    both = before_softmax(before_softmax(tiny_vit(blocks=2), table, block=0), table, block=1)
+    tables = [value for name, value in both.graph.initializers.items() if name.startswith("table")]
+    GraphEditor(both.graph).replace_uses(tables[1], tables[0])
+    return both
+
+
+@pytest.mark.parametrize("number", [-1e4, float(np.finfo(np.float32).min), -np.inf, 90.0, np.log(0.4), np.nan])
+def test_a_constant_that_hides_keys_or_is_no_size_is_refused(number):
+    table = np.zeros((1, 1, 1, 17))
+    table[..., -4:] = number
+    assert streams(weighed(table))[0].logarithm is None
+    assert "table holds something else for each token" in refusal(weighed(table))
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    numbers=st.lists(st.floats(-0.69, 13.8), min_size=17, max_size=17),
+    other=st.none() | st.floats(-1e5, -0.7) | st.floats(13.9, 1e5),
+    r=st.integers(1, 8),
+)
+def test_constants_are_taken_where_each_is_the_logarithm_of_a_size(numbers, other, r):
+    model = weighed(np.reshape([other or numbers[0], *numbers[1:]], (1, 1, 1, -1)))
+    assert accepted(model, r=r) == (other is None)
+    if other is None:
+        assert all(np.isfinite(value).all() for value in run(merge(model, r=r), vit_images(2)).values())
+
+
+def test_sizes_that_cleaning_computed_are_taken():
+    pyramid = aggregate(vision(blocks=3), form="pool")
+    cleaned = pyramid.with_ir(normalize(pyramid.ir))
+    values = ir.convenience.create_value_mapping(cleaned.graph, include_subgraphs=False)
+    for stream in streams(cleaned)[1:]:
+        assert values[stream.logarithm].is_initializer()
+        assert np.exp(values[stream.logarithm].const_value.numpy()).sum() == pytest.approx(17)
+
+
+def mask_of_an_input(*shape):
+    """A network that adds the logarithms of an input [batch, *shape] to the scores of both blocks."""
+    model = weighed(np.zeros((1, 1, 1, 17)))
+    mask = ir.Value(name="mask", shape=ir.Shape(["batch", *shape]), type=ir.TensorType(ir.DataType.FLOAT))
+    model.graph.inputs.append(mask)
+    editor = GraphEditor(model.graph)
+    logarithm = editor.insert_before(model.graph[0], "Log", (mask,)).outputs[0]
+    sizes = editor.add_initializer("sizes", np.array([0, 1, 1, 17]))
+    row = editor.insert_after(logarithm, "Reshape", (logarithm, sizes)).outputs[0]
+    logarithm.shape, row.shape = mask.shape, ir.Shape(["batch", 1, 1, 17])
+    logarithm.type = row.type = mask.type
+    editor.replace_uses(next(value for name, value in model.graph.initializers.items() if name == "table"), row)
+    return model
+
+
+@pytest.mark.parametrize("shape", [(17, 1), (17,), (1, 17)])
+def test_an_input_is_a_mask_whatever_its_shape(shape):
+    model = mask_of_an_input(*shape)
+    assert streams(model)[0].logarithm is None
+    assert "attention of block 0 has a mask that depends on an input" in refusal(model)
+
+
+@pytest.mark.parametrize("combine", ["one-hot", "scatter"])
+def test_means_of_size_zero_hide_their_keys_and_stay_numbers(combine):
+    model = vision(blocks=3)
+    data = images(model)
+    pyramid = aggregate(model, data, form="attention-guided", at=(1,))
+    log = next(node for node in pyramid.graph if node.op_type == "Log")
+    editor, sizes = GraphEditor(pyramid.graph), log.inputs[0]
+    shown = np.ones((1, 9, 1), np.float32)
+    shown[:, 3:] = 0
+    some = editor.insert_before(log, "Mul", (sizes, editor.add_initializer("shown", shown))).outputs[0]
+    some.shape, some.type = sizes.shape, sizes.type
+    log.replace_input_with(0, some)
+    merged = merge(pyramid, r=3, form=combine)
+    last = logarithm(merged, streams(pyramid)[1].blocks[-1])
+    values = taps(merged, data, [last, some.name])
+    np.testing.assert_allclose(np.exp(values[last]).sum(axis=3)[:, 0], values[some.name].sum(axis=1), rtol=1e-5)
+    assert all(np.isfinite(value).all() for value in run(merged, data).values())
 
 
 def test_blocks_that_weigh_keys_differently_are_refused():

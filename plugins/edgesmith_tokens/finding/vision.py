@@ -14,7 +14,7 @@ from edgesmith.graph.dataflow import Dataflow
 from edgesmith.graph.residual import Block, Stream
 from edgesmith.graph.shapes import Array
 from edgesmith.graph.structure import Attention, Structure
-from edgesmith_tokens.tokens.weights import weighing
+from edgesmith_tokens.tokens.weights import weight_of_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _vision_stream(
     if not patches:
         return None
     shape = flow.shapes.shape(entry)
-    logarithm = _logarithm(flow, stream)
+    logarithm = _logarithm(flow, stream, [each.output for each in patches])
     blocks, obstacle = _blocks(stream, first, logarithm)
     if shape is None or len(shape) != 3 or _open_images(flow):
         obstacle = obstacle or (
@@ -139,12 +139,12 @@ def _open_images(flow: Dataflow) -> bool:
     return any(len(shape) == 4 and not all(isinstance(size, int) for size in shape[1:]) for shape in shapes)
 
 
-def _logarithm(flow: Dataflow, stream: Stream) -> str | None:
+def _logarithm(flow: Dataflow, stream: Stream, patches: Sequence[str]) -> str | None:
     """Return the one value that weighs the keys of all attention layers of a stream, or None."""
     softmaxes = [attention.softmax for block in stream.blocks for attention in block.attentions]
     nodes = {node.name: node for node in flow.nodes if node.op_type == "Softmax"}
-    found = [weighing(flow, nodes[name]) if name in nodes else None for name in softmaxes]
-    values = {None if each is None else each[0].inputs[each[1]] for each in found}
+    makers = {flow.producer(name) for name in patches}
+    values = {weight_of_keys(flow, nodes[name], makers) if name in nodes else None for name in softmaxes}
     only = values.pop() if len(values) == 1 else None
     return None if only is None else only.name
 

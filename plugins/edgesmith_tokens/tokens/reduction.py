@@ -16,8 +16,11 @@ from edgesmith.graph.edit import GraphEditor, constant_value
 from edgesmith_tokens.finding.vision import VisionStream
 from edgesmith_tokens.tokens.paths import TokenPaths, cannot, follow, shrunk
 from edgesmith_tokens.tokens.sizes import logarithms, weigh_keys
-from edgesmith_tokens.tokens.weights import constant_sizes, sizes_behind, weighing
+from edgesmith_tokens.tokens.weights import constant_sizes, sizes_behind
 from edgesmith_tokens.tokens.writer import Writer
+
+_SMALLEST_SIZE = 1e-30
+"""What a size of 0 is taken for: next to nothing too, but a mean of two such tokens is no 0 / 0."""
 
 Restore = Callable[[Writer, ir.Value], ir.Value]
 """Gives as many tokens as the stream had at first, from [batch, count, any width]."""
@@ -68,10 +71,9 @@ def examine(model: ir.Model, vision: VisionStream) -> TokenPaths:
     _require_no_joins(paths, vision)
     for node in _softmaxes(model, vision):
         _require_scores(paths, node)
-    if vision.logarithm is not None:
-        # What weighs the keys is written anew, from the sizes that the tokens have then.
-        for node, index in _weighing(paths, model, vision).values():
-            paths.fixed[node] = tuple(each for each in paths.fixed.get(node, ()) if each != index)
+    # What weighs the keys is written anew, from the sizes that the tokens have then.
+    for node, index in _weighing(model, vision).values():
+        paths.fixed[node] = tuple(each for each in paths.fixed.get(node, ()) if each != index)
     for node, indices in paths.fixed.items():
         for index in indices:
             shrunk(paths, node, index)
@@ -127,7 +129,7 @@ class _Reduction:
         self.entry = self.paths.flow.value(vision.input)
         self.inside = frozenset((*self.paths.nodes, *self.paths.selectors))
         self.softmaxes = {node: index for index, node in enumerate(_softmaxes(model, vision))}
-        self.weighing = {} if vision.logarithm is None else _weighing(paths, model, vision)
+        self.weighing = _weighing(model, vision)
         self.fewer: dict[ir.Value, Tokens] = {}
         """What the stream held where a value was made, for all values with fewer tokens than at first."""
         self.logarithm: dict[ir.Value, ir.Value] = {}
@@ -161,8 +163,14 @@ class _Reduction:
         if self.vision.logarithm is None:
             return None
         logarithm = self.paths.flow.value(self.vision.logarithm)
-        known = constant_sizes(self.paths.flow, logarithm)
-        return sizes_behind(logarithm) if known is None else self.editor.add_initializer("tokens.sizes", known)
+        known, sizes = constant_sizes(self.paths.flow, logarithm), sizes_behind(logarithm)
+        if known is not None or sizes is None:
+            return None if known is None else self.editor.add_initializer("tokens.sizes", known)
+        writer = self._writer(sizes)
+        smallest = writer.constant(np.asarray(_SMALLEST_SIZE, np.float32), "smallest_size")
+        sizes = writer.add("Max", (writer.cast(sizes, ir.DataType.FLOAT), smallest), shape=sizes.shape)
+        self.written += writer.written
+        return sizes
 
     def _make(
         self, made: dict[ir.Value, Tokens], value: ir.Value, state: Tokens, reducers: Mapping[str, Reducer]
@@ -205,7 +213,10 @@ class _Reduction:
         if node in self.weighing and state.sizes is not None:
             adder, index = self.weighing[node]
             old = adder.inputs[index]
-            adder.replace_input_with(index, self._logarithm(state.sizes))
+            new = self._logarithm(state.sizes)
+            if old is not None and old.dtype is not None:
+                new = Writer(self.editor, new, f"tokens{self.places}").cast(new, old.dtype)
+            adder.replace_input_with(index, new)
             self._drop(old)
         elif node in self.softmaxes and state.sizes is not None and self.proportional:
             weigh_keys(self.editor, node, self._logarithm(state.sizes))
@@ -284,10 +295,19 @@ def _softmaxes(model: ir.Model, vision: VisionStream) -> list[ir.Node]:
     return [nodes[block.attention.softmax] for block in vision.blocks]
 
 
-def _weighing(paths: TokenPaths, model: ir.Model, vision: VisionStream) -> dict[ir.Node, tuple[ir.Node, int]]:
-    """Return what weighs the keys of each softmax of a stream that comes with sizes."""
-    found = {node: weighing(paths.flow, node) for node in _softmaxes(model, vision)}
-    return {node: each for node, each in found.items() if each is not None}
+def _weighing(model: ir.Model, vision: VisionStream) -> dict[ir.Node, tuple[ir.Node, int]]:
+    """Return what adds to the scores of each softmax how much its keys weigh, and the number of its input that says it.
+
+    Empty where the stream comes without sizes.
+    """
+    found = {}
+    for softmax in _softmaxes(model, vision) if vision.logarithm is not None else ():
+        scores = softmax.inputs[0]
+        node = None if scores is None else scores.producer()
+        for index, value in enumerate(() if node is None else node.inputs):
+            if node is not None and value is not None and value.name == vision.logarithm:
+                found[softmax] = node, index
+    return found
 
 
 def _require_no_joins(paths: TokenPaths, vision: VisionStream) -> None:

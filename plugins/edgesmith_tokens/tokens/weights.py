@@ -4,15 +4,25 @@ softmax(q k^T / sqrt(d) + b) with one number b for each key counts that key exp(
 one whose exp(b) is the sum of both, and merging goes on from these sizes.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 
-from edgesmith.graph.dataflow import Dataflow
+from edgesmith.graph.dataflow import Dataflow, data_inputs
 from edgesmith.graph.shapes import Array
 
+SIZES = 0.5, 1e6
+"""Bounds of constants that are taken for sizes. Below it stands what hides keys, such as exp(-1e4)."""
 
-def weighing(flow: Dataflow, softmax: ir.Node) -> tuple[ir.Node, int] | None:
-    """Return the Add in front of a softmax that weighs its keys, and the number of its input that does.
+
+def weight_of_keys(flow: Dataflow, softmax: ir.Node, patches: Collection[ir.Node]) -> ir.Value | None:
+    """Return the logarithms of sizes that are added in front of a softmax.
+
+    Args:
+        flow: The graph.
+        softmax: Its input is [batch, heads, queries, keys].
+        patches: What makes the first tokens of the pixels.
 
     Returns:
         None where nothing is added, or it is not [batch, 1, 1, keys], or may hide keys as a padding mask does.
@@ -21,14 +31,30 @@ def weighing(flow: Dataflow, softmax: ir.Node) -> tuple[ir.Node, int] | None:
     if node is None or node.op_type != "Add":
         return None
     keys = (flow.shapes.shape(softmax.inputs[0]) or (0,))[-1]
-    for index, value in enumerate(node.inputs):
+    for value in node.inputs:
         shape = flow.shapes.shape(value) or ()
         if value is None or len(shape) != 4 or shape[1:] != (1, 1, keys) or keys < 2:
             continue
         known = _constant(flow, value)
-        if sizes_behind(value) is not None or (known is not None and np.isfinite(known).all()):
-            return node, index
+        if _sizes_of_images(flow, value, patches) if known is None else _sizes_in(known):
+            return value
     return None
+
+
+def _sizes_in(logarithms: Array) -> bool:
+    low, high = np.log(SIZES)
+    return bool(((logarithms >= low) & (logarithms <= high)).all())
+
+
+def _sizes_of_images(flow: Dataflow, logarithm: ir.Value, patches: Collection[ir.Node]) -> bool:
+    """Whether these are logarithms of [batch, tokens, 1] that were computed from patches; an input may be a mask."""
+    sizes = sizes_behind(logarithm)
+    shape, full = flow.shapes.shape(sizes) or (), flow.shapes.shape(logarithm) or ()
+    if sizes is None or shape != (full[0], full[3], 1):
+        return False
+    made = flow.ancestors(sizes, stop=patches.__contains__)
+    read = {value for node in made.difference(patches) for value in data_inputs(node)}
+    return not made.isdisjoint(patches) and read.isdisjoint(flow.model.graph.inputs)
 
 
 def sizes_behind(logarithm: ir.Value) -> ir.Value | None:
