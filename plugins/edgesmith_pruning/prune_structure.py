@@ -95,6 +95,6 @@ def _refits(outcomes: Sequence[Outcome]) -> str:
             "they should give."
         )
     return (
-        f"Refitted {taken} of {len(outcomes)} layers; on calibration data the mean error of {len(cut)} that lost inputs "
-        f"went from {before:.2g} % to {after:.2g} % of what they should give."
+        f"Refitted {taken} of {len(outcomes)} layers; on calibration data the mean error of the {len(cut)} that lost "
+        f"inputs went from {before:.2g} % to {after:.2g} % of what they should give."
     )

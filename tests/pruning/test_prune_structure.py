@@ -354,6 +354,22 @@ def test_a_layer_that_adds_a_number_to_each_place_is_cut_and_not_refitted(tmp_pa
     np.testing.assert_array_equal(*(each.graph.initializers["c"].const_value.numpy() for each in (model, result)))
 
 
+@pytest.mark.parametrize("number", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("refit", ["bias", "statistics"])
+def test_a_layer_that_adds_one_number_to_all_outputs_gets_a_bias_for_each(refit, number, tmp_path):
+    generator = np.random.default_rng(0)
+    weights = {"v": generator.normal(size=(32, 64)), "w": generator.normal(size=(64, 32)), "c": np.full(number, 0.3)}
+    nodes = [node("MatMul", ["x", "v"], "h"), node("Relu", ["h"], "r"), node("Gemm", ["r", "w", "c"], "y")]
+    model = graph(nodes, {name: each.astype(np.float32) for name, each in weights.items()}, {"x": ["n", 32]})
+    data = ArraySource({"x": generator.normal(size=(64, 32)).astype(np.float32)})
+    result = prune(model, tmp_path, data, refit=refit)
+    (batch,) = data.batches(64)
+    before, after = (ReferenceSession(each.ir).run(batch.inputs)["y"] for each in (model, result))
+    # Outputs are sums of 64 float32 products of size 5, and their means come back but for rounding.
+    np.testing.assert_allclose(after.mean(axis=0), before.mean(axis=0), atol=1e-4)
+    assert "c" not in result.graph.initializers and "c" in model.graph.initializers
+
+
 @pytest.mark.parametrize("score", ["elimination", "second-moment", "taylor", "magnitude"])
 def test_both_sides_of_a_concatenation_are_units_of_their_own(score, tmp_path):
     generator = np.random.default_rng(0)
