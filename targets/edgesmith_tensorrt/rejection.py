@@ -36,7 +36,10 @@ def rejected(device: str, answer: GateResult, graph: ir.Graph) -> TargetError:
 
 
 def recurrent_in_branches(graph: ir.Graph) -> Iterator[str]:
-    """Yield "LSTM name in the If name" for each recurrent operator in a branch of an If, at any depth."""
+    """Yield "LSTM name in the If name" for each recurrent operator that stands in a branch of an If itself.
+
+    The If may stand in any subgraph. Operators in a Loop or Scan in a branch are not named: nobody saw them rejected.
+    """
     for node in graph.all_nodes():
         if node.op_type != "If" or node.domain:
             continue
