@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from device_fixtures import made_up_state
 from measure_models import dense_model
-from test_compile_on_device import QUICK, compile_on, fake_device, on, source  # noqa: F401  fixtures
+from test_compile_on_device import QUICK, break_at, compile_on, fake_device, on, source  # noqa: F401  fixtures
 
 from edgesmith.device.clock import DeviceClock
 from edgesmith.device.local import LocalTransport
@@ -34,6 +34,7 @@ def reject(program: Path, which: str) -> None:
     program.write_text(f'#!/bin/sh\ncase "$*" in *--onnx=*) echo x >>{count}; {refusal};; esac\n{real}')
 
 
+@pytest.mark.slow
 def test_a_step_whose_engine_the_board_rejects_is_undone_and_built_once(compile_on, fake_trtexec):  # noqa: F811
     reject(fake_trtexec, "-ge 2")
     source_row, step, lowered = compile_on("local", target="jetson-orin-nano").ledger.rows
@@ -64,6 +65,22 @@ def test_a_board_with_trtexec_and_without_python_is_refused_before_anything_goes
 def test_a_step_that_does_not_run_there_is_undone(compile_on, fake_device, on):  # noqa: F811
     step = compile_on(on, python=tell(fake_device(2.0), last_fails=True)).ledger.rows[1]
     assert step.status == "undone" and f"it does not run on {on}: RuntimeError: made up" in step.reason
+
+
+def test_what_happened_while_a_step_was_judged_stands_in_its_row(
+    compile_on,  # noqa: F811
+    fake_device,  # noqa: F811
+    on,  # noqa: F811
+    server,
+    monkeypatch,
+):
+    monkeypatch.setattr("edgesmith.device.insistence._WAITS_SECONDS", (0.0,))
+    break_at(server, " time ", 1)
+    rows = compile_on(on, python=fake_device(2.0)).ledger.rows
+    told = [any("was lost and made again" in remark for remark in row.remarks) for row in rows]
+    assert told == [False, True, False]
+    # What holds for all times is said once.
+    assert [any("Times are from" in remark for remark in row.remarks) for row in rows] == [True, False, False]
 
 
 def test_a_device_without_a_temperature_is_not_waited_for(compile_on, fake_device, on):  # noqa: F811
