@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
@@ -100,6 +101,24 @@ def test_a_missing_source_is_told_before_missing_data(tmp_path: Path, capsys: py
     said = refused(["compile", str(tmp_path / "nothing.onnx"), "--out", str(tmp_path / "artifact")], capsys)
     assert "nothing.onnx` does not exist" in said
     assert "calibration data" not in said
+
+
+def test_a_graph_that_was_optimized_for_this_processor_is_for_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = [numpy_helper.from_array(np.ones((16, 16, 3, 3), np.float32), "w")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 16, 8, 8]) for name in "xy"]
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], weights)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "all.onnx")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    if all(node.domain != "com.microsoft.nchwc" for node in onnx.load(tmp_path / "all.onnx").graph.node):
+        pytest.skip("ONNX Runtime has no layout of its own for this processor")
+    words = ["compile", str(tmp_path / "all.onnx"), "--recipe", "float", "--out", str(tmp_path / "out")]
+    said = refused([*words, "--target", "jetson-orin-nano"], capsys)
+    assert "com.microsoft.nchwc" in said and "at level EXTENDED or below" in said
 
 
 def test_missing_data_is_told_with_the_default_and_the_recipes_that_need_none(

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 AnswerT = TypeVar("AnswerT")
 
+_PROCESSOR_DOMAINS = frozenset(("com.microsoft.nchwc", "com.ms.internal.nhwc"))
+"""Domains that ONNX Runtime's optimizer uses at its highest level, which is made for one processor."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -118,6 +121,7 @@ def compile(
     with ExitStack() as closing:
         clock = _device_clock(plan, settings, closing)
         model = choice.equip(load_source(source, workshop, example_inputs=example_inputs))
+        _require_portable(model, plan, registry)
         model = fix_sizes(model, plan, choice, batch_size=settings.batch_size, store=store)
         opened = choice.open(model)
         for step in plan.steps:
@@ -183,6 +187,23 @@ def _require_source(source: object, registry: "Registry") -> None:
     if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
         require_model_file(Path(source))
     _frontend_for(source, registry)
+
+
+def _require_portable(model: Model, plan: Plan, registry: "Registry") -> None:
+    """Refuse operators that ONNX Runtime's optimizer wrote for the processor it ran on, where another device is meant.
+
+    Raises:
+        ModelError: There are some, and the target is not for the machine that compiles.
+    """
+    found = sorted({node.domain for node in model.graph.all_nodes()} & _PROCESSOR_DOMAINS)
+    if not found or registry.load(registry.runner(plan.target_record.runner)).measures_cost:
+        return
+    raise ModelError(
+        f"The source has operators of {', '.join(found)}: ONNX Runtime's optimizer wrote it for one processor.",
+        expected=f"a graph that can run on the device of {plan.target_record.name}, in operators of ONNX",
+        why="These operators hold weights in the order of that processor's memory, and no other runtime knows them.",
+        fix="Export the model again, or save it with the optimizer at level EXTENDED or below.",
+    )
 
 
 def _frontend_for(source: object, registry: "Registry") -> "tuple[FrontendRecord, Frontend]":

@@ -438,7 +438,7 @@ def _with_cost(row: LedgerRow, model: Model, yardstick: Yardstick) -> LedgerRow:
     cost = count_cost(model.ir, yardstick.dimensions(model))
     remarks = row.remarks
     if cost.unknown:
-        remarks += (f"MACs leave out {len(cost.unknown)} nodes whose shapes depend on data.",)
+        remarks += (f"MACs leave out {len(cost.unknown)} nodes whose shapes are not known.",)
     return row.model_copy(update={"parameters": cost.parameters, "macs": cost.macs, "remarks": remarks})
 
 

@@ -65,7 +65,7 @@ def _cost_conditions(cost: Part) -> tuple[str, ...]:
     sizes = ", ".join(f"{name} {size}" for name, size in _part(cost.get("dimensions")).items())
     lines = [f"MACs are counted for {sizes}."] if sizes else []
     if unknown := _list(cost.get("unknown")):
-        lines.append(f"MACs leave out {len(unknown)} nodes whose shapes depend on data.")
+        lines.append(f"MACs leave out {len(unknown)} nodes whose shapes are not known.")
     return (*lines, *(f"{_text(line)}." for line in _list(cost.get("assumptions"))))
 
 
