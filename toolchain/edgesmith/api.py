@@ -31,7 +31,7 @@ from edgesmith.pipeline import Workshop, run_plan
 from edgesmith.plan import Plan, make_plan
 from edgesmith.progress import Progress, SilentProgress
 from edgesmith.recipe import Recipe, load_recipe
-from edgesmith.serialization import require_model_file
+from edgesmith.serialization import PROCESSOR_DOMAINS, require_model_file
 from edgesmith.stage import Yardstick
 from edgesmith.store import Store, make_key
 
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from edgesmith_calibration.spec import DataSpec
 
 AnswerT = TypeVar("AnswerT")
-
-_PROCESSOR_DOMAINS = frozenset(("com.microsoft.nchwc", "com.ms.internal.nhwc"))
-"""Domains that ONNX Runtime's optimizer uses at its highest level, which is made for one processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +192,7 @@ def _require_portable(model: Model, plan: Plan, registry: "Registry") -> None:
     Raises:
         ModelError: There are some, and the target is not for the machine that compiles.
     """
-    found = sorted({node.domain for node in model.graph.all_nodes()} & _PROCESSOR_DOMAINS)
+    found = sorted({node.domain for node in model.graph.all_nodes()} & PROCESSOR_DOMAINS)
     if not found or registry.load(registry.runner(plan.target_record.runner)).measures_cost:
         return
     raise ModelError(

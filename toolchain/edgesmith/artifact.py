@@ -87,11 +87,12 @@ def changed_files(directory: Path) -> tuple[str, ...]:
         return ()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return (MANIFEST_FILE,)
-    return tuple(
-        name
-        for name, known in hashes.items()
-        if not (directory / name).is_file() or hash_file(directory / name) != known
-    )
+    return tuple(name for name, known in hashes.items() if not holds(directory / name, known))
+
+
+def holds(file: Path, known: object) -> bool:
+    """Return whether there is such a file, with the SHA-256 that is `known` of it."""
+    return file.is_file() and hash_file(file) == known
 
 
 def read_use(directory: Path) -> tuple[Task, dict[str, bytes]]:

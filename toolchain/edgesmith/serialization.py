@@ -31,7 +31,9 @@ SINGLE_FILE_BYTES = 256 * 2**20
 """More weights than this go into a file of their own: a single one must fit into memory twice to be written or read."""
 INLINE_BYTES = 32 * 2**20
 """Above this much weight data a graph goes to runtimes through files, which they map instead of parsing a copy."""
-RUNTIME_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "ai.onnx.contrib", "com.ms.internal.nhwc"})
+PROCESSOR_DOMAINS = frozenset({"com.microsoft.nchwc", "com.ms.internal.nhwc"})
+"""Domains that ONNX Runtime's optimizer uses at its highest level, which is made for one processor."""
+RUNTIME_DOMAINS = PROCESSOR_DOMAINS | {"com.microsoft", "ai.onnx.contrib"}
 """Domains without a schema in the `onnx` package that ONNX Runtime may know. It is asked later."""
 RUNTIME_NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
 """Operators that ONNX Runtime's optimizer writes into ONNX's own domain, and loads there, whatever the opset has."""

@@ -89,10 +89,10 @@ class DeviceClock(Clock):
         self._runtime = usable_runtime(transport, self._probe, profile, plan.runtime)
         # Taking turns is the worker's, which needs Python also where trtexec alone can be validated with.
         require_module(transport.address, self._probe, "numpy")
-        in_session = self._runtime == ONNX_RUNTIME
-        self.times_lowered = not in_session
-        self._as_written = in_session and own_runtime(profile) != ONNX_RUNTIME
-        self._provider = CPU_PROVIDER if in_session else "GPU"
+        self._in_session = self._runtime == ONNX_RUNTIME
+        self.times_lowered = not self._in_session
+        self._as_written = self._in_session and own_runtime(profile) != ONNX_RUNTIME
+        self._provider = CPU_PROVIDER if self._in_session else "GPU"
         self.tier, reason = tier_of(profile, self._probe, self._runtime, self._provider, is_local=transport.is_local)
         self._cool_below = plan.cool_below if self._probe.state.temperatures_celsius else 0.0
         remarks = {
@@ -118,14 +118,13 @@ class DeviceClock(Clock):
         extra |= self._probe.state.conditions
         if self._cool_below:
             extra["cool_below"] = self._cool_below
-        in_session = self._runtime == ONNX_RUNTIME
-        if not in_session:
+        if not self._in_session:
             extra["cuda_graph"] = "used" if self._plan.cuda_graphs else "not used"
         return Conditions(
             runtime=self._version,
             provider=self._provider,
-            optimization="engine" if not in_session else "basic" if self._as_written else "all",
-            threads=self._threads if in_session else None,
+            optimization="engine" if not self._in_session else "basic" if self._as_written else "all",
+            threads=self._threads if self._in_session else None,
             batch=Batch(inputs).size,
             shapes=name_shapes(inputs),
             processor=self._probe.machine,
@@ -173,7 +172,7 @@ class DeviceClock(Clock):
             said = self._place.transport.run([self._probe.trtexec, "--help"])
             found = _TRTEXEC_VERSION.search(said.stdout + said.stderr)
             return f"trtexec of TensorRT {found[1] if found else 'unknown'}"
-        name = ONNX_RUNTIME if self._runtime == ONNX_RUNTIME else "tensorrt"
+        name = ONNX_RUNTIME if self._in_session else "tensorrt"
         return f"{name} {self._probe.modules[self._runtime].version}"
 
     def _write_batch(self, inputs: "Mapping[str, np.ndarray]") -> Path:
@@ -205,7 +204,7 @@ class DeviceClock(Clock):
             "threads": self._threads,
             "as_written": self._as_written,
             "cool_below_celsius": self._cool_below,
-            "cuda_graphs": self._plan.cuda_graphs and self._runtime != ONNX_RUNTIME,
+            "cuda_graphs": self._plan.cuda_graphs and not self._in_session,
         }
 
     def _comparison(

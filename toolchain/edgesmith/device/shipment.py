@@ -5,9 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgesmith.artifact import MANIFEST_FILE, read_entry, read_use
+from edgesmith.artifact import MANIFEST_FILE, holds, read_entry, read_use
 from edgesmith.errors import ModelError
-from edgesmith.files import hash_file
 from edgesmith.model import Model
 
 BUILD_RECIPE, BUILD_SCRIPT, SHELL_SCRIPT = "build.json", "build.py", "build.sh"
@@ -48,7 +47,7 @@ def read_shipment(directory: Path) -> Shipment:
     for name in _travelling(sorted(known), entry.name, built):
         file, facts = directory / name, known[name]
         inside = directory.resolve() == file.resolve().parent
-        if not inside or not file.is_file() or hash_file(file) != dict(facts).get("sha256"):
+        if not inside or not holds(file, dict(facts).get("sha256")):
             raise _changed(directory, name)
         files.append(file)
     if entry not in files:

@@ -1,6 +1,5 @@
 """What a way to a device must offer: run a command, copy files, and leave nothing behind."""
 
-import hashlib
 import logging
 import re
 import shlex
@@ -14,6 +13,7 @@ from pathlib import Path
 from edgesmith.device import faults
 from edgesmith.device.worker.machine import CLOCKS_FILE
 from edgesmith.errors import DeviceError
+from edgesmith.files import hash_file
 
 LARGEST_ANSWER_BYTES = 64_000_000
 """Of a file that is read as a whole and describes, such as times."""
@@ -178,7 +178,7 @@ class Workspace:
     def holds(self, local: Path, name: str) -> bool:
         """Return whether the file of that name is there with the content of `local`."""
         done = self.transport.run(["sha256sum", self.path(name)], timeout_seconds=_HASH_SECONDS)
-        return done.code == 0 and done.stdout.split()[:1] == [_hash(local)]
+        return done.code == 0 and done.stdout.split()[:1] == [hash_file(local)]
 
     def inside(self, name: str) -> "Workspace":
         """Return a directory in it, made if it is not there.
@@ -285,11 +285,6 @@ def _known_directory(transport: Transport, directory: str) -> str:
     if transport.run(["test", "-d", directory]).code != 0:
         raise faults.no_directory(transport.address, directory, "it is not there any more; start without resume")
     return directory
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _leave(place: Workspace, *, keep: bool) -> str:
