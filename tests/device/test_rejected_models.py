@@ -17,7 +17,7 @@ from edgesmith.device.plan import DevicePlan
 from edgesmith.device.transport import workspace
 from edgesmith.device.worker.archive import ArrayArchive
 from edgesmith.device.worker.timing import time_in_turns
-from edgesmith.errors import DeviceError, RejectedModelError
+from edgesmith.errors import RejectedModelError
 from edgesmith.progress import SilentProgress
 
 
@@ -51,15 +51,6 @@ def test_where_the_board_builds_nothing_there_is_an_error(jetson_artifact, fake_
         with pytest.raises(RejectedModelError, match=r"a: building the engine on local .*no implementation") as caught:
             clock.latency({"a": jetson_artifact / "model.onnx"}, {"x": np.zeros((1, 16), np.float32)}, QUICK)
     assert "--keep" not in caught.value.fix
-
-
-def test_a_board_with_trtexec_and_without_python_is_refused_before_anything_goes_there(
-    compile_on,  # noqa: F811
-    fake_trtexec,
-):
-    with pytest.raises(DeviceError, match="no usable numpy: there is no Python"):
-        compile_on("local", target="jetson-orin-nano", python="/nowhere/python3")
-    assert not fake_trtexec.with_name("built").exists()
 
 
 def test_a_step_that_does_not_run_there_is_undone(compile_on, fake_device, on):  # noqa: F811

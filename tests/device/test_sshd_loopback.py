@@ -1,4 +1,4 @@
-"""The whole way over a real sshd on loopback, with real SFTP. Everything but the machine is as on a board."""
+"""The whole way over a real sshd on loopback, with real SFTP. Everything but machine and trtexec is as on a board."""
 
 import getpass
 import json
@@ -14,8 +14,10 @@ import asyncssh
 import pytest
 from measure_models import dense_model
 
+import edgesmith
 from edgesmith.cli import main
 from edgesmith.device.address import Address
+from edgesmith.device.plan import DevicePlan
 from edgesmith.device.record import load_record
 from edgesmith.device.ssh import SshTransport
 from edgesmith.device.transport import workspace
@@ -31,7 +33,15 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def sshd(home, tmp_path):
+def tools(tmp_path):
+    """The first directory in which programs are looked for behind sshd."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def sshd(home, tmp_path, tools):
     """A server of the present user's own, which listens on loopback and knows one key."""
     folder = tmp_path / "sshd"
     folder.mkdir()
@@ -45,6 +55,7 @@ def sshd(home, tmp_path):
     (folder / "config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nAuthorizedKeysFile {folder}/authorized\n"
         f"PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nSubsystem sftp {SFTP}\n"
+        f"SetEnv PATH={tools}:/usr/bin:/bin\n"
     )
     if os.getuid() == 0:
         # Debian's sshd wants this directory, which its service makes at start.
@@ -98,6 +109,42 @@ def test_a_network_is_compiled_with_the_times_of_a_device_behind_sshd(
     ledger = json.loads(capsys.readouterr().out)
     assert [row["latency_ms"]["tier"] for row in ledger["rows"]] == ["device"] * 2
     assert ledger["device"]["address"] == on
+    assert list(device_folder.iterdir()) == []
+
+
+MADE_UP_TRTEXEC = """#!/bin/sh
+echo "&&&& RUNNING TensorRT.trtexec [TensorRT v00000-fake] # made up"
+for word; do
+    case "$word" in
+        --onnx=*) model=${word#*=} ;;
+        --saveEngine=*) cp "$model" "${word#*=}" ;;
+        --loadEngine=*) bytes=$(wc -c <"${word#*=}") ;;
+        --exportTimes=*) echo "[{\\"computeMs\\": $bytes}]" >"${word#*=}" ;;
+    esac
+done
+"""
+"""A trtexec whose engine is the graph, and whose times are its size."""
+
+
+def test_trtexec_alone_decides_what_pays_on_a_board_without_python(sshd, tools, tmp_path, device_folder):
+    for name, text in (("trtexec", MADE_UP_TRTEXEC), ("uname", "#!/bin/sh\necho aarch64\n")):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    on = f"ssh://{getpass.getuser()}@127.0.0.1:{sshd}"
+    plan = DevicePlan(directory=str(device_folder), python="/nowhere/python3")
+    quick = LatencyPlan(warmup_runs=1, min_rounds=2, max_rounds=2)
+    settings = edgesmith.Settings(threads=1, store=tmp_path / "store", on=on, device=plan, latency_plan=quick)
+    step = {"method": "quantize-weights", "options": {"bits": 8, "block_size": None}}
+    source = dense_model(tmp_path / "dense.onnx", width=64)
+    recipe = {"version": 1, "keep": "if-pays", "steps": [step]}
+    artifact = edgesmith.compile(
+        source, out=tmp_path / "out", target="jetson-orin-nano", recipe=recipe, settings=settings
+    )
+    source_row, step_row, lowered = artifact.ledger.rows
+    assert step_row.status == "ok" and step_row.speedup_step.value > 1
+    assert source_row.latency_ms.value > step_row.latency_ms.value == lowered.latency_ms.value
+    assert step_row.latency_ms.conditions["runtime"] == "trtexec of TensorRT 00000-fake"
+    assert artifact.ledger.device["architecture"] == "aarch64" and "python" not in artifact.ledger.device
     assert list(device_folder.iterdir()) == []
 
 

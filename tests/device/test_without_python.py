@@ -2,28 +2,34 @@
 
 import asyncio
 import json
+import shutil
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from device_fixtures import made_up
 
 from edgesmith.cli import main
+from edgesmith.device.address import Address
 from edgesmith.device.clock import DeviceClock
 from edgesmith.device.local import LocalTransport
 from edgesmith.device.plan import DevicePlan
+from edgesmith.device.ssh import SshTransport
 from edgesmith.device.transport import workspace
 from edgesmith.device.without_python import probe_by_shell
 from edgesmith.device.worker.machine import probe as probe_with_python
-from edgesmith.errors import DeviceError
+from edgesmith.measure.runner import LatencyPlan
 from edgesmith.progress import SilentProgress
 
-QUICK = ("seconds=0", "fewest_runs=5", "samples=2", "python=/nowhere/python3")
+QUICK = LatencyPlan(warmup_runs=2, min_rounds=2, max_rounds=2)
+SETTINGS = ("seconds=0", "fewest_runs=5", "samples=2", "python=/nowhere/python3")
 
 
 def validate(capsys, artifact, on, *more):
-    settings = [word for setting in (*QUICK, *more) for word in ("--set", setting)]
+    settings = [word for setting in (*SETTINGS, *more) for word in ("--set", setting)]
     code = main(["validate", str(artifact), "--on", on, "--json", *settings])
     captured = capsys.readouterr()
     return code, json.loads(captured.out) if code == 0 else " ".join(captured.err.split())
@@ -119,11 +125,62 @@ def test_a_python_without_numpy_is_no_obstacle_to_trtexec(capsys, jetson_artifac
     assert run["row"]["latency_ms"]["value"] == 2
 
 
-def test_to_compile_by_its_times_a_board_needs_python_which_is_said_at_once(zeros, tmp_path):
-    with workspace(LocalTransport(str(tmp_path), "/nowhere/python3")) as place:
-        plan = DevicePlan(runtime="trtexec")
-        with pytest.raises(DeviceError, match="no usable numpy: there is no Python"):
-            DeviceClock(place, tmp_path, None, plan, SilentProgress())
+@pytest.fixture
+def timed_by_trtexec(jetson_artifact, zeros, tmp_path):
+    """Returns what the board says of the artifact's graph under two names, timed in turns."""
+
+    def latency(transport):
+        with workspace(transport) as place:
+            clock = DeviceClock(place, tmp_path, None, DevicePlan(runtime="trtexec"), SilentProgress())
+            shutil.copytree(jetson_artifact, tmp_path / "other")
+            (tmp_path / "other" / "build.json").write_text((jetson_artifact / "build.json").read_text() + "\n")
+            entries = {"a": jetson_artifact / "model.onnx", "b": tmp_path / "other" / "model.onnx"}
+            return clock.latency(entries, {"x": np.zeros((1, 16), np.float32)}, QUICK)
+
+    return latency
+
+
+def test_engines_are_timed_in_turns_without_python(timed_by_trtexec, zeros, tmp_path):
+    make_tool(zeros, "trtexec", f'echo "$PWD $*" >>{zeros}/calls\n{SAYS_ZERO}')
+    found = timed_by_trtexec(LocalTransport(str(tmp_path), "/nowhere/python3"))
+    assert {label: set(rounds) for label, rounds in found.rounds.items()} == {"a": {1.5}, "b": {1.5}}
+    assert found.conditions.extra["power_mode"] == "made_up_15W" and found.waiting_share == 0
+    timed = [line for line in (zeros / "calls").read_text().splitlines() if "--exportTimes" in line]
+    # Each engine in its own directory: a warm-up, the trial of a graph, and one visit in each of two rounds.
+    assert len(timed) == 2 * 4 and len({line.partition(" ")[0] for line in timed}) == 2
+    # A call is a process of its own, so it is warmed up and times ten runs at least.
+    assert all("--warmUp=200" in line and "--iterations=10" in line for line in timed[-4:])
+
+
+def test_an_engine_that_is_killed_leaves_the_others_their_times(timed_by_trtexec, zeros, tmp_path):
+    kills = f"mkdir {zeros}/first 2>/dev/null && kill -9 $$"
+    make_tool(zeros, "trtexec", f'case "$*" in *--exportTimes*) {kills};; esac\n{SAYS_ZERO}')
+    found = timed_by_trtexec(LocalTransport(str(tmp_path), "/nowhere/python3"))
+    assert set(found.rounds) == {"b"}
+    assert found.failures["a"].endswith("trtexec on local was ended by SIGKILL, most likely because memory ran out.")
+
+
+def test_a_connection_that_is_lost_between_two_turns_starts_the_timing_anew(
+    timed_by_trtexec, server, device_folder, monkeypatch
+):
+    monkeypatch.setattr("edgesmith.device.insistence._WAITS_SECONDS", (0.0,))
+    visits = []
+
+    def break_off(line, process):
+        visits.extend([line] if "--warmUp=200" in line else [])
+        if "--warmUp=200" in line and len(visits) == 5:
+            process.channel.get_connection().abort()
+            return True
+        return False
+
+    server.on_command = break_off
+    address = Address("ssh", "127.0.0.1", "tester", server.port)
+    with closing(SshTransport(address, str(device_folder), "/nowhere/python3")) as transport:
+        found = timed_by_trtexec(transport)
+    assert len(visits) == 5 + 6
+    assert any("was lost and made again" in remark for remark in found.remarks)
+    assert {len(rounds) for rounds in found.rounds.values()} == {2}
+    assert list(device_folder.iterdir()) == []
 
 
 def test_what_trtexec_says_of_an_error_arrives(capsys, jetson_artifact, tools):
@@ -168,7 +225,7 @@ def test_outputs_of_another_form_are_refused(capsys, jetson_artifact, zeros, con
 
 
 def test_outputs_that_would_fill_the_memory_are_not_read(capsys, jetson_artifact, zeros, monkeypatch):
-    monkeypatch.setattr("edgesmith.device.without_python._LARGEST_EXPORT_BYTES", 100)
+    monkeypatch.setattr("edgesmith.device.trtexec._LARGEST_EXPORT_BYTES", 100)
     code, error = validate(capsys, jetson_artifact, "local")
     assert code == 2
     assert "outputs.json on local is" in error and "at most 0.0 MB" in error

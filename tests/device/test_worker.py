@@ -22,7 +22,6 @@ from edgesmith.device.transport import Workspace
 from edgesmith.device.worker import machine
 from edgesmith.device.worker.archive import ArrayArchive, read_batch
 from edgesmith.device.worker.tensor_rt import Cuda, TensorRTModel
-from edgesmith.device.worker.trtexec import TrtexecModel
 from edgesmith.serialization import write_onnx
 from small_graphs import convolution_in_float16
 
@@ -247,15 +246,6 @@ def test_layers_and_their_times_are_told_after_the_timing(fake_engine):
     layers, times = model.describe()
     assert json.loads(layers)["Layers"][0]["Name"] == "made-up layer"
     assert json.loads(times)[1] == {"name": "made-up layer", "averageMs": 0.5}
-
-
-@pytest.mark.parametrize("refill", [True, False])
-def test_each_call_of_trtexec_is_warmed_up_since_it_is_a_new_process(tmp_path, monkeypatch, refill):
-    model, calls = TrtexecModel(tmp_path / "engine.plan", "trtexec"), []
-    monkeypatch.setattr(model, "_times", lambda *words: calls.append(words) or [1.0])
-    model.visit(1, refill)
-    (words,) = calls
-    assert "--warmUp=200" in words and "--iterations=10" in words
 
 
 def test_values_inside_the_graph_are_kept(tmp_path):

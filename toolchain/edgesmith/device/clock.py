@@ -20,7 +20,6 @@ from edgesmith.device.runtimes import (
     ONNX_RUNTIME,
     TRTEXEC,
     own_runtime,
-    require_module,
     tier_of,
     unlisted_version,
     usable_runtime,
@@ -87,8 +86,6 @@ class DeviceClock(Clock):
         with progress.stage(f"asking {transport.address} what it is"):
             self._probe = insist(place, lambda: probe_device(place, scratch), plan.reconnects, progress)
         self._runtime = usable_runtime(transport, self._probe, profile, plan.runtime)
-        # Taking turns is the worker's, which needs Python also where trtexec alone can be validated with.
-        require_module(transport.address, self._probe, "numpy")
         self._in_session = self._runtime == ONNX_RUNTIME
         self.times_lowered = not self._in_session
         self._as_written = self._in_session and own_runtime(profile) != ONNX_RUNTIME

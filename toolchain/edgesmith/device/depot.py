@@ -7,7 +7,7 @@ from edgesmith.device import faults
 from edgesmith.device.facts import Probe
 from edgesmith.device.plan import DevicePlan
 from edgesmith.device.remote import build_engine
-from edgesmith.device.runtimes import ONNX_RUNTIME
+from edgesmith.device.runtimes import ONNX_RUNTIME, TRTEXEC
 from edgesmith.device.shipment import BUILD_SCRIPT, ENGINE, stage_files
 from edgesmith.device.transport import Workspace
 from edgesmith.errors import DeviceError, RejectedModelError
@@ -60,7 +60,8 @@ class Depot:
 
     def put_batch(self, batch: Path) -> None:
         """Have a file on the device whose name stands for its content."""
-        if batch.name not in self._batches:
+        # trtexec gets its inputs in a form of its own.
+        if self._runtime != TRTEXEC and batch.name not in self._batches:
             self._place.push(batch, batch.name)
             self._batches.add(batch.name)
 

@@ -150,10 +150,10 @@ def left_behind(error: DeviceError, left: str, resumable: str | None) -> DeviceE
     )
 
 
-def killed(address: str, what: str, signal_name: str) -> DeviceError:
-    """Return the error for a process that a signal ended."""
+def killed(address: str, what: str, signal_name: str) -> RejectedModelError:
+    """Return the error for a process that a signal ended; with another model it may not come to that."""
     cause = ", most likely because memory ran out" if signal_name == "SIGKILL" else ""
-    return DeviceError(
+    return RejectedModelError(
         f"{what} on {address} was ended by {signal_name}{cause}.",
         expected="a process that runs to its end",
         why="There is no result to report.",

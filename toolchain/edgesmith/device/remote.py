@@ -1,4 +1,4 @@
-"""What is asked of a device: what it is, to build an engine, and to run the model. All of it through one worker."""
+"""What is asked of a device: what it is, to build an engine, and to run the model. Through one worker, or trtexec."""
 
 import json
 import zipfile
@@ -13,7 +13,8 @@ from edgesmith.device.facts import Probe, Reply, TimesReply
 from edgesmith.device.runtimes import TENSORRT_RTX, TRTEXEC
 from edgesmith.device.shipment import BUILD_SCRIPT, SHELL_SCRIPT
 from edgesmith.device.transport import Finished, Workspace
-from edgesmith.device.without_python import probe_by_shell, run_by_shell
+from edgesmith.device.trtexec import run_in_trtexec, time_in_trtexec
+from edgesmith.device.without_python import probe_by_shell
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
@@ -112,7 +113,7 @@ def run_worker(
         DeviceError: The model did not run, was killed, or took too long.
     """
     if request["runtime"] == TRTEXEC:
-        return run_by_shell(place, request, folder, timeout_seconds), folder
+        return run_in_trtexec(place, request, folder, timeout_seconds), folder
     reply = _ask_worker(place, "run", request, folder, timeout_seconds, Reply)
     for name in (OUTPUTS, TAPS) if reply.taps else (OUTPUTS,):
         place.transport.pull(place.path(name), folder / name)
@@ -125,6 +126,8 @@ def time_in_turns(place: Workspace, request: Mapping[str, object], folder: Path,
     Raises:
         DeviceError: One of them did not run, or the worker was killed or took too long.
     """
+    if request["runtime"] == TRTEXEC:
+        return time_in_trtexec(place, request, folder, timeout_seconds)
     reply = _ask_worker(place, "time", request, folder, timeout_seconds, TimesReply)
     # The same question later is another timing.
     place.remove(ANSWER)

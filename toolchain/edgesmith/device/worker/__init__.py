@@ -1,7 +1,7 @@
 """Runs an artifact on a device and writes down what it saw. This package travels to the device alone, in one file.
 
-It needs Python 3.10, numpy, and the runtime of the artifact: onnxruntime; or tensorrt with CUDA's runtime library; or
-trtexec, NVIDIA's own program around TensorRT.
+It needs Python 3.10, numpy, and the runtime of the artifact: onnxruntime; or tensorrt with CUDA's runtime library.
+trtexec, NVIDIA's own program around TensorRT, needs none of it and is called from the machine that asks.
 
     python3 worker.pyz probe ANSWER.json      # what the machine is and which runtimes it has
     python3 worker.pyz run REQUEST.json       # time and run the model as the request says

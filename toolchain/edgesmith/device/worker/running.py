@@ -7,11 +7,10 @@ from pathlib import Path
 
 from .archive import ArrayArchive, Facts, read_batch
 from .loadgen import run_scenario
-from .machine import cool_down, cuda_library, locked_clocks, power_log, read_text, state, waited_seconds, which
+from .machine import cool_down, cuda_library, locked_clocks, power_log, read_text, state, waited_seconds
 from .model import WorkerModel
 from .onnx_runtime import OnnxRuntimeModel
 from .tensor_rt import Cuda, TensorRTModel
-from .trtexec import TrtexecModel
 
 
 def open_model(request: Facts, folder: Path) -> WorkerModel:
@@ -21,8 +20,6 @@ def open_model(request: Facts, folder: Path) -> WorkerModel:
         return OnnxRuntimeModel(
             path, request["threads"], as_written=request["as_written"], alone="models" not in request
         )
-    if request["runtime"] == "trtexec":
-        return TrtexecModel(path, which("trtexec") or "trtexec")
     library = cuda_library()
     if library is None:
         raise RuntimeError("CUDA's runtime library (libcudart) is not found, so no buffers can be made on the GPU")

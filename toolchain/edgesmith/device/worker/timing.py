@@ -6,10 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from .archive import Facts, read_batch
-from .machine import cool_down, state
+from .machine import cool_down, state, waited_seconds
 from .model import WorkerModel
 from .running import open_model
-from .turns import take_turns
+from .turns import Clock, take_turns
 
 
 def time_in_turns(request: Facts, folder: Path) -> Facts:
@@ -19,7 +19,6 @@ def time_in_turns(request: Facts, folder: Path) -> Facts:
     """
     import numpy
 
-    plan = SimpleNamespace(**request["plan"])
     with numpy.load(folder / request["batch"], allow_pickle=False) as archive:
         inputs = read_batch(archive, 0, request["inputs"])
     failures: dict[str, str] = {}
@@ -29,10 +28,32 @@ def time_in_turns(request: Facts, folder: Path) -> Facts:
         model.set_inputs(inputs)
         return model
 
-    models = _each(request["models"], opened, failures)
+    models = each(request["models"], opened, failures)
     waited = cool_down(request["cool_below_celsius"]) if request["cool_below_celsius"] else 0.0
     before = state()
-    warm = _each(models, lambda model: model.warm_up(plan), failures)
+    found = take_all_turns(models, request, failures)
+    return {**found, "cooling_seconds": waited, "before": before, "after": state()}
+
+
+def take_all_turns(
+    models: Facts,
+    request: Facts,
+    failures: dict[str, str],
+    *,
+    own: tuple[type[Exception], ...] = (Exception,),
+    waiting_clock: Clock = waited_seconds,
+) -> Facts:
+    """Warm loaded models up and time them in turns; either all run as CUDA graphs, or none.
+
+    Args:
+        models: The models, by label.
+        request: `plan` says how long and how often, `cuda_graphs` whether graphs are tried.
+        failures: Why some models do not run; those that fail here are added.
+        own: Errors that are the model's own, and leave the others their times.
+        waiting_clock: Tells how long the timing thread had no processor.
+    """
+    plan = SimpleNamespace(**request["plan"])
+    warm = each(models, lambda model: model.warm_up(plan), failures, own)
     if not warm:
         raise RuntimeError("; ".join(dict.fromkeys(failures.values())))
     models = {label: models[label] for label in warm}
@@ -45,28 +66,30 @@ def time_in_turns(request: Facts, folder: Path) -> Facts:
         # Models with and without are not compared.
         for model in models.values():
             model.drop_graph()
-    timing = take_turns({label: model.visit for label, model in models.items()}, plan, sum(warm.values()))
-    after = state()
-    facts = next(iter(models.values())).facts
+    visits = {label: model.visit for label, model in models.items()}
+    timing = take_turns(visits, plan, sum(warm.values()), waiting_clock=waiting_clock)
     return {
-        **facts,
+        **next(iter(models.values())).facts,
         "cuda_graph": (refusals or graphs)[0],
         "runs": timing.runs,
         "rounds": timing.rounds,
         "failures": failures,
         "waiting_share": min(timing.waiting_share, 1.0),
-        "cooling_seconds": waited,
-        "before": before,
-        "after": after,
     }
 
 
-def _each(items: Facts, work: Callable[[Any], Any], failures: dict[str, str]) -> Facts:
+def each(
+    items: Facts,
+    work: Callable[[Any], Any],
+    failures: dict[str, str],
+    own: tuple[type[Exception], ...] = (Exception,),
+) -> Facts:
     """Return what `work` makes of each item; those that it fails on go to `failures` with the reason."""
     done: Facts = {}
     for label, item in items.items():
         try:
             done[label] = work(item)
-        except Exception as error:  # noqa: BLE001  whatever a runtime raises is told to the machine that asked
-            failures[label] = f"{type(error).__name__}: {error}"[:2000]
+        except own as error:
+            # Whatever a runtime raises is told to the machine that asked; of Edgesmith's own errors the first line.
+            failures[label] = f"{type(error).__name__}: {getattr(error, 'what', error)}"[:2000]
     return done
