@@ -38,7 +38,7 @@ def open_whole(
             return ImageFolderSource(base / spec.path, preprocessing, spec.pattern, spec.classes or classes)
         case TextSpec():
             if not isinstance(preprocessing, TextPreprocessing):
-                raise _no_preprocessing("text", base / spec.path)
+                raise _no_preprocessing("texts", base / spec.path)
             return _open_text(spec, TextEncoder(preprocessing, assets), base / spec.path, classes)
         case PythonSpec():
             return _open_function(spec)
@@ -77,7 +77,7 @@ def _open_function(spec: PythonSpec) -> DataSource:
 def _no_preprocessing(kind: str, path: Path) -> DataError:
     return DataError(
         f"the model does not say how {kind} in {path} become inputs",
-        expected=f"{kind} preprocessing in the model's task",
+        expected=f"a model that brings its preprocessing of {kind}",
         why="the same pixels or tokens must reach the model as when it was trained",
         fix="compile from a directory with a tokenizer or image processor, describe it under `preprocessing:` "
         "in a YAML data description (see `edgesmith schema --data`), or pass arrays in an .npz file",

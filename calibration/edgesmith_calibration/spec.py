@@ -47,7 +47,9 @@ class NpzSpec(_FileSpec):
     """Arrays named like the graph's inputs in an .npz file."""
 
     kind: Literal["npz"] = "npz"
-    labels: str = Field(default="labels", description="Name of the array with the labels, if there is one.")
+    labels: str | None = Field(
+        default=None, description="Name of the array with the labels. None: labels or label, if there is one."
+    )
 
 
 class ImagesSpec(_FileSpec):

@@ -83,7 +83,17 @@ def test_npz_round_trip(tmp_path):
     assert data.has_labels
     assert list(next(data.batches(4)).inputs) == ["x"]
     assert data.fingerprint == ArraySource({"x": np.ones((4, 2), np.float32)}, np.array([0, 1, 0, 1])).fingerprint
-    assert not NpzSource(path, labels="other").has_labels
+
+
+def test_labels_of_an_npz_file_stand_under_their_usual_names_or_the_name_given(tmp_path):
+    path = tmp_path / "data.npz"
+    answers = {"label": np.array([1, 0]), "other": np.array([0, 1])}
+    np.savez(path, x=np.ones((2, 3)), **answers)
+    assert NpzSource(path).labels().tolist() == [1, 0]
+    assert NpzSource(path, labels="other").labels().tolist() == [0, 1]
+    with pytest.raises(DataError, match="no array 'labls'") as error:
+        NpzSource(path, labels="labls")
+    assert "x, label, other" in error.value.expected
 
 
 def _object_array(path):
@@ -153,6 +163,7 @@ def test_damaged_npz_files_are_refused_with_all_four_parts(write, tmp_path):
     with pytest.raises(DataError) as error:
         NpzSource(path)
     assert str(path) in error.value.what
+    assert "allow_pickle=`" not in error.value.what, "advice to load a file unsafely"
     assert all((error.value.expected, error.value.why, error.value.fix))
 
 

@@ -88,13 +88,13 @@ def test_a_described_pair_of_files(tmp_path, suffix):
     write_npz(tmp_path / "b.npz", 10, start=100)
     content = {
         "calibration": {"kind": "npz", "path": "a.npz", "limit": 4},
-        "evaluation": {"kind": "npz", "path": "b.npz", "labels": "none"},
+        "evaluation": {"kind": "npz", "path": "b.npz"},
     }
     (tmp_path / f"data{suffix}").write_text(json.dumps(content))
     calibration, evaluation = open_data(load_data_spec(tmp_path / f"data{suffix}"), base=tmp_path)
     assert (len(calibration), len(evaluation)) == (4, 10)
     assert np.bincount(calibration.labels()).tolist() == [2, 2]
-    assert not evaluation.has_labels
+    assert evaluation.has_labels
 
 
 def test_only_one_of_the_two(tmp_path):

@@ -20,6 +20,7 @@ from edgesmith_calibration.sources.samples import (
 
 _DAMAGED = (ValueError, OSError, EOFError, KeyError, MemoryError, OverflowError, NotImplementedError)
 """What NumPy and zipfile raise for damaged or hostile files, besides errors of their own."""
+_LABEL_NAMES = ("labels", "label")
 
 
 class ArraySource(SampleSource):
@@ -81,20 +82,19 @@ class NpzSource(ArraySource):
 
     Args:
         path: The file. Pickled objects in it are refused.
-        labels: Name of the array of labels. Without such an array the samples have no labels.
+        labels: Name of the array of labels. None: `labels` or `label`, if there is one.
 
     Raises:
         DataError: The file is missing, truncated, not an .npz file, holds objects, or its arrays do not match.
     """
 
-    def __init__(self, path: Path, labels: str = "labels") -> None:
+    def __init__(self, path: Path, labels: str | None = None) -> None:
         if not path.is_file():
             raise missing_file(path, "an .npz file")
         try:
-            archive = np.load(path, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            with archive:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("it is truncated, or another kind of file")
+            with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
         except (*_DAMAGED, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
@@ -103,4 +103,12 @@ class NpzSource(ArraySource):
                 why="each array becomes one input",
                 fix="write it with numpy.savez(path, input_name=array, labels=labels)",
             ) from error
-        super().__init__({name: arrays[name] for name in arrays if name != labels}, arrays.get(labels), str(path))
+        if labels is not None and labels not in arrays:
+            raise DataError(
+                f"there is no array '{labels}' in {path}",
+                expected=f"the labels under that name; there are {', '.join(arrays) or 'no arrays'}",
+                why="the data description says that the labels are there",
+                fix="correct `labels` in the data description, or leave it out for samples without labels",
+            )
+        chosen = labels or next((name for name in _LABEL_NAMES if name in arrays), "")
+        super().__init__({name: arrays[name] for name in arrays if name != chosen}, arrays.get(chosen), str(path))
