@@ -132,21 +132,6 @@ def test_values_on_a_grid_that_they_fill_are_kept(clip):
     np.testing.assert_array_equal(dequantize_blocks(round_blocks(values, 4, 32, False, clip)), values)
 
 
-def test_importance_moves_the_error_to_inputs_that_matter_less():
-    values, importance = normal(32, 64), np.where(np.arange(64) % 2, 100.0, 1.0).astype(np.float32)
-
-    def error(weights):
-        rounded = round_blocks(values, 2, 32, True, "mse", weights)
-        return float((np.square(dequantize_blocks(rounded) - values) * importance).sum())
-
-    assert error(importance) < error(None)
-
-
-def test_inputs_without_importance_do_not_break_the_fit():
-    rounded = round_blocks(normal(4, 40), 4, 16, False, "mse", np.zeros(40, np.float32))
-    assert np.isfinite(dequantize_blocks(rounded)).all()
-
-
 def test_a_shorter_last_block_has_a_grid_of_its_own():
     values = np.concatenate([normal(2, 32), 100 * normal(2, 3)], axis=1)
     rounded = round_blocks(values, 8, 32, True)

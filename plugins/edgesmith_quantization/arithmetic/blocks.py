@@ -78,12 +78,7 @@ def code_limits(bits: int, *, symmetric: bool) -> tuple[int, int]:
 
 
 def round_blocks(
-    values: Weights,
-    bits: int,
-    block_size: int | None,
-    symmetric: bool,
-    clip: Clip = "none",
-    importance: Float | None = None,
+    values: Weights, bits: int, block_size: int | None, symmetric: bool, clip: Clip = "none"
 ) -> BlockCodes:
     """Return `values` rounded to the nearest points of grids that are fitted to each block.
 
@@ -94,23 +89,15 @@ def round_blocks(
         block_size: Inputs that share a grid; None for one grid a row.
         symmetric: Whether 0.0 has code 0; otherwise each block gets a zero point.
         clip: "none": the grid covers the whole block. "mse": it minimises the squared rounding error.
-        importance: [inputs] weight of each input's squared error in the fit, at least 0; None for equal weights.
     """
     codes = np.empty_like(values, np.int8 if symmetric else np.uint8)
-    grid = _fit(values, bits, block_size, symmetric, clip, importance, codes)
+    grid = _fit(values, bits, block_size, symmetric, clip, codes)
     return BlockCodes(codes, grid.scale, grid.zero_point, bits, grid.block_size)
 
 
-def fit_blocks(
-    values: Weights,
-    bits: int,
-    block_size: int | None,
-    symmetric: bool,
-    clip: Clip = "none",
-    importance: Float | None = None,
-) -> BlockGrid:
+def fit_blocks(values: Weights, bits: int, block_size: int | None, symmetric: bool, clip: Clip = "none") -> BlockGrid:
     """Return the grids of `values`. Arguments as in `round_blocks`."""
-    return _fit(values, bits, block_size, symmetric, clip, importance, None)
+    return _fit(values, bits, block_size, symmetric, clip, None)
 
 
 def signed_scales(values: Weights, limits: tuple[int, int], clip: Clip) -> Float:
@@ -124,7 +111,7 @@ def signed_scales(values: Weights, limits: tuple[int, int], clip: Clip) -> Float
     scale = np.ones((len(values), 1), np.float32)
     for tile in tiles(values, max(values.shape[1], 1)):
         cut = widened(values[tile.rows, tile.inputs])[:, None]
-        scale[tile.rows], _offset = _fitted(cut, limits, True, clip, None)
+        scale[tile.rows], _offset = _fitted(cut, limits, True, clip)
     return half_scale(scale).astype(np.float32) if values.dtype == np.float16 else scale
 
 
@@ -137,13 +124,7 @@ def half_grid(grid: BlockGrid) -> BlockGrid:
 
 
 def _fit(
-    values: Weights,
-    bits: int,
-    block_size: int | None,
-    symmetric: bool,
-    clip: Clip,
-    importance: Float | None,
-    codes: Codes | None,
+    values: Weights, bits: int, block_size: int | None, symmetric: bool, clip: Clip, codes: Codes | None
 ) -> BlockGrid:
     """Return the grids of `values`, and write its codes on them into `codes` if given, in the same pass."""
     rows, inputs = values.shape
@@ -153,8 +134,7 @@ def _fit(
     zero_point = None if symmetric else np.zeros(scale.shape, np.uint8)
     for tile in tiles(values, size):
         cut = _blocked(widened(values[tile.rows, tile.inputs]), size)
-        weights = None if importance is None else _blocked(widened(importance[None, tile.inputs]), size)
-        steps, zeros = _fitted(cut, limits, symmetric, clip, weights)
+        steps, zeros = _fitted(cut, limits, symmetric, clip)
         if values.dtype == np.float16:
             steps = half_scale(steps).astype(np.float32)
         scale[tile.rows, tile.blocks] = steps
@@ -213,12 +193,10 @@ def _cover(cut: Float, limits: tuple[int, int], part: float, symmetric: bool) ->
     return scale, np.clip(np.rint(lowest - low / scale), lowest, highest)
 
 
-def _fitted(
-    cut: Float, limits: tuple[int, int], symmetric: bool, clip: Clip, weights: Float | None
-) -> tuple[Float, Float]:
+def _fitted(cut: Float, limits: tuple[int, int], symmetric: bool, clip: Clip) -> tuple[Float, Float]:
     """Return scale and zero point [rows, blocks] as `clip` says."""
     covering = _cover(cut, limits, 1.0, symmetric)
-    return covering if clip == "none" else _least_error(cut, limits, symmetric, covering, weights)
+    return covering if clip == "none" else _least_error(cut, limits, symmetric, covering)
 
 
 def _round(cut: Float, scale: Float, offset: Float | None, limits: tuple[int, int], out: Float | None = None) -> Float:
@@ -230,58 +208,43 @@ def _round(cut: Float, scale: Float, offset: Float | None, limits: tuple[int, in
 
 
 def _least_error(
-    cut: Float, limits: tuple[int, int], symmetric: bool, fitted: tuple[Float, Float], weights: Float | None
+    cut: Float, limits: tuple[int, int], symmetric: bool, fitted: tuple[Float, Float]
 ) -> tuple[Float, Float]:
-    """Return the grids of least (weighted) squared error among shrunken ranges, refined by alternating least squares.
+    """Return the grids of least squared error among shrunken ranges, refined by alternating least squares.
 
     Given codes, the best scale is a quotient of sums and the best zero point a mean; given both, the best codes are
     the nearest ones. No step is kept that raises the error.
     """
     scale, offset = fitted
-    error = _squared_error(cut, _round(cut, scale[..., None], offset[..., None], limits), scale, offset, weights)
+    error = _squared_error(cut, _round(cut, scale[..., None], offset[..., None], limits), scale, offset)
     best = scale, offset, error
     for part in _SHRINKS[1:]:
-        best = _better(cut, limits, best, *_cover(cut, limits, float(part), symmetric), weights)
+        best = _better(cut, limits, best, *_cover(cut, limits, float(part), symmetric))
     for _ in range(_REFINEMENTS):
         scale, offset, _error = best
         codes = _round(cut, scale[..., None], offset[..., None], limits)
         if not symmetric:
-            shift = _mean(codes - cut / scale[..., None], weights)
+            shift = (codes - cut / scale[..., None]).mean(axis=2)
             offset = np.clip(np.rint(shift), *limits).astype(np.float32)
         centred = codes - offset[..., None]
-        weighted = centred if weights is None else centred * weights
-        products, squares = (weighted * cut).sum(axis=2), (weighted * centred).sum(axis=2)
+        products, squares = (centred * cut).sum(axis=2), np.square(centred).sum(axis=2)
         quotient = np.divide(products, squares, out=scale.copy(), where=squares > 0)
-        best = _better(cut, limits, best, np.where(quotient > 0, normal_scale(quotient), scale), offset, weights)
+        best = _better(cut, limits, best, np.where(quotient > 0, normal_scale(quotient), scale), offset)
     return best[0], best[1]
 
 
 def _better(
-    cut: Float,
-    limits: tuple[int, int],
-    best: tuple[Float, Float, Float],
-    scale: Float,
-    offset: Float,
-    weights: Float | None,
+    cut: Float, limits: tuple[int, int], best: tuple[Float, Float, Float], scale: Float, offset: Float
 ) -> tuple[Float, Float, Float]:
-    error = _squared_error(cut, _round(cut, scale[..., None], offset[..., None], limits), scale, offset, weights)
+    error = _squared_error(cut, _round(cut, scale[..., None], offset[..., None], limits), scale, offset)
     lower = error < best[2]
     return tuple(np.where(lower, new, old) for new, old in zip((scale, offset, error), best, strict=True))  # type: ignore[return-value]
 
 
-def _squared_error(cut: Float, codes: Float, scale: Float, offset: Float, weights: Float | None) -> Float:
-    """Return the (weighted) squared error of each block [rows, blocks]; overwrites `codes`."""
+def _squared_error(cut: Float, codes: Float, scale: Float, offset: Float) -> Float:
+    """Return the squared error of each block [rows, blocks]; overwrites `codes`."""
     codes -= offset[..., None]
     codes *= scale[..., None]
     codes -= cut
     np.square(codes, out=codes)
-    if weights is not None:
-        codes *= weights
     return np.asarray(codes.sum(axis=2))
-
-
-def _mean(values: Float, weights: Float | None) -> Float:
-    if weights is None:
-        return np.asarray(values.mean(axis=2))
-    total = weights.sum(axis=2)
-    return np.asarray((values * weights).sum(axis=2) / np.where(total > 0, total, np.float32(1)))
