@@ -2,6 +2,7 @@
 
 from itertools import pairwise, product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +34,7 @@ def test_the_exact_allocation_is_the_best_of_all_combinations(groups, capacity):
     if best is None:
         assert found is None
         return
-    assert found is not None and found.optimal
+    assert found is not None
     assert (found.cost, found.load) == totals(groups, found.picks)
     assert found.cost == best and found.load <= capacity
 
@@ -55,15 +56,15 @@ def test_every_point_of_the_frontier_is_the_cheapest_for_its_load(groups):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.builds(Choice, NUMBERS, LOADS), min_size=2, max_size=4), min_size=3, max_size=5), LOADS)
-def test_a_search_that_had_to_drop_states_says_how_good_it_is(groups, capacity):
+def test_a_search_that_had_to_drop_states_still_finds_what_fits(groups, capacity):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(allocation, "_MOST_STATES", 2)
         found = allocate(groups, capacity)
     best = cheapest(groups, capacity)
     assert (found is None) == (best is None)
     if found is not None:
-        assert found.lower_bound <= best <= found.cost and found.load <= capacity
-        assert not found.optimal or found.cost == best
+        assert best <= found.cost <= [each for each in frontier(groups) if each.load <= capacity][-1].cost
+        assert found.load <= capacity
 
 
 @given(GROUPS, LOADS)
@@ -81,7 +82,7 @@ def test_the_greedy_frontier_may_miss_what_the_exact_search_finds():
     assert found is not None and found.picks == (0, 1) and found.cost == -4
 
 
-def test_many_groups_are_solved_and_proven():
+def test_many_groups_are_solved_exactly():
     """Formats of 2, 4, 8 and 32 bits whose errors fall by four per bit, as for a large language model."""
     groups = []
     for index in range(150):
@@ -90,4 +91,9 @@ def test_many_groups_are_solved_and_proven():
     capacity = 4.5 * sum(1 + index % 7 for index in range(150))
     found = allocate(groups, capacity)
     assert found is not None and found.load <= capacity
-    assert found.lower_bound <= found.cost <= found.lower_bound * 1.001
+    # Loads are whole numbers here, so the best cost for every capacity can be computed group by group.
+    best = np.zeros(int(capacity) + 1)
+    for group in groups:
+        shifted = [np.concatenate([np.full(int(one.load), np.inf), best])[: len(best)] + one.cost for one in group]
+        best = np.min(shifted, axis=0)
+    assert found.cost == pytest.approx(best[-1], rel=1e-12)

@@ -30,13 +30,6 @@ class Allocation:
     """Index of the chosen alternative of each group."""
     cost: float
     load: float
-    lower_bound: float
-    """No allocation of at most this load costs less."""
-
-    @property
-    def optimal(self) -> bool:
-        """Whether it is proven that nothing cheaper fits."""
-        return self.cost <= self.lower_bound + _ROUNDING * max(1.0, abs(self.cost))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +55,12 @@ def frontier(groups: Sequence[Sequence[Choice]]) -> tuple[Allocation, ...]:
     picks = [hull[0] for hull in hulls]
     cost = sum(groups[index][pick].cost for index, pick in enumerate(picks))
     load = sum(groups[index][pick].load for index, pick in enumerate(picks))
-    found = [Allocation(tuple(picks), cost, load, cost)]
+    found = [Allocation(tuple(picks), cost, load)]
     for step in _upgrades(groups, hulls):
         picks[step.group] = step.pick
         cost += step.cost
         load += step.load
-        found.append(Allocation(tuple(picks), cost, load, cost))
+        found.append(Allocation(tuple(picks), cost, load))
     return tuple(found)
 
 
@@ -76,22 +69,19 @@ def allocate(groups: Sequence[Sequence[Choice]], capacity: float) -> Allocation 
 
     Dynamic programming over the groups keeps, for each partial sum, only states that no other beats in both numbers
     and whose bound (the linear relaxation of the groups to come) is below the best found so far. That is exact. With
-    more states than memory should hold, the most promising are kept; `lower_bound` then says how far from optimal
-    the result can be.
+    more states than memory should hold, the most promising are kept, and something cheaper may be missed.
 
     Args:
         groups: Alternatives of each group, at least one, all numbers finite.
         capacity: Largest sum of loads.
     """
-    tails = [_Relaxation(groups[index:]) for index in range(len(groups) + 1)]
-    bound = tails[0].cost_at(capacity)
+    tails = [_Relaxation(groups[index:]) for index in range(1, len(groups) + 1)]
     fitting = [each for each in frontier(groups) if each.load <= capacity]
-    if bound is None or not fitting:
+    if not fitting:
         return None
     best_cost, best_picks = fitting[-1].cost, fitting[-1].picks
-    exact = True
     states: list[tuple[float, float, tuple[int, ...]]] = [(0.0, 0.0, ())]
-    for group, tail in zip(groups, tails[1:], strict=True):
+    for group, tail in zip(groups, tails, strict=True):
         grown = []
         for load, cost, picks in states:
             for pick, choice in enumerate(group):
@@ -100,7 +90,6 @@ def allocate(groups: Sequence[Sequence[Choice]], capacity: float) -> Allocation 
                     grown.append((load + choice.load, cost + choice.cost, (*picks, pick)))
         states = _undominated(grown)
         if len(states) > _MOST_STATES:
-            exact = False
             room = [
                 (cost + (tail.cost_at(capacity - load) or 0.0), index) for index, (load, cost, _) in enumerate(states)
             ]
@@ -110,7 +99,7 @@ def allocate(groups: Sequence[Sequence[Choice]], capacity: float) -> Allocation 
             best_cost, best_picks = cost, picks
     load = sum(group[pick].load for group, pick in zip(groups, best_picks, strict=True))
     cost = sum(group[pick].cost for group, pick in zip(groups, best_picks, strict=True))
-    return Allocation(best_picks, cost, load, cost if exact else min(bound, cost))
+    return Allocation(best_picks, cost, load)
 
 
 class _Relaxation:
