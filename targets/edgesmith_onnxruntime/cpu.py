@@ -57,6 +57,7 @@ class OnnxCpu(Target):
     """ONNX Runtime on a CPU: one `model.onnx`, loaded by the user at the default optimization level (all)."""
 
     dialect = DIALECT
+    for_onnx_runtime = True
 
     def check(self, model: Model) -> Verdict:
         """Return whether ONNX Runtime loads the graph, with its reason when it does not."""

@@ -44,10 +44,10 @@ def source(tmp_path):
 def compile_on(tmp_path, source, device_folder):
     """Compile with one step that is kept if it pays, always into the same store."""
 
-    def run(on, target="onnx-cpu", keep="if-pays", **device):
+    def run(on, target="onnx-cpu", keep="if-pays", steps=(STEP,), **device):
         plan = DevicePlan(**{"directory": str(device_folder), "python": sys.executable, "threads": 1} | device)
         settings = edgesmith.Settings(threads=1, store=tmp_path / "store", on=on, device=plan, latency_plan=QUICK)
-        recipe = {"version": 1, "keep": keep, "steps": [STEP]}
+        recipe = {"version": 1, "keep": keep, "steps": list(steps)}
         return edgesmith.compile(source, out=tmp_path / "artifact", target=target, recipe=recipe, settings=settings)
 
     return run
@@ -114,6 +114,14 @@ def test_threads_of_the_run_hold_on_the_device_where_it_has_none_of_its_own(
 def test_times_of_another_runtime_do_not_decide_what_stays(compile_on):
     with pytest.raises(RecipeError, match=r"those of ONNX Runtime say little of jetson-orin-nano"):
         compile_on("local", target="jetson-orin-nano", runtime="onnxruntime")
+
+
+@pytest.mark.parametrize(("target", "optimization"), [("android-cpu", "all"), ("android-qnn", "basic")])
+def test_a_graph_for_another_runtime_is_timed_as_it_is_written_as_validate_does(
+    compile_on, fake_device, target, optimization
+):
+    rows = compile_on("local", target=target, steps=(), python=fake_device(2.0)).ledger.rows
+    assert {row.latency_ms.conditions["optimization"] for row in rows} == {optimization}
 
 
 def test_times_at_another_clock_are_measured_anew(compile_on, fake_device, on, server):

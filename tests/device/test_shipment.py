@@ -1,4 +1,4 @@
-"""The artifact's own validator and the worker on a device go by one fact: for which runtime the graph is."""
+"""The artifact's own validator and what runs on a device go by one fact: for which runtime the graph is."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def artifact_for(name: str, folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_both_decide_alike_for_which_runtime_a_graph_is(name, tmp_path, monkeypatch):
+def test_all_decide_alike_for_which_runtime_a_graph_is(name, tmp_path, monkeypatch):
     manifest, seen = artifact_for(name, tmp_path), []
     session = onnxruntime.InferenceSession
 
@@ -42,3 +42,5 @@ def test_both_decide_alike_for_which_runtime_a_graph_is(name, tmp_path, monkeypa
     monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
     assert artifact_validator._compare(tmp_path, manifest) == {"y": 0}
     assert read_shipment(tmp_path).as_written == bool(seen[0]) == TARGETS[name]
+    # A compile with the device's times asks the target itself, before anything is built.
+    assert find_target(load_registry(), name)[1].for_onnx_runtime != TARGETS[name]

@@ -292,6 +292,27 @@ def test_a_build_goes_on_alone_after_a_lost_connection(
     assert list(device_folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["validate", "compile"])
+def test_a_board_that_restarts_between_two_commands_is_timed_anew(
+    capsys, jetson_artifact, zeros, timed_by_trtexec, tmp_path, monkeypatch, command
+):
+    monkeypatch.setattr("edgesmith.device.insistence._WAITS_SECONDS", (0.0,))
+    (zeros / "boot").write_text("first\n")
+    make_tool(zeros, "cat", f'case "$1" in */boot_id) exec /bin/cat {zeros}/boot;; *) exec /bin/cat "$@";; esac')
+    restarts = f"echo x >>{zeros}/timed; echo second >{zeros}/boot"
+    make_tool(zeros, "trtexec", f'case "$*" in *--exportTimes*) {restarts};; esac\n{SAYS_ZERO}')
+    if command == "validate":
+        code, run = validate(capsys, jetson_artifact, "local", "cuda_graphs=false")
+        assert code == 0 and run["before"]["boot_id"] == run["after"]["boot_id"] == "second"
+        remarks, timed = run["remarks"], 2
+    else:
+        found = timed_by_trtexec(LocalTransport(str(tmp_path), "/nowhere/python3"))
+        remarks, timed = found.remarks, 2 * 8
+        assert any("restarted since the timing before" in remark for remark in remarks)
+    assert any("restarted while it was timed" in remark for remark in remarks)
+    assert len((zeros / "timed").read_text().split()) == timed
+
+
 @pytest.fixture
 def clocks(zeros):
     """The clocks of the board, which its program stores, locks and puts back."""

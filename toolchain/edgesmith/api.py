@@ -242,7 +242,8 @@ def _device_clock(plan: Plan, settings: Settings, closing: ExitStack) -> "Clock 
             fix="Write `keep: always` in the recipe, or leave --set runtime=onnxruntime out if it is there.",
         )
     device = device.model_copy(update={"threads": device.threads or settings.threads or 0})
-    return closing.enter_context(open_clock(address, profile, device, settings.progress))
+    as_written = not plan.target.for_onnx_runtime
+    return closing.enter_context(open_clock(address, profile, device, settings.progress, as_written=as_written))
 
 
 def _yardstick(

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from edgesmith.ledger import LedgerRow, Measurement
 from edgesmith.recipe import Budget
 
-NOT_TIMED = "Not timed: "
-"""Begins the remark of a stage that was to be timed and does not run where it is timed."""
 TIMES_FROM = "Times were taken on "
 """Begins the remark on times that an earlier run took."""
 _TIME_IT = "To know, compile with `--on DEVICE`, which times each step there."
@@ -106,11 +104,6 @@ def untimed_gain(row: LedgerRow, before: LedgerRow) -> str:
     )
 
 
-def why_not_timed(row: LedgerRow) -> str:
-    """Return why a stage has no times though it was to be timed; empty where it has, or nothing is timed."""
-    return next((remark for remark in row.remarks if remark.startswith(NOT_TIMED)), "")
-
-
 def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_is_better: bool) -> str:
     """Return the verdict on a run: what the chosen stage gained and cost, and the distance to the budget."""
     source, row = rows[0], rows[chosen]
@@ -128,7 +121,7 @@ def conclude(rows: Sequence[LedgerRow], chosen: int, budget: Budget, *, higher_i
     sentence = sentence[0].upper() + sentence[1:] + "."
     if row.size_bytes is not None and row.latency_ms is None:
         here = "the device is not here; compile with `--on DEVICE`, or `edgesmith validate` it there."
-        sentence += " " + (why_not_timed(row) or NOT_TIMED + here)
+        sentence += f" Not timed: {row.untimed or here}"
     for each in rows[: chosen + 1]:
         if each.missed and each.status == "ok":
             sentence += f" {each.stage} misses what it was asked for: {'; '.join(each.missed)}."

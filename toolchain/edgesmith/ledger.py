@@ -88,10 +88,17 @@ class LedgerRow(_Record):
     cached: bool = False
     """Whether this run took the step from the store."""
     remarks: tuple[str, ...] = ()
+    untimed: str = ""
+    """Why the stage has no times though it was to be timed."""
     missed: tuple[str, ...] = ()
     """What the step's options asked for and its result does not keep."""
     skipped: Mapping[str, str] = Field(default_factory=dict)
     """Node name to the reason it was left alone."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader is to know: the remarks, and why there are no times."""
+        return (*self.remarks, f"Not timed: {self.untimed}") if self.untimed else self.remarks
 
 
 class Ledger(_Record):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgesmith.budget import NOT_TIMED, conclude, reason_to_undo, untimed_gain, why_not_timed
+from edgesmith.budget import conclude, reason_to_undo, untimed_gain
 from edgesmith.data import fitted
 from edgesmith.errors import ConnectionLostError, DeviceError, StepError, TargetError
 from edgesmith.graph.cost import count_cost
@@ -150,7 +150,7 @@ class _Judge:
         forms = ((source, None), (old, source), (new, old))
         timed = self.meter.time([(row, *pair) for row, pair in zip(rows, forms, strict=True)])
         higher = self.yardstick.metric_record.higher_is_better
-        reason = why_not_timed(timed[2]) or reason_to_undo(
+        reason = timed[2].untimed or reason_to_undo(
             timed[2], timed[1], timed[0], self.plan.recipe.budget, higher_is_better=higher
         )
         return reason, "" if reason else untimed_gain(timed[2], timed[1]), timed[0].remarks
@@ -181,8 +181,7 @@ def _timed(meter: StageMeter, entries: Sequence[_Entry], timed_form: Callable[[S
         try:
             forms[entry.stage.label] = entry.stage if entry is entries[-1] else timed_form(entry.stage)
         except TargetError as error:
-            remark = f"Not timed, since it cannot be lowered by itself: {error.what}"
-            rows[entry.row.index] = entry.row.model_copy(update={"remarks": (*entry.row.remarks, remark)})
+            rows[entry.row.index] = _untimed(entry.row, f"it cannot be lowered by itself: {error.what}")
     stages = [
         (rows[entry.row.index], forms[entry.stage.label], forms.get(entry.before.label) if entry.before else None)
         for entry in entries
@@ -190,10 +189,12 @@ def _timed(meter: StageMeter, entries: Sequence[_Entry], timed_form: Callable[[S
     ]
     if entries[0].stage is not None and entries[0].stage.label in forms:
         rows |= {row.index: row for row in _times_of(meter, stages)}
+    else:
+        reason = "the source cannot be lowered by itself, and all are timed against it"
+        rows |= {row.index: _untimed(row, reason) for row, _, _ in stages}
     first, *others = (rows[entry.row.index] for entry in entries)
     # What holds for all times is said once.
-    said = {remark for remark in first.remarks if not remark.startswith(NOT_TIMED)}
-    kept = (tuple(remark for remark in row.remarks if remark not in said) for row in others)
+    kept = (tuple(remark for remark in row.remarks if remark not in first.remarks) for row in others)
     return first, *(row.model_copy(update={"remarks": remarks}) for row, remarks in zip(others, kept, strict=True))
 
 
@@ -205,8 +206,11 @@ def _times_of(meter: StageMeter, stages: Sequence[tuple[LedgerRow, Stage, Stage 
         raise
     except DeviceError as error:
         # Such as a small one that runs out of memory: what was found until here is no less worth.
-        remark = f"{NOT_TIMED}{error.what}"
-        return [row.model_copy(update={"remarks": (*row.remarks, remark)}) for row, _, _ in stages]
+        return [_untimed(row, error.what) for row, _, _ in stages]
+
+
+def _untimed(row: LedgerRow, reason: str) -> LedgerRow:
+    return row.model_copy(update={"untimed": reason})
 
 
 def _ledger(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from pydantic import BaseModel
 
-from edgesmith.budget import NOT_TIMED, TIMES_FROM
+from edgesmith.budget import TIMES_FROM
 from edgesmith.errors import DataError
 from edgesmith.execution.handover import obstacle_to_running
 from edgesmith.host.records import MetricRecord
@@ -165,9 +165,8 @@ class StageMeter:
         for row, stage, _ in stages:
             update = {name: Measurement.model_validate(one) for name, one in found["numbers"][stage.label].items()}
             remarks = (*row.remarks, *told) if stage is source else row.remarks
-            if stage.label in found.get("failures", {}):
-                remarks += (f"{NOT_TIMED}{found['failures'][stage.label]}",)
-            rows.append(row.model_copy(update={**update, "remarks": remarks}))
+            untimed = found.get("failures", {}).get(stage.label, "")
+            rows.append(row.model_copy(update={**update, "remarks": remarks, "untimed": untimed}))
         return rows
 
     def _evaluation(self, stage: Stage, source: Stage) -> Evaluation:

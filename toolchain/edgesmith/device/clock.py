@@ -19,7 +19,6 @@ from edgesmith.device.remote import probe_device, time_in_turns
 from edgesmith.device.runtimes import (
     ONNX_RUNTIME,
     TRTEXEC,
-    own_runtime,
     tier_of,
     unlisted_version,
     usable_runtime,
@@ -36,12 +35,16 @@ from edgesmith_calibration.sources import Batch
 if TYPE_CHECKING:
     import numpy as np
 
+_RESTARTED = (
+    "The device restarted since the timing before. A lock of clocks that it does not tell of, such as that of "
+    "nvidia-smi, is gone, and times from before may be of another speed."
+)
 _TRTEXEC_VERSION = re.compile(r"\[TensorRT v([^\]]+)\]")
 
 
 @contextmanager
 def open_clock(
-    address: Address, profile: Profile | None, plan: DevicePlan, progress: Progress
+    address: Address, profile: Profile | None, plan: DevicePlan, progress: Progress, *, as_written: bool
 ) -> "Iterator[DeviceClock]":
     """Connect to a device and leave it clean in the end.
 
@@ -50,6 +53,7 @@ def open_clock(
         profile: The device that the target is for; None where it has none.
         plan: How models run there.
         progress: Shows what is going on.
+        as_written: Whether ONNX Runtime, where it runs the models, stands in for another runtime.
 
     Raises:
         DeviceError: The device cannot be reached, is of another architecture, or lacks something.
@@ -59,7 +63,7 @@ def open_clock(
         tempfile.TemporaryDirectory(prefix="edgesmith-clock-") as scratch,
     ):
         with workspace(transport) as place:
-            yield DeviceClock(place, Path(scratch), profile, plan, progress)
+            yield DeviceClock(place, Path(scratch), profile, plan, progress, as_written=as_written)
         for remark in place.remarks:
             logging.getLogger(__name__).warning(remark)
 
@@ -73,22 +77,31 @@ class DeviceClock(Clock):
         profile: The device that the target is for.
         plan: How models run there.
         progress: Shows what is going on.
+        as_written: Whether ONNX Runtime, where it runs the models, stands in for another runtime.
 
     Raises:
         DeviceError: The device is of another architecture, or lacks something.
     """
 
     def __init__(
-        self, place: Workspace, scratch: Path, profile: Profile | None, plan: DevicePlan, progress: Progress
+        self,
+        place: Workspace,
+        scratch: Path,
+        profile: Profile | None,
+        plan: DevicePlan,
+        progress: Progress,
+        *,
+        as_written: bool = False,
     ) -> None:
         self._place, self._scratch, self._plan, self._progress = place, scratch, plan, progress
         transport = place.transport
         with progress.stage(f"asking {transport.address} what it is"):
             self._probe = insist(place, lambda: probe_device(place, scratch), plan.reconnects, progress)
+        self._boot_id = self._probe.state.boot_id
         self._runtime = usable_runtime(transport, self._probe, profile, plan.runtime)
         self._in_session = self._runtime == ONNX_RUNTIME
         self.times_lowered = not self._in_session
-        self._as_written = self._in_session and own_runtime(profile) != ONNX_RUNTIME
+        self._as_written = as_written
         self._provider = CPU_PROVIDER if self._in_session else "GPU"
         self.tier, reason = tier_of(profile, self._probe, self._runtime, self._provider, is_local=transport.is_local)
         self._cool_below = plan.cool_below if self._probe.state.temperatures_celsius else 0.0
@@ -215,6 +228,9 @@ class DeviceClock(Clock):
             raise faults.failed(self._place.transport.address, "the worker", f"it has no times of {missing[0]}")
         if len({len(rounds) for rounds in reply.rounds.values()}) > 1:
             raise faults.failed(self._place.transport.address, "the worker", "it has not the same rounds of all models")
+        if reply.before.boot_id != self._boot_id:
+            self._boot_id = reply.before.boot_id
+            self._place.remarks.append(_RESTARTED)
         remarks, self._place.remarks[:] = list(self._place.remarks), []
         return LatencyComparison(
             runs={label: reply.runs[file] for label, file in models.items()},

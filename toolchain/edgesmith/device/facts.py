@@ -48,6 +48,8 @@ class State(_Answer):
     temperatures_celsius: Mapping[str, float]
     memory_kib: Mapping[str, int]
     load_average: tuple[float, ...]
+    boot_id: str = ""
+    """What Linux calls the time since its last start; empty where it cannot be read."""
 
     @property
     def power_mode_name(self) -> str:

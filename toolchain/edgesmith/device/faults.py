@@ -46,6 +46,11 @@ def lost_connection(address: str, reason: str) -> ConnectionLostError:
     )
 
 
+def restarted(address: str) -> ConnectionLostError:
+    """Return the error for a device that started anew between two commands, which some connections do not tell."""
+    return lost_connection(address, "the device restarted while it was timed")
+
+
 def no_sftp(address: str, reason: str) -> DeviceError:
     """Return the error for a device whose SSH server offers no SFTP, which copies files."""
     return DeviceError(

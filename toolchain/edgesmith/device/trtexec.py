@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgesmith.device import faults
-from edgesmith.device.facts import Reply, TimesReply
+from edgesmith.device.facts import Reply, State, TimesReply
 from edgesmith.device.shipment import BUILD_RECIPE, ENGINE
 from edgesmith.device.transport import Workspace
 from edgesmith.device.without_python import SCRIPT, call, cool_down, locked_clocks, state
@@ -212,7 +212,7 @@ def _run_all(place: Workspace, request: Facts, folder: Path, model: TrtexecModel
             model.power_seconds = round(request["seconds"]) + _START_SECONDS
             times = model.times(request)
             model.power_seconds = 0
-            after = state(place)
+            after = _state_of_one_run(place, before)
         with ArrayArchive(folder / "outputs.npz") as written:
             for index in range(request["batches"]):
                 model.set_inputs(read_batch(archive, index, request["inputs"]))
@@ -249,9 +249,22 @@ def _time_all(place: Workspace, request: Facts, folder: Path, timeout_seconds: f
     models = each(request["models"], opened, failures, own)
     cooling, before = cool_down(place, request["cool_below_celsius"]), state(place)
     found = take_all_turns(models, request, failures, own=own, waiting_clock=lambda: 0.0)
+    after = _state_of_one_run(place, before)
     return TimesReply.model_validate(
-        {"status": "done", **found, "cooling_seconds": cooling, "before": before, "after": state(place)}
+        {"status": "done", **found, "cooling_seconds": cooling, "before": before, "after": after}
     )
+
+
+def _state_of_one_run(place: Workspace, before: State) -> State:
+    """Return the present state.
+
+    Raises:
+        ConnectionLostError: The device restarted since the state `before`, so that times are not of one run.
+    """
+    after = state(place)
+    if after.boot_id != before.boot_id:
+        raise faults.restarted(place.transport.address)
+    return after
 
 
 def _failed(place: Workspace, error: Exception) -> DeviceError:

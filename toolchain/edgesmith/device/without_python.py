@@ -90,5 +90,6 @@ def _read_state(texts: Mapping[str, str]) -> State:
         "temperatures_celsius": {name: int(degrees) / 1000 for degrees, name in zones if degrees.lstrip("-").isdigit()},
         "memory_kib": {name: int(memory[name].split()[0]) for name in ("MemTotal", "MemAvailable") if name in memory},
         "load_average": texts.get("load", "").split()[:3],
+        "boot_id": texts.get("boot_id", ""),
     }
     return State.model_validate(found)

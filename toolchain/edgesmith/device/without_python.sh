@@ -39,6 +39,7 @@ state() {
     section power_mode nvpmodel -q
     section memory cat /proc/meminfo
     section load cat /proc/loadavg
+    section boot_id cat /proc/sys/kernel/random/boot_id
     section gpu_limits nvidia-smi "--query-gpu=$gpu_limits" --format=csv,noheader
     printf '\n== clocks\n'
     frequencies

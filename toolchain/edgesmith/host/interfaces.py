@@ -38,8 +38,7 @@ class Build:
     recipe: Mapping[str, object] = field(default_factory=dict)
     """How the runtime's own files were or are to be built (flags, versions).
 
-    `runtime: onnxruntime` says that users load the entry in ONNX Runtime as it comes. Any other graph is for another
-    runtime: where ONNX Runtime stands in for it, it runs the graph as it is written.
+    `runtime: onnxruntime` says that users load the entry in ONNX Runtime as it comes; see `Target.for_onnx_runtime`.
     """
 
 
@@ -51,6 +50,11 @@ class Target(ABC):
     """
 
     dialect: Dialect
+    for_onnx_runtime: bool = False
+    """Whether users load the entry in ONNX Runtime as it comes, and each `Build.recipe` says `runtime: onnxruntime`.
+
+    Any other graph is for another runtime: where ONNX Runtime stands in for it, it runs the graph as it is written.
+    """
 
     def __init__(self, profile: "Profile | None" = None) -> None:
         self.profile = profile

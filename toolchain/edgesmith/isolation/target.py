@@ -37,13 +37,13 @@ class IsolatedTarget(Target):
     Args:
         registry: Where the target comes from.
         record: Its record.
-        target: The target, which is asked for its dialect and profile only.
+        target: The target, which is asked for its attributes only.
         isolation: Limits of each piece of work.
     """
 
     def __init__(self, registry: "Registry", record: "TargetRecord", target: Target, isolation: Isolation) -> None:
         super().__init__(target.profile)
-        self.dialect = target.dialect
+        self.dialect, self.for_onnx_runtime = target.dialect, target.for_onnx_runtime
         self._registry, self._record, self._target, self._isolation = registry, record, target, isolation
 
     def check(self, model: "Model") -> Verdict:

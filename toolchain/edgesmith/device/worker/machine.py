@@ -68,6 +68,7 @@ def state() -> Facts:
         "temperatures_celsius": _temperatures(),
         "memory_kib": {name: int(memory[name].split()[0]) for name in ("MemTotal", "MemAvailable") if name in memory},
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else [],
+        "boot_id": read_text("/proc/sys/kernel/random/boot_id"),
     }
 
 
