@@ -60,6 +60,13 @@ def test_samples_are_cut_one_by_one_behind_their_last_token(tiny_bert):
             np.testing.assert_array_equal(batch.inputs[name], array[index : index + 1, : LENGTHS[index]])
 
 
+def test_selected_samples_are_cut_one_by_one_too(tiny_bert):
+    data = texts(tiny_bert)
+    source, _ = without_padding(tiny_bert.ir, find_structure(tiny_bert.ir).attentions, ArraySource(data))
+    assert [batch.inputs["input_ids"].shape[1] for batch in source.select([1, 2]).batches(8)] == [*LENGTHS[1:]]
+    assert [batch.inputs["input_ids"].shape[1] for batch in source.take(2).batches(8)] == [*LENGTHS[:2]]
+
+
 def test_fixed_lengths_keep_their_padding_and_say_so(tiny_bert):
     model = tiny_bert.clone()
     for value in model.graph.inputs:

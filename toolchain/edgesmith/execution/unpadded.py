@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from edgesmith.graph.cache import find_caches
 from edgesmith.graph.dataflow import Dataflow, data_inputs
@@ -35,6 +35,10 @@ class UnpaddedSource(DataSource):
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def select(self, indices: ArrayLike) -> DataSource:
+        """Return the samples at `indices`, which ascend, without padding too."""
+        return UnpaddedSource(self._source.select(indices), self._mask, self._inputs)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield each sample as a batch of its own, whatever `batch_size` is: they differ in length."""
