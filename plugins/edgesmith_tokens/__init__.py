@@ -43,7 +43,7 @@ METHODS: tuple[MethodRecord, ...] = (
         kind=Kind.TOKENS,
         options="edgesmith_tokens.options.aggregation:AggregateTokensOptions",
         guarantee=Guarantee.LOSSY,
-        order=_ORDER,
+        order=Order(before=(*_ORDER.before, "merge-tokens")),
         tags=("vision", "tokens"),
         source="GLAD in Heterogeneous Attention Patterns, arXiv 2310.07664; forms of our own",
     ),
