@@ -16,7 +16,8 @@ _CLASSES: Mapping[str, str] = {
     "android-qnn": "qnn.target:AndroidQnn",
     "ios-coreml": "mobile.target:IosCoreMl",
 }
-_LINTS = (
+_LINTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("processor-operators", "Operators that were written for one processor.", ()),
     ("core-ml-placement", "Nodes that Core ML does not take.", ("ios-coreml",)),
     ("tensor-processor", "What stays off Qualcomm's tensor processor.", ("android-qnn",)),
 )
@@ -44,7 +45,7 @@ def register_targets() -> Sequence[TargetRecord]:
 
 @hookimpl
 def register_lints() -> Sequence[LintRecord]:
-    """Return the rules for phones."""
+    """Return the rules about phones, and about what only one processor loads."""
     return tuple(
         LintRecord(
             name=name,

@@ -19,7 +19,8 @@ from edgesmith_tensorrt.build_recipe import build_recipe, record_shapes, recorde
 from edgesmith_tensorrt.dialect import dialect_of
 from edgesmith_tensorrt.engine_layers import read_engine
 from edgesmith_tensorrt.gate import ask_compiler, build_here
-from edgesmith_tensorrt.lints.integer_operators import OPERATORS, RUNTIME_DOMAIN
+from edgesmith_tensorrt.last_steps import take_last_steps
+from edgesmith_tensorrt.lints.integer_operators import OPERATORS
 from edgesmith_tensorrt.lints.reading import PAIRS
 from edgesmith_tensorrt.lints.whole_blocks import has_partial_block
 from edgesmith_tensorrt.precision import lower_to_half
@@ -56,8 +57,8 @@ class TensorRT(Target):
             return Verdict.refuse(f"{reason}; leave it out of the outputs, since whoever feeds it has it")
         for node in model.graph.all_nodes():
             name = node.name or node.op_type
-            if node.domain == RUNTIME_DOMAIN:
-                reason = f"{node.op_type} of ONNX Runtime is unknown to TensorRT; compile the source, not an artifact"
+            if node.domain:
+                reason = f"{node.op_type} of {node.domain} is unknown to TensorRT; compile the source, not an artifact"
                 return Verdict.refuse(reason, nodes=(name,))
             if node.op_type in OPERATORS:
                 reason = f"{node.op_type} is a form that TensorRT does not parse; it takes QuantizeLinear pairs"
@@ -75,8 +76,10 @@ class TensorRT(Target):
         Raises:
             TargetError: It does not; the message names the node.
         """
+        source = model.ir.clone()
+        take_last_steps(source)
         lower = lower_to_bfloat16 if self.device.formats.tensors == "bfloat16" else lower_to_half
-        lowered = model.with_ir(lower(model.ir, context))
+        lowered = model.with_ir(lower(source, context))
         record_shapes(lowered, context.calibration)
         if self.check(lowered).status == "refuse":
             # Whoever compiles is told why; NVIDIA's compiler would say less.

@@ -107,6 +107,37 @@ def test_integer_operators_are_found():
     assert len(finding.nodes) == 2  # the quantization and the product
 
 
+def in_domain(domain):
+    model = graph([node("Relu", ["x"], "h"), node("Sigmoid", ["h"], "y")], {}, {"x": [1, 16]})
+    model.graph[0].domain = domain
+    return model
+
+
+@pytest.mark.parametrize("target", ["jetson-orin-nano", "h100", "android-cpu", "android-qnn", "ios-coreml", "onnx-cpu"])
+@pytest.mark.parametrize("domain", ["com.microsoft.nchwc", "com.ms.internal.nhwc"])
+def test_what_was_written_for_one_processor_is_found_for_every_target(domain, target):
+    found = findings(in_domain(domain), target)
+    (finding,) = found["processor-operators"]
+    assert finding.nodes == ("node_h",) and domain in finding.hazard
+    assert "integer-operators" not in found
+    assert "processor-operators" not in findings(in_domain(""), target)
+
+
+@pytest.mark.parametrize("domain", ["com.microsoft", "ai.onnx.contrib", "ai.onnx.ml"])
+def test_other_domains_are_found_and_refused_by_tensorrt(domain):
+    (finding,) = findings(in_domain(domain))["integer-operators"]
+    assert finding.nodes == ("node_h",) and domain in finding.hazard
+    verdict = find_target(REGISTRY, "h100")[1].check(in_domain(domain))
+    assert verdict.status == "refuse" and verdict.nodes == ("node_h",)
+
+
+def test_core_ml_counts_nodes_whose_shapes_nothing_tells():
+    model = in_domain("com.microsoft.nchwc")
+    model.graph[0].outputs[0].shape = model.graph[0].outputs[0].type = None
+    (finding,) = findings(model, "ios-coreml")["core-ml-placement"]
+    assert "0 of 2 nodes" in finding.hazard
+
+
 @pytest.mark.parametrize(("channels", "found"), [(24, False), (20, True), (3, False)])
 def test_channels_that_do_not_fill_tensor_cores_are_found(channels, found):
     model = graph([node("Conv", ["x", "w"], "y")], {"w": normal(32, channels, 1, 1)}, {"x": [1, channels, 4, 4]})

@@ -1,1 +1,4 @@
-"""Rules over graphs lowered for phones, one a file: `find(model, dialect)` yields findings."""
+"""Rules over graphs for phones, and over what ONNX Runtime wrote for itself, one a file.
+
+Each has `find(model, dialect)`, which yields findings.
+"""

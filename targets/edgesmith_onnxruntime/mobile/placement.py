@@ -55,6 +55,9 @@ def find_placements(model: ir.Model) -> tuple[Placement, ...]:
 def find_placement(model: ir.Model, provider: str) -> Placement:
     """Return what one provider takes: "NNAPI", "Core ML neural network" or "Core ML program"."""
     proto = ir.to_proto(_without_weights(model))
+    if not proto.graph.value_info:
+        # No value between nodes has a known shape. Without any entry the tools would end, instead of counting these.
+        proto.graph.value_info.extend(proto.graph.output)
     info = _check(provider)(proto)
     absent: dict[str, list[str]] = {}
     for node in model.graph.all_nodes():
