@@ -17,7 +17,7 @@ class FakeAdbServer:
     def __init__(self, serial: str) -> None:
         self.serial, self.state, self.commands = serial, "device", []
         self.before_shell: Callable[[str, socket.socket], None] = lambda line, client: None
-        self.refuse_writing = False
+        self.refuse_writing = self.refuses_shells = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -58,6 +58,8 @@ class FakeAdbServer:
             return _text(client, self.state)
         if request == f"host-serial:{self.serial}:features":
             return _text(client, "shell_v2,cmd")
+        if request.startswith("shell,v2:") and self.refuses_shells:
+            return _fail(client, "closed")
         if request.startswith("shell,v2:"):
             self._shell(client, request.removeprefix("shell,v2:"))
         elif request == "sync:":

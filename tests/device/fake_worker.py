@@ -2,7 +2,8 @@
 
 It is started in place of the device's interpreter with a file as its first word: what it answers to the probe, the
 `state` that it is in while it times, and how many times faster than the others the last model is (`speedup`). Where
-told to, it does not run the last model (`last_fails`), or is killed while it times (`is_killed`).
+told to, it does not run the last model (`last_fails`), breaks off (`crashes`), or is killed while it times
+(`is_killed`).
 """
 
 import json
@@ -19,6 +20,8 @@ def main() -> int:
     if task == "probe":
         path.write_text(json.dumps(device["probe"]))
         return 0
+    if device.get("crashes"):
+        sys.exit("made-up crash")
     if device.get("is_killed"):
         os.kill(os.getpid(), signal.SIGKILL)
     models = list(json.loads(path.read_text())["models"])

@@ -15,7 +15,7 @@ from edgesmith.device.clock import DeviceClock
 from edgesmith.device.plan import DevicePlan, ValidationPlan
 from edgesmith.device.transport import workspace
 from edgesmith.device.validation import validate
-from edgesmith.errors import DeviceError
+from edgesmith.errors import ConnectionLostError, DeviceError
 from edgesmith.host.loader import load_registry
 from edgesmith.host.records import Tier
 from edgesmith.measure.runner import LatencyPlan
@@ -48,6 +48,11 @@ def test_a_command_runs_with_its_words_as_they_are_and_its_end_is_reported(adb):
     assert done.stdout.strip() == repr(hostile)
     assert done.stderr.strip() == "bad"
     assert done.code == 3
+
+
+def test_what_a_command_says_of_an_error_is_no_output(adb):
+    done = adb.run(["sh", "-c", "echo bad >&2; exit 3"])
+    assert (done.code, done.stdout, done.stderr) == (3, "", "bad\n")
 
 
 def test_files_travel_both_ways_byte_for_byte(adb, tmp_path, device_folder):
@@ -102,6 +107,12 @@ def test_a_lost_device_is_an_error_and_it_is_clean_when_it_comes_back(adb, fake,
     with pytest.raises(DeviceError, match="was lost"), workspace(adb) as place:
         place.transport.run(["sleep", "0"])
     assert list(device_folder.iterdir()) == []
+
+
+def test_a_device_that_ends_the_connection_as_it_begins_is_lost(adb, fake):
+    fake.refuses_shells = True
+    with pytest.raises(ConnectionLostError, match="was lost: closed"):
+        adb.run(["true"])
 
 
 def test_an_artifact_is_validated_through_the_fake_server(adb, artifact, device_folder):

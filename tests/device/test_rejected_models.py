@@ -17,7 +17,7 @@ from edgesmith.device.plan import DevicePlan
 from edgesmith.device.transport import workspace
 from edgesmith.device.worker.archive import ArrayArchive
 from edgesmith.device.worker.timing import time_in_turns
-from edgesmith.errors import RejectedModelError
+from edgesmith.errors import DeviceError, RejectedModelError
 from edgesmith.progress import SilentProgress
 
 
@@ -50,7 +50,16 @@ def test_where_the_board_builds_nothing_there_is_an_error(jetson_artifact, fake_
         clock = DeviceClock(place, tmp_path, None, DevicePlan(runtime="trtexec"), SilentProgress())
         with pytest.raises(RejectedModelError, match=r"a: building the engine on local .*no implementation") as caught:
             clock.latency({"a": jetson_artifact / "model.onnx"}, {"x": np.zeros((1, 16), np.float32)}, QUICK)
+        # What is not timed takes no room from what is.
+        assert list(Path(place.directory).glob("model-*")) == []
     assert "--keep" not in caught.value.fix
+
+
+def test_a_worker_that_breaks_off_without_an_answer_is_quoted(fake_device, source, tmp_path):  # noqa: F811
+    with workspace(LocalTransport("", tell(fake_device(2.0), crashes=True))) as place:
+        clock = DeviceClock(place, tmp_path, None, DevicePlan(threads=1), SilentProgress())
+        with pytest.raises(DeviceError, match="the worker on local failed: made-up crash"):
+            clock.latency({"a": source}, {"x": np.zeros((1, 64), np.float32)}, QUICK)
 
 
 def test_a_step_that_does_not_run_there_is_undone(compile_on, fake_device, on):  # noqa: F811

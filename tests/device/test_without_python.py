@@ -17,10 +17,12 @@ from edgesmith.device.address import Address
 from edgesmith.device.clock import DeviceClock
 from edgesmith.device.local import LocalTransport
 from edgesmith.device.plan import DevicePlan
+from edgesmith.device.remote import probe_device
 from edgesmith.device.ssh import SshTransport
 from edgesmith.device.transport import workspace
 from edgesmith.device.without_python import probe_by_shell
 from edgesmith.device.worker.machine import probe as probe_with_python
+from edgesmith.errors import DeviceError
 from edgesmith.measure.runner import LatencyPlan
 from edgesmith.progress import SilentProgress
 
@@ -123,6 +125,17 @@ def test_a_python_without_numpy_is_no_obstacle_to_trtexec(capsys, jetson_artifac
     code, run = validate(capsys, jetson_artifact, "local", f"python={tmp_path / 'python'}")
     assert code == 0
     assert run["row"]["latency_ms"]["value"] == 2
+
+
+def test_a_python_that_is_too_old_counts_as_none(zeros, tmp_path):
+    pretend = "import sys, runpy; sys.version_info = (3, 8, 10); runpy.run_path(sys.argv[1], run_name='__main__')"
+    make_tool(tmp_path, "python", f'exec {sys.executable} -c "{pretend}" "$@"')
+    with workspace(LocalTransport(str(tmp_path), str(tmp_path / "python"))) as place:
+        found = probe_device(place, tmp_path)
+        assert found.trtexec == str(zeros / "trtexec") and not found.python
+        (zeros / "trtexec").unlink()
+        with pytest.raises(DeviceError, match=r"no usable Python: Python 3\.8 is too old"):
+            probe_device(place, tmp_path)
 
 
 @pytest.fixture

@@ -163,6 +163,9 @@ from edgesmith_onnxruntime.cpu import OnnxCpu
 class Lost(OnnxCpu):
     def build(self, model, directory): return Build("../elsewhere.onnx")
 
+class Torn(OnnxCpu):
+    for_onnx_runtime = False
+
 class Crash(OnnxCpu):
     def check(self, model): raise ZeroDivisionError("inside")
 
@@ -172,11 +175,18 @@ class Simulated(OnnxCpu):
 @hookimpl
 def register_targets():
     return [TargetRecord(name=kind.__name__.lower(), version="1", summary="x", entry=f"{__name__}:{kind.__name__}",
-                         tier=Tier.SIMULATED) for kind in (Lost, Crash, Simulated)]
+                         tier=Tier.SIMULATED) for kind in (Lost, Torn, Crash, Simulated)]
 """
 
 
-@pytest.mark.parametrize(("target", "words"), [("lost", "elsewhere"), ("crash", "ZeroDivisionError: inside")])
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("lost", "elsewhere"),
+        ("torn", "runtime 'onnxruntime', and for_onnx_runtime is False"),
+        ("crash", "ZeroDivisionError: inside"),
+    ],
+)
 def test_a_faulty_target_is_named(job: Job, target: str, words: str) -> None:
     with pytest.raises(edgesmith.EdgesmithError, match=rf"Target {target} 1: .*{words}"):
         edgesmith.compile(

@@ -16,6 +16,7 @@ except ImportError as _error:
 
 ResultT = TypeVar("ResultT")
 
+_GONE = ("not found", "offline", "connect to adb server")
 _CONFIRM = "Unlock the device and confirm this computer in the dialog about USB debugging; see `adb devices`."
 
 
@@ -46,7 +47,9 @@ class AdbTransport(Transport):
         done: Any = self._explained(
             lambda: self._device().shell2(line, timeout=timeout_seconds, v2=True), line, timeout_seconds
         )
-        return Finished(done.returncode, done.stdout or done.output, done.stderr)
+        # Old devices tell both streams as one.
+        stdout = done.stdout if done.stdout or done.stderr else done.output
+        return Finished(done.returncode, stdout, done.stderr)
 
     def push(self, local: Path, remote: str) -> None:
         """Copy a file to the device."""
@@ -87,7 +90,7 @@ class AdbTransport(Transport):
     def _refusal(self, message: str, what: str, copying: bool) -> DeviceError:
         if "unauthorized" in message:
             return faults.not_admitted(self.address, _CONFIRM)
-        if "not found" in message or "offline" in message or "connect to adb server" in message:
+        if message == "closed" or any(sign in message for sign in _GONE):
             return (faults.lost_connection if self._connected else faults.unreachable)(self.address, message)
         if copying:
             return faults.not_copied(self.address, what, message)

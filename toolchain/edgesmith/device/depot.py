@@ -53,6 +53,7 @@ class Depot:
                 self._send(label, folder, files)
             except RejectedModelError as error:
                 self._rejected[folder] = error
+                self._place.remove(folder)
                 raise
         self._there.pop(folder, None)
         self._there[folder] = None

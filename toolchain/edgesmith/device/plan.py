@@ -32,7 +32,7 @@ class DevicePlan(BaseModel):
         default=1800.0, ge=1, le=_LARGEST_SECONDS, description="Seconds for each long step on the device."
     )
     cuda_graphs: bool = Field(default=True, description="Time a run as one launch of a CUDA graph where that works.")
-    reconnects: int = Field(default=3, ge=0, le=20, description="How often a lost connection is made again.")
+    reconnects: int = Field(default=4, ge=0, le=20, description="How often a lost connection is made again.")
 
 
 class ValidationPlan(DevicePlan):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from edgesmith.device import faults
 from edgesmith.device.facts import Probe, Reply, TimesReply
@@ -19,14 +19,22 @@ from edgesmith.device.without_python import probe_by_shell
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 WORKER = "worker.pyz"
-_PACKAGE, _STARTER = "edgesmith_worker", "import sys; from edgesmith_worker.main import main; sys.exit(main())"
+_CANNOT_EXECUTE, _NOT_FOUND = 126, 127
+_PACKAGE = "edgesmith_worker"
+_STARTER = f"""import sys
+if sys.version_info < (3, 10):
+    sys.stderr.write("Python %d.%d is too old" % sys.version_info[:2])
+    sys.exit({_NOT_FOUND})
+from {_PACKAGE}.main import main
+sys.exit(main())
+"""
+"""An interpreter that is too old counts as none; it must be able to read this."""
 REQUEST, ANSWER, OUTPUTS, TAPS = "request.json", "answer.json", "outputs.npz", "taps.npz"
 ENGINE_IS_WHOLE = "engine.whole"
 """Written when trtexec has built the engine of the files that are there."""
 _PROBE_SECONDS = 600.0
 _GRACE_SECONDS = 30.0
 """The worker ends itself at its deadline; a device that does not even do that is given up after this time."""
-_CANNOT_EXECUTE, _NOT_FOUND = 126, 127
 _NO_PYTHON = "Install Python 3.10 or newer with numpy there, or name its interpreter with --set python=PATH."
 
 
@@ -162,29 +170,22 @@ def _start_worker(place: Workspace, task: str, request_file: Path, folder: Path,
     if done.signal_name == "SIGALRM":
         raise faults.took_too_long(address, "the model", timeout_seconds)
     _require_not_killed(address, "the model", done)
-    if done.code == 1:
-        raise faults.failed(address, "the model", _reason(place.pull(ANSWER, folder)) or done.last_line)
     if done.code == _NOT_FOUND:
         raise faults.missing_runtime(address, "Python", done.last_line, _NO_PYTHON)
-    _require_done(address, "the worker", done)
+    if not place.has(ANSWER):
+        raise faults.failed(address, "the worker", done.last_line or f"exit code {done.code}")
 
 
 def _answer(place: Workspace, name: str, folder: Path, kind: type[AnswerT]) -> AnswerT:
-    file = place.pull(name, folder)
+    file, address = place.pull(name, folder), place.transport.address
     try:
-        return kind.model_validate_json(file.read_bytes())
-    except (ValidationError, ValueError) as error:
+        found = json.loads(file.read_bytes())
+        if found["status"] == "failed":
+            raise faults.failed(address, "the model", str(found["reason"]))
+        return kind.model_validate(found)
+    except (ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise faults.failed(
-            place.transport.address, "the worker", f"{name} is not what was asked for: {reason}"
-        ) from error
-
-
-def _reason(path: Path) -> str:
-    try:
-        return str(json.loads(path.read_bytes()).get("reason", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
+        raise faults.failed(address, "the worker", f"{name} is not what was asked for: {reason}") from error
 
 
 def _require_done(address: str, what: str, done: Finished) -> None:

@@ -56,7 +56,8 @@ def build_files(record: TargetRecord, target: Target, model: "Model", directory:
     Weights that no node reads are left out: no device needs them, and a stage would gain size by losing them.
 
     Raises:
-        TargetError: The build crashed, or its entry is no file in that directory.
+        TargetError: The build crashed, its entry is no file in that directory, or its recipe is for another
+            runtime than the target.
     """
     from edgesmith.graph.edit import remove_unread_initializers
 
@@ -70,6 +71,10 @@ def build_files(record: TargetRecord, target: Target, model: "Model", directory:
     entry = directory / build.entry
     if not entry.is_file() or directory.resolve() not in entry.resolve().parents:
         raise _fault(record, "build", f"named the entry {build.entry!r}, which is no file in its directory")
+    # The manifest goes by the recipe, and what is asked before anything is built by the target.
+    runtime = build.recipe.get("runtime")
+    if (runtime == "onnxruntime") != target.for_onnx_runtime:
+        raise _fault(record, "build", f"wrote runtime {runtime!r}, and for_onnx_runtime is {target.for_onnx_runtime}")
     return build
 
 

@@ -6,7 +6,6 @@ trtexec, NVIDIA's own program around TensorRT, needs none of it and is called fr
     python3 worker.pyz probe ANSWER.json      # what the machine is and which runtimes it has
     python3 worker.pyz run REQUEST.json       # time and run the model as the request says
     python3 worker.pyz time REQUEST.json      # time several models in turns
-    python3 worker.pyz restore DIRECTORY      # put clocks back that a run locked
 
 Answers are files, since standard output belongs to the runtimes. Texts of the device's own tools are handed over as
 they are and read on the machine that asked. Exit codes: 0 done, 1 failed, with the reason in the answer.
