@@ -162,23 +162,16 @@ class Planner:
         self._weights: list[tuple[int, Weight]] = []
         self._captured: list[ir.Value] = []
 
-    def plan(
-        self,
-        nodes: Sequence[ir.Node],
-        inputs: Iterable[ir.Value],
-        outputs: Sequence[ir.Value],
-        keep: frozenset[ir.Value] = frozenset(),
-    ) -> Plan:
+    def plan(self, nodes: Sequence[ir.Node], inputs: Iterable[ir.Value], outputs: Sequence[ir.Value]) -> Plan:
         """Return the plan that computes `outputs`.
 
         Args:
             nodes: The nodes, each after those it reads from.
             inputs: The values that `run` is given.
-            outputs: The values that `run` returns.
-            keep: Values that must exist as such, because somebody looks at them.
+            outputs: The values that `run` returns; each is computed as such, and not as part of something fused.
         """
         input_slots = tuple(self._new(value) for value in inputs)
-        fusions = find_fusions(nodes, keep | frozenset(outputs))
+        fusions = find_fusions(nodes, frozenset(outputs))
         raw: list[tuple[Callable[..., Any], list[int], list[int], ir.Node]] = []
         for node in nodes:
             if node in fusions.absorbed or (node.op_type == "Constant" and node.domain in ("", "ai.onnx")):

@@ -139,13 +139,12 @@ class Dataflow:
                 pending.extend(source.producer() for source in data_inputs(node))
         return found
 
-    def between(self, source: ir.Value, target: ir.Value, limit: int = 1_000_000) -> list[ir.Node]:
+    def between(self, source: ir.Value, target: ir.Value) -> list[ir.Node]:
         """Return the nodes on the paths from one value to another, in the order of execution; shapes do not count.
 
         Args:
             source: Where the paths begin.
             target: Where they end.
-            limit: Give up, with an empty result, after looking at so many nodes.
         """
         producer = source.producer()
         lowest = -1 if producer is None else self._index[producer]
@@ -156,8 +155,6 @@ class Dataflow:
             if node is None or node in behind or self._index[node] <= lowest:
                 continue
             behind.add(node)
-            if len(behind) > limit:
-                return []
             pending.extend(value.producer() for value in data_inputs(node) if value is not source)
         reached: set[ir.Value] = {source}
         path: list[ir.Node] = []

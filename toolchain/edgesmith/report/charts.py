@@ -32,13 +32,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Names of both axes, and budget limits to draw."""
+    """Names of both axes, and a budget's limit to draw."""
 
     title: str
     x: str
     y: str
     x_limit: float | None = None
-    y_limit: float | None = None
 
 
 def latency_plot(ledger: Ledger) -> Markup | None:

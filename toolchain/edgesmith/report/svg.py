@@ -31,11 +31,6 @@ class Drawing:
         commands = " L".join(f"{x:.2f} {y:.2f}" for x, y in points)
         self._add("path", {}, style).set("d", f"M{commands}")
 
-    def rectangle(self, corner: tuple[float, float], size: tuple[float, float], style: str, tip: str = "") -> None:
-        """Add a rectangle with an optional hover text."""
-        shape = self._add("rect", {"x": corner[0], "y": corner[1], "width": size[0], "height": size[1]}, style)
-        _set_tip(shape, tip)
-
     def circle(self, centre: tuple[float, float], radius: float, style: str, tip: str = "") -> None:
         """Add a circle with an optional hover text."""
         _set_tip(self._add("circle", {"cx": centre[0], "cy": centre[1], "r": radius}, style), tip)
