@@ -15,7 +15,7 @@ def rejected(device: str, answer: GateResult, graph: ir.Graph) -> TargetError:
     TensorRT for RTX ends with an internal error without a node for a recurrent operator in a branch of an If whose
     steps nobody reads (seen with 1.7.1; `last_steps` lets the last step be read from them where it can).
     """
-    inside = ()
+    inside: tuple[str, ...] = ()
     if not answer.nodes and _INTERNAL in answer.message:
         found = recurrent_in_branches(graph)
         inside = tuple(f"{node.op_type} {node.name} in the If {branching.name}" for node, branching in found)

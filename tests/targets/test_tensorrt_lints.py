@@ -249,6 +249,13 @@ def test_activations_with_a_scale_for_each_channel_are_found():
     assert finding.nodes == ("node_q",)
 
 
+def test_an_input_of_a_type_that_tensorrt_lacks_is_found():
+    model = graph([node("Cast", ["x"], "y", to=1)], {}, {"x": [8, 4]}, types={"x": int(ir.DataType.UINT16)})
+    (finding,) = findings(model, "h100")["tensor-types"]
+    assert finding.nodes == ("x",) and "uint16" in finding.hazard
+    assert "tensor-types" not in findings(model, "onnx-cpu")
+
+
 @pytest.mark.parametrize(
     ("dtype", "target", "word"),
     [

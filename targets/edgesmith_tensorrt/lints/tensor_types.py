@@ -30,16 +30,15 @@ _NEVER = (
 
 
 def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
-    """Yield a finding for each type of values that the device or TensorRT lacks."""
+    """Yield a finding for each type of inputs and other values that the device or TensorRT lacks."""
     if not isinstance(dialect, TensorRTDialect):
         return
     wrong: dict[ir.DataType, list[str]] = {}
-    for node in model.graph.all_nodes():
-        if node.op_type in PAIRS:
-            continue
-        for dtype in {output.dtype for output in node.outputs if output.dtype is not None}:
+    written = [(name_of(node), node.outputs) for node in model.graph.all_nodes() if node.op_type not in PAIRS]
+    for name, values in [*((str(value.name), (value,)) for value in model.graph.inputs), *written]:
+        for dtype in {value.dtype for value in values if value.dtype is not None}:
             if dtype in _NEVER or _FORMATS.get(dtype, "float32") not in dialect.formats:
-                wrong.setdefault(dtype, []).append(name_of(node))
+                wrong.setdefault(dtype, []).append(name)
     for dtype, nodes in sorted(wrong.items()):
         reason = "TensorRT has no such type" if dtype in _NEVER else dialect.refusals.get(_FORMATS[dtype], "")
         if dtype == ir.DataType.DOUBLE:
