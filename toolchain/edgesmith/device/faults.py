@@ -48,7 +48,12 @@ def lost_connection(address: str, reason: str) -> ConnectionLostError:
 
 def restarted(address: str) -> ConnectionLostError:
     """Return the error for a device that started anew between two commands, which some connections do not tell."""
-    return lost_connection(address, "the device restarted while it was timed")
+    return ConnectionLostError(
+        f"{address} restarted while it was timed.",
+        expected="one run of the device from the first time to the last",
+        why="Clocks and limits that were set by hand are gone after a start, and times before and after differ.",
+        fix="Check its power supply (boards reset when the supply is too weak) and its heat, then start again.",
+    )
 
 
 def no_sftp(address: str, reason: str) -> DeviceError:
