@@ -13,11 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgesmith.errors import PluginError
-from edgesmith.isolation.endings import manner
-from edgesmith.isolation.folder import REQUEST_FILE, STACK_FILE
+from edgesmith.isolation.endings import describe_ending
+from edgesmith.isolation.folder import REQUEST_FILE
 from edgesmith.isolation.import_child import Import
 from edgesmith.isolation.limits import Isolation
-from edgesmith.isolation.stack import place_in
 from edgesmith.isolation.starting import start_child
 from edgesmith.isolation.watchdog import Watchdog
 
@@ -92,8 +91,7 @@ def _answers(imports: Sequence[Import], homes: Sequence[Sequence[str]]) -> list[
             if begun > len(answers):
                 watchdog.await_end()
         if begun > len(answers):
-            how = watchdog.reason or manner(process.returncode, "the import")
-            answers.append(ImportAnswer(f"{how}{place_in(folder / STACK_FILE, homes[len(answers)])}"))
+            answers.append(ImportAnswer(describe_ending(watchdog, "the import", folder, homes[len(answers)])))
         return answers
 
 

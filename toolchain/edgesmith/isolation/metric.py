@@ -18,12 +18,11 @@ from edgesmith.host.origin import PluginOrigin
 from edgesmith.host.places import home_of
 from edgesmith.isolation import faults
 from edgesmith.isolation.channel import Array, Channel, Message
-from edgesmith.isolation.endings import manner
-from edgesmith.isolation.folder import REQUEST_FILE, STACK_FILE
+from edgesmith.isolation.endings import describe_ending
+from edgesmith.isolation.folder import REQUEST_FILE
 from edgesmith.isolation.limits import Isolation
 from edgesmith.isolation.metric_child import LABELS, OUTPUT, REFERENCE
 from edgesmith.isolation.overheard import Transcript
-from edgesmith.isolation.stack import place_in
 from edgesmith.isolation.starting import start_child
 from edgesmith.isolation.watchdog import Watchdog
 from edgesmith_calibration.metrics import Metric
@@ -113,11 +112,9 @@ class IsolatedMetrics:
 
     def _end(self) -> MeasurementError:
         self._watchdog.await_end()
-        code = self._process.returncode if self._process is not None else 0
-        how = self._watchdog.reason or manner(code or 0, "it had answered")
-        place = place_in(self._folder / STACK_FILE, home_of(self._plugin.module.__name__))
+        home = home_of(self._plugin.module.__name__)
         return MeasurementError(
-            f"{self._author}: {how}{place}",
+            f"{self._author}: {describe_ending(self._watchdog, 'it had answered', self._folder, home)}",
             expected=f"a metric that answers within {self._isolation.time_limit_seconds:g} s, in "
             f"{self._watchdog.memory_mib} MiB of memory, and leaves its process alone",
             why="A stage without a score cannot be judged. Steps that are done are kept.",

@@ -1,6 +1,5 @@
 """The run's side of an isolated step: starts its process, answers it, and says how it ended."""
 
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +19,12 @@ from edgesmith.host.step import StepResult, author_of
 from edgesmith.host.verdict import Verdict
 from edgesmith.isolation import faults
 from edgesmith.isolation.channel import Channel
-from edgesmith.isolation.endings import manner
-from edgesmith.isolation.folder import AFTER_DIRECTORY, BEFORE_DIRECTORY, SOURCE_DIRECTORY, STACK_FILE
+from edgesmith.isolation.endings import describe_ending
+from edgesmith.isolation.folder import AFTER_DIRECTORY, BEFORE_DIRECTORY, SOURCE_DIRECTORY
 from edgesmith.isolation.limits import Isolation
 from edgesmith.isolation.overheard import Transcript
 from edgesmith.isolation.request import StepRequest, Work, pack_dialect
 from edgesmith.isolation.services import Services
-from edgesmith.isolation.stack import place_in
 from edgesmith.isolation.starting import start_child
 from edgesmith.isolation.watchdog import Watchdog
 from edgesmith.model import Model
@@ -131,7 +129,7 @@ def run_isolated(job: Job, model: Model | None, context: Context[Any]) -> tuple[
             channel.close()
             Transcript(folder).log_again()
         if done is None:
-            raise _ended(job, process, watchdog, folder)
+            raise _ended(job, watchdog, folder)
         if "error" in done:
             raise faults.from_json(done["error"])
         # Weights are mapped by now, and stay so when the folder is gone.
@@ -197,12 +195,11 @@ def _metric_of(registry: "Registry", context: Context[Any]) -> "MetricRecord | N
     )
 
 
-def _ended(job: Job, process: "subprocess.Popen[bytes]", watchdog: Watchdog, folder: Path) -> StepError:
+def _ended(job: Job, watchdog: Watchdog, folder: Path) -> StepError:
     """Return the error for a process that ended without an answer."""
-    how = watchdog.reason or manner(process.returncode, "the step")
     home = home_of(job.registry.plugin_of(job.record).module.__name__)
     return StepError(
-        f"{job.author}: {how}{place_in(folder / STACK_FILE, home)}",
+        f"{job.author}: {describe_ending(watchdog, 'the step', folder, home)}",
         expected=f"a step that ends within {job.isolation.time_limit_seconds:g} s, in {watchdog.memory_mib} MiB of "
         "memory, and leaves its process alone",
         why="The step has no result. The model before it is intact, and a corrected run resumes there.",

@@ -65,6 +65,11 @@ class Watchdog:
         """Return how long the step may still take."""
         return max(0.0, self._start + self._seconds - time.monotonic())
 
+    @property
+    def exit_code(self) -> int:
+        """The return code of a process that has ended, negative for a signal."""
+        return self._process.returncode or 0
+
     def await_end(self) -> None:
         """Give a process that no longer speaks a moment to end, so that it is known how it ended."""
         try:
