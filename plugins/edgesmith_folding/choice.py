@@ -9,7 +9,7 @@ import onnx_ir as ir
 from edgesmith.errors import StepError
 from edgesmith.progress import Progress
 from edgesmith_calibration.sources import DataSource
-from edgesmith_folding.finding.places import Place
+from edgesmith_folding.finding.places import Place, runs
 from edgesmith_folding.options.removal import RemoveBlocksOptions
 from edgesmith_folding.running.judge import Judge
 from edgesmith_folding.running.streams import Streams
@@ -62,9 +62,7 @@ def choose(options: RemoveBlocksOptions, ground: Ground) -> Choice:
     if options.score == "random":
         return draw(candidates, count, ground.seed)
     if options.score == "angular":
-        distances = streams.distances(candidates, count)
-        run = lowest_run(distances, candidates)
-        return Choice(run, f"Angular distance over the run: {distances[run]:.4f}." if run else "")
+        return _by_angle(ground)
     if options.score == "block-influence":
         return _lowest("Block influence", streams.influences(list(candidates.values())), count)
     if options.score == "perplexity":
@@ -75,6 +73,19 @@ def choose(options: RemoveBlocksOptions, ground: Ground) -> Choice:
         return _by_gates(options, ground)
     order, _ = _sleb(options, ground)
     return Choice(tuple(sorted(order)), "Loss after each removal: " + _listed(order) + ".")
+
+
+def _by_angle(ground: Ground) -> Choice:
+    """Return the run of least angular distance, or several where none is as long as what goes."""
+    left, found = dict(ground.candidates), dict[tuple[int, ...], float]()
+    while left and (missing := ground.count - sum(map(len, found))):
+        longest = max(len(run) for run in runs(left, left))
+        distances = ground.streams.distances(left, min(missing, longest))
+        run = lowest_run(distances)
+        found[run] = distances[run]
+        left = {number: place for number, place in left.items() if number not in run}
+    listed = ", ".join(f"blocks {run[0]} to {run[-1]} {distance:.4f}" for run, distance in found.items())
+    return Choice(tuple(sorted(number for run in found for number in run)), f"Angular distance: {listed}.")
 
 
 def _lowest(what: str, scores: Mapping[int, float], count: int) -> Choice:

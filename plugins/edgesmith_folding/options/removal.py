@@ -27,12 +27,12 @@ class RemoveBlocksOptions(BaseModel):
         default=None, description="Remove exactly these blocks, by number, whatever they are worth."
     )
     score: Score = Field(
-        default="sleb",
-        description="What a block is worth. sleb: the loss without it, measured anew after each removal. perplexity: "
-        "the same, measured once. block-influence: how far it turns the residual stream. angular: the same for runs "
-        "of blocks, of which one is removed. taylor: the loss of a language model, to first order. gates: how far "
-        "a gate stays open that is trained to close. random: nothing.",
-        json_schema_extra={"searchable": ["sleb", "block-influence"]},
+        default="angular",
+        description="What a block is worth. angular: how far a run of blocks turns the residual stream; one run goes, "
+        "or several where none is long enough. block-influence: the same for single blocks. sleb: the loss without "
+        "it, measured anew after each removal. perplexity: the same, measured once. taylor: the loss of a language "
+        "model, to first order. gates: how far a gate stays open that is trained to close. random: nothing.",
+        json_schema_extra={"searchable": ["angular", "block-influence", "sleb"]},
     )
     candidates: int | None = Field(
         default=10,

@@ -1,6 +1,6 @@
 """The greedy order of SLEB. Nothing here knows a graph."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 
 def greedy(
@@ -27,7 +27,6 @@ def lowest(scores: Mapping[int, float], count: int) -> tuple[int, ...]:
     return tuple(sorted(scores, key=lambda block: (scores[block] != scores[block], scores[block], block))[:count])
 
 
-def lowest_run(distances: Mapping[tuple[int, ...], float], allowed: Collection[int]) -> tuple[int, ...]:
-    """Return the run of the least distance whose blocks may all go; empty where there is none."""
-    fitting = {run: distance for run, distance in distances.items() if set(run) <= set(allowed)}
-    return min(fitting, key=lambda run: (fitting[run], run), default=())
+def lowest_run(distances: Mapping[tuple[int, ...], float]) -> tuple[int, ...]:
+    """Return the run of the least distance; of equal ones the earlier."""
+    return min(distances, key=lambda run: (distances[run], run))
