@@ -3,8 +3,9 @@
 import json
 import shutil
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from device_fixtures import made_up_probe, made_up_state
 from measure_models import dense_model
 
 import edgesmith
+from edgesmith.api import _device_clock
 from edgesmith.cli import main
 from edgesmith.device import depot
 from edgesmith.device.address import Address
@@ -22,7 +24,9 @@ from edgesmith.device.plan import DevicePlan
 from edgesmith.device.ssh import SshTransport
 from edgesmith.device.transport import workspace
 from edgesmith.errors import DeviceError, MeasurementError, RecipeError
+from edgesmith.host.loader import load_registry
 from edgesmith.host.records import Tier
+from edgesmith.host.targets import find_target
 from edgesmith.measure.runner import LatencyPlan
 from edgesmith.progress import SilentProgress
 
@@ -44,10 +48,10 @@ def source(tmp_path):
 def compile_on(tmp_path, source, device_folder):
     """Compile with one step that is kept if it pays, always into the same store."""
 
-    def run(on, target="onnx-cpu", keep="if-pays", steps=(STEP,), **device):
+    def run(on, target="onnx-cpu", keep="if-pays", **device):
         plan = DevicePlan(**{"directory": str(device_folder), "python": sys.executable, "threads": 1} | device)
         settings = edgesmith.Settings(threads=1, store=tmp_path / "store", on=on, device=plan, latency_plan=QUICK)
-        recipe = {"version": 1, "keep": keep, "steps": list(steps)}
+        recipe = {"version": 1, "keep": keep, "steps": [STEP]}
         return edgesmith.compile(source, out=tmp_path / "artifact", target=target, recipe=recipe, settings=settings)
 
     return run
@@ -117,11 +121,13 @@ def test_times_of_another_runtime_do_not_decide_what_stays(compile_on):
 
 
 @pytest.mark.parametrize(("target", "optimization"), [("android-cpu", "all"), ("android-qnn", "basic")])
-def test_a_graph_for_another_runtime_is_timed_as_it_is_written_as_validate_does(
-    compile_on, fake_device, target, optimization
-):
-    rows = compile_on("local", target=target, steps=(), python=fake_device(2.0)).ledger.rows
-    assert {row.latency_ms.conditions["optimization"] for row in rows} == {optimization}
+def test_a_graph_for_another_runtime_is_timed_as_it_is_written_as_validate_does(fake_device, target, optimization):
+    _, its = find_target(load_registry(), target)
+    plan = SimpleNamespace(target=its, recipe=SimpleNamespace(keep="if-pays"))
+    settings = edgesmith.Settings(on="local", device=DevicePlan(python=fake_device(2.0)))
+    with ExitStack() as closing:
+        clock = _device_clock(plan, settings, closing)
+        assert clock.conditions({"x": np.zeros((1, 4))}).optimization == optimization
 
 
 def test_times_at_another_clock_are_measured_anew(compile_on, fake_device, on, server):
