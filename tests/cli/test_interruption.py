@@ -77,6 +77,27 @@ def test_a_termination_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+STARTING = """
+import signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupting())
+from edgesmith.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_an_interruption_while_the_command_starts_shows_no_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", STARTING], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr == "Interrupted. Nothing was begun.\n"
+
+
 def test_who_handles_terminations_already_goes_on_doing_so() -> None:
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
