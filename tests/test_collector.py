@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgesmith import cli
-from edgesmith.collector import spare_what_exists
+from edgesmith.collector import collect_seldom, import_spared, spare_what_exists
 from edgesmith.frontends import normalize
 from edgesmith.host import step
 from edgesmith.testing import isolated_registry, run_method, tiny_mlp
@@ -132,3 +132,60 @@ def test_steps_and_cleaning_spare_what_existed_before(monkeypatch):
     assert len(counts) == 2
     assert min(counts) > 10_000
     assert gc.get_freeze_count() == 0
+
+
+SPARED = """
+import gc, sys
+from edgesmith.collector import collect_seldom, import_spared
+with collect_seldom(process_ends={ends}):
+    import_spared("decimal", "json")
+    print(gc.get_freeze_count() > 0, gc.isenabled(), "decimal" in sys.modules)
+    class Holder: pass
+    Holder.file = open(sys.argv[1], "w")
+    Holder.file.write("of a class, ")
+    holder = Holder()
+    holder.itself, holder.file = holder, open(sys.argv[1] + "2", "w")
+    holder.file.write("lines")
+"""
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_comes_behind_spared_imports_is_flushed_when_the_process_ends(tmp_path, ends):
+    """Also where only a collection at the very end frees it: a class refers to itself."""
+    path = tmp_path / "written.txt"
+    command = [sys.executable, "-c", SPARED.format(ends=ends), str(path)]
+    done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+    assert done.stdout.split() == [str(ends), "True", "True"]
+    assert path.read_text() == "of a class, "
+    assert Path(f"{path}2").read_text() == "lines"
+
+
+def test_a_failed_import_leaves_collections_on():
+    with collect_seldom(process_ends=True), pytest.raises(ModuleNotFoundError):
+        import_spared("edgesmith.no_such_module")
+    assert gc.isenabled()
+
+
+def test_only_the_process_of_a_command_freezes_its_imports(monkeypatch, tmp_path):
+    counts = []
+
+    def counted(*_, **__):
+        import_spared("json")
+        counts.append(gc.get_freeze_count())
+
+    monkeypatch.setattr(cli, "app", counted)
+    assert cli.main(["targets"]) == 0
+    monkeypatch.setattr(sys, "argv", ["edgesmith", "targets"])
+    assert cli.main() == 0
+    assert counts[0] == 0 < counts[1]
+
+
+def test_a_plugin_that_a_compile_imports_keeps_its_open_file(tmp_path):
+    """Plugins come behind the spared imports, so what their classes hold is freed at the end."""
+    plugin = tmp_path / "plugin.py"
+    written = tmp_path / "log.txt"
+    plugin.write_text(f"class Log:\n    file = open({str(written)!r}, 'w')\n\nLog.file.write('lines')\n")
+    arguments = ["--plugin", str(plugin), "compile", str(tmp_path / "none.onnx"), "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "edgesmith", *arguments], timeout=120, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert written.read_text() == "lines"

@@ -12,7 +12,15 @@ PACKAGES = ("edgesmith", "onnxruntime", "onnx_ir")
 
 
 def quantize(job: Job) -> None:
-    """Write what would ship."""
+    """Write what would ship, in a process that treats Python's garbage collector as the command line does."""
+    from edgesmith.collector import collect_seldom, import_spared
+
+    with collect_seldom(process_ends=True):
+        import_spared("edgesmith.frontends.normalize")
+        _quantize(job)
+
+
+def _quantize(job: Job) -> None:
     from edgesmith.frontends.onnx_file import OnnxFrontend
     from edgesmith.host.context import Context
     from edgesmith.host.loader import load_registry

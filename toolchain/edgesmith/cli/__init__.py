@@ -138,10 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The code is 0 when the command did its work, 2 for an error that says what to do, faults of plugins that were
     contained among them, or a wrong call, 130 after Ctrl-C, 143 after SIGTERM, and 1 for any other fault, which is
     shown with a traceback.
+
+    Args:
+        arguments: The words behind the command's name. None takes those of the process, which ends with the command.
     """
     try:
         wanted = sys.argv[1:] if arguments is None else arguments
-        with interruptions_arrive(), terminations_interrupt(), collect_seldom(), _results_apart(wanted):
+        seldom = collect_seldom(process_ends=arguments is None)
+        with interruptions_arrive(), terminations_interrupt(), seldom, _results_apart(wanted):
             app(arguments, prog_name="edgesmith")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_UNEXPECTED if stop.code else 0

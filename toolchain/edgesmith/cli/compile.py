@@ -11,6 +11,7 @@ import typer
 from edgesmith.cli.completion import recipe_names, target_names
 from edgesmith.cli.output import show_line, write_json, write_text
 from edgesmith.cli.settings import DeviceSettings, Source, device_of, isolation_of, registry_of, time_limit
+from edgesmith.collector import import_spared
 
 if TYPE_CHECKING:
     from edgesmith.artifact import Artifact
@@ -93,6 +94,8 @@ def command(  # noqa: PLR0913  Typer makes an option of each parameter
     device = device_of(on, device_settings or ())
     chosen = with_shapes(load_recipe(recipe), shape or ())
     isolation = isolation_of(isolate, time_limit_seconds, memory_limit_mib)
+    # Before the registry, which imports plugins.
+    import_spared("edgesmith.api", "edgesmith.frontends.normalize")
     registry = registry_of(context)
     from edgesmith.api import Settings, compile
     from edgesmith.cli.progress import make_progress
