@@ -36,6 +36,7 @@ from edgesmith_recovery.finding.weights import find_weights
 from edgesmith_recovery.options.recover import RecoverOptions
 from edgesmith_recovery.reconstruction.distance import better_of
 from edgesmith_recovery.recover import Recover
+from edgesmith_recovery.training.trainer import Trainer
 from edgesmith_tokens.merge_tokens import MergeTokens
 from edgesmith_tokens.options.merging import MergeTokensOptions
 
@@ -65,6 +66,19 @@ def test_a_segment_computes_what_the_graph_does(name: str, request: pytest.Fixtu
         assert len(part.graph) < len(model.graph)
     shared = set(cut(model.ir, first, second).graph.initializers) & set(cut(model.ir, None, first).graph.initializers)
     assert all(model.graph.initializers[each].const_value.size < 1000 for each in shared)
+
+
+def test_blocks_share_the_time(tiny_bert: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    start = Trainer.__init__
+
+    def watched(self, weights, objective, data, regime, **options):
+        given.append(regime.seconds)
+        start(self, weights, objective, data, regime, **options)
+
+    monkeypatch.setattr(Trainer, "__init__", watched)
+    recover(sparse(tiny_bert), context_for(tiny_bert, tokens(tiny_bert, 8), **BLOCKS | {"steps": 1, "minutes": 3}))
+    assert given == [90.0, 90.0]
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("tiny_bert", "low-rank"), ("tiny_llama", "all")])

@@ -31,12 +31,13 @@ from edgesmith.host.context import Notes
 from edgesmith.model import Model
 from edgesmith.progress import SilentProgress
 from edgesmith.protection import PROTECTION_ASSET, ProtectedAxis, Protection
-from edgesmith_calibration.sources import Batch
+from edgesmith_calibration.sources import ArraySource, Batch
 from edgesmith_recovery.finding.pairs import block_pairs
 from edgesmith_recovery.finding.weights import find_weights, trained_count
 from edgesmith_recovery.options.recover import RecoverOptions
 from edgesmith_recovery.recover import Recover
 from edgesmith_recovery.training.checkpoint import Checkpoint
+from edgesmith_recovery.training.data import SampleBatches
 from edgesmith_recovery.training.distillation import Distillation, make_goal
 from edgesmith_recovery.training.trainer import Regime, Trainer
 from edgesmith_recovery.training.weights import LowRank, TrainedWeights, write_weights
@@ -469,9 +470,15 @@ class Killed(SilentProgress):
                 raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("after", [3, 37, 80])
-def test_a_resumed_training_ends_with_the_same_bytes(tmp_path: Path, after: int) -> None:
-    regime = Regime(steps=30, seconds=None, learning_rate=1e-2, weight_decay=0.1, evaluations=7, checkpoint_steps=4)
+STEADY = Regime(steps=30, seconds=None, learning_rate=1e-2, weight_decay=0.1, evaluations=7, checkpoint_steps=4)
+# The first score, behind 16 hundredths, is worse than the start; the next update lowers the rate.
+SLOWING = replace(STEADY, learning_rate=1.0, slows_down=True, checkpoint_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("regime", "after"), [(STEADY, 3), (STEADY, 37), (STEADY, 80), (SLOWING, 16), (SLOWING, 20), (SLOWING, 60)]
+)
+def test_a_resumed_training_ends_with_the_same_bytes(tmp_path: Path, regime: Regime, after: int) -> None:
     whole, expected = make_trainer(None, regime)
     advance = whole.run(SilentProgress(), "")
     trainer, _ = make_trainer(tmp_path / "state", regime)
@@ -484,6 +491,50 @@ def test_a_resumed_training_ends_with_the_same_bytes(tmp_path: Path, after: int)
     }
     timeless = {"seconds": 0.0, "score_seconds": 0.0, "all_score_seconds": 0.0}
     assert replace(resumed, **timeless) == replace(advance, **timeless)
+    assert bool(advance.slowed) is regime.slows_down
+
+
+def test_a_rate_that_is_too_high_comes_down_until_something_is_gained() -> None:
+    regime = Regime(steps=40, seconds=None, learning_rate=10.0)
+    kept, _ = make_trainer(None, regime)
+    assert kept.run(SilentProgress(), "").best_step == 0 and kept.learning_rate == 10.0
+    trainer, _ = make_trainer(None, replace(regime, slows_down=True))
+    advance = trainer.run(SilentProgress(), "")
+    assert advance.best_loss < 0.9 * advance.start_loss and trainer.learning_rate <= 0.1
+
+
+def test_going_back_forgets_what_the_optimizer_saw() -> None:
+    trainer, weights = make_trainer(None, Regime(steps=1, seconds=None, learning_rate=10.0, slows_down=True))
+    before = weights.copy_leaves()
+    trainer.run(SilentProgress(), "")
+    assert trainer._advance.too_fast and trainer._optimizer.state
+    trainer._slow_down()
+    assert not trainer._optimizer.state and not trainer._advance.too_fast
+    assert all(torch.equal(leaf, before[name]) for name, leaf in weights.leaves.items())
+
+
+def test_a_rate_that_nobody_chose_suits_a_model_that_is_nearly_right() -> None:
+    # Weights of the first layer are so small that 1e-4 for each is a change of a third.
+    small = with_weights(perceptron(), lambda name, a: a * 1e-3 if name == "w1" else None)
+    damaged, data = sparse(small, 0.05), {"x": 1e3 * samples(96)["x"]}
+    chosen = context_for(small, data, outputs="mse", learning_rate=1e-4)
+    assert weights_of(recover(damaged, chosen)) == weights_of(damaged)
+    assert chosen.notes.remarks[-1].endswith("The learning rate was 0.0001.")
+    context = context_for(small, data, outputs="mse")
+    result, fresh = recover(damaged, context), {"x": 1e3 * samples(200, seed=9)["x"]}
+    assert output_gap(result, small, fresh) < output_gap(damaged, small, fresh)
+    assert "The learning rate came down to 1e-0" in context.notes.remarks[-1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(2, 90), batch=st.integers(1, 12))
+def test_held_out_samples_count_alike(count: int, batch: int) -> None:
+    split = split_samples(count, 0.4, 1, seed=0)
+    batches = SampleBatches(ArraySource(samples(count)), split, batch, None, 0)
+    found = [each.inputs["x"] for each in batches.held_out()]
+    sizes = [len(each) for each in found]
+    assert max(sizes) <= batch and max(sizes) - min(sizes) <= 1
+    assert np.array_equal(np.concatenate(found), samples(count)["x"][split.held_out])
 
 
 def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path) -> None:

@@ -68,13 +68,15 @@ class RecoverOptions(Selection):
     epochs: float = Field(default=3.0, gt=0, description="Passes over the data, unless steps are given.")
     steps: int | None = Field(default=None, ge=1, description="Number of updates; of each block, for blocks.")
     minutes: float | None = Field(
-        default=None, gt=0, description="Stop after this time even if epochs or steps are left; decay fits to it."
+        default=None,
+        gt=0,
+        description="Stop after this time even if epochs or steps are left; decay fits to it. Blocks share it evenly.",
     )
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="Highest learning rate. By default 1e-4 for all weights, 5e-4 for low-rank updates, 1e-3 for "
-        "biases and scales.",
+        description="Highest learning rate. By default 1e-4 for all weights, 5e-4 for low-rank updates and 1e-3 for "
+        "biases and scales to begin with, and a tenth each time that a score is worse than the start.",
         json_schema_extra={"searchable": [5e-5, 1e-4, 5e-4]},
     )
     warm_up: float = Field(default=0.1, ge=0, lt=1, description="Share of the training in which the rate rises.")

@@ -5,7 +5,7 @@ Zimmer et al., PERP, arXiv 2312.15230, section 3.3. Memory is that of training o
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,15 @@ def train_blocks(
     owned = _owned(result, pairs, weights, context)
     walks = {name: _Walk(result, source.ir, pairs, part, batch_size, context) for name, part in parts.items()}
     advances = []
+    share = 1 / max(sum(map(bool, owned[done:])), 1)
     with torch_threads(context.threads):
         for index in context.progress.track(range(len(pairs)), "training blocks", len(pairs)):
             batches = {name: walk.prepare(index) for name, walk in walks.items()}
             if index >= done and owned[index]:
                 start = pairs[index - 1].student if index else None
                 segment = _Segment(cut(result, start, pairs[index].student), start, pairs[index].student, padding)
-                advance, trained = _train(segment, batches["training"], batches["held-out"], owned[index], context)
+                files = batches["training"], batches["held-out"]
+                advance, trained = _train(segment, *files, owned[index], share, context)
                 advances.append(advance)
                 repaired |= trained
                 _replace(result, trained)
@@ -144,17 +146,18 @@ def _train(
     training: Sequence[Path],
     held_out: Sequence[Path],
     weights: tuple[TrainedWeight, ...],
+    share: float,
     context: Context[RecoverOptions],
 ) -> tuple[Advance, dict[str, Tensor]]:
-    """Train one block and return how it went, with its weights."""
+    """Train one block for its share of the time, and return how it went, with its weights."""
     options = context.options
     block = TorchGraph(segment.graph, device=choose_device(options))
     trained = TrainedWeights(block, weights, low_rank(options), context.seed)
     batches = _Batches(training, held_out, context.seed)
     objective = _BlockError(block, trained, segment)
-    trainer: Trainer[int, Mapping[str, Array]] = Trainer(
-        trained, objective, batches, make_regime(options, batches.count)
-    )
+    regime = make_regime(options, batches.count)
+    regime = replace(regime, seconds=None if regime.seconds is None else share * regime.seconds)
+    trainer: Trainer[int, Mapping[str, Array]] = Trainer(trained, objective, batches, regime)
     advance = trainer.run(SilentProgress(), "")
     return advance, {name: tensor.cpu() for name, tensor in trained.merged().items()} if advance.best_step else {}
 
@@ -243,8 +246,10 @@ def _summary(advances: Sequence[Advance], done: int) -> str:
         return "No block was trained in this run"
     was = sum(each.start_loss for each in advances) / len(advances)
     is_now = sum(each.best_loss for each in advances) / len(advances)
+    slowed = sum(each.slowed > 0 for each in advances)
+    rates = f", {slowed} of them at a lower rate than at first" if slowed else ""
     resumed = f" after {done} of an earlier run" if done else ""
     return (
         f"Trained {len(advances)} blocks{resumed}, whose mean error on held-out samples fell from {was:.4g} "
-        f"to {is_now:.4g}"
+        f"to {is_now:.4g}{rates}"
     )

@@ -60,8 +60,10 @@ class SampleBatches:
 
     def held_out(self) -> Iterator[Batch]:
         """Yield the held-out samples."""
-        for batch in self._source.select(self._split.held_out).batches(self._batch_size):
-            yield self._cut(batch)
+        # Batches of one size, so that their mean is that of the samples, or nearly.
+        held_out = self._split.held_out
+        for part in np.array_split(held_out, -(-held_out.size // self._batch_size)):
+            yield self.load(part)
 
     def _cut(self, batch: Batch) -> Batch:
         if self._padding is None:

@@ -17,6 +17,8 @@ from edgesmith_recovery.training.weights import TrainedWeights
 Key = TypeVar("Key")
 # With a time limit, scores on the way may take so much of it; more would be a training that only looks at itself.
 _SCORING_SHARE = 0.2
+# Rates that suit a badly damaged model and one that is nearly right lie two powers of ten apart.
+_SLOWER = 10.0
 
 Item = TypeVar("Item")
 ItemOut = TypeVar("ItemOut", covariant=True)
@@ -61,6 +63,8 @@ class Regime:
     seconds: float | None
     """Longest time; None where only the steps count."""
     learning_rate: float
+    slows_down: bool = False
+    """Whether to go on from the best state at a tenth of the rate when a score is worse than the start."""
     warm_up: float = 0.1
     decay: str = "linear"
     weight_decay: float = 0.0
@@ -98,6 +102,10 @@ class Advance:
     all_score_seconds: float = 0.0
     worse: int = 0
     """Scores in a row that are no better than the best."""
+    too_fast: bool = False
+    """Whether the latest score asks for a lower rate."""
+    slowed: int = 0
+    """How often the rate was lowered."""
 
     @property
     def needed(self) -> float:
@@ -143,6 +151,11 @@ class Trainer(Generic[Key, Item]):
         self._order: Sequence[Key] = ()
         self._epoch = -1
 
+    @property
+    def learning_rate(self) -> float:
+        """The highest learning rate, as it is by now."""
+        return self._regime.learning_rate / _SLOWER**self._advance.slowed
+
     def run(self, progress: Progress, description: str) -> Advance:
         """Train, leave the best state in the weights, and return how it went.
 
@@ -180,10 +193,12 @@ class Trainer(Generic[Key, Item]):
 
     def _update(self) -> None:
         regime = self._regime
+        if self._advance.too_fast:
+            self._slow_down()
         # The rate is that of the middle of the update, so that neither the first nor the last has none.
         progress = regime.progress(self._advance.step + 0.5, self._advance.needed)
         for group in self._optimizer.param_groups:
-            group["lr"] = regime.learning_rate * rate_factor(progress, regime.warm_up, regime.decay)
+            group["lr"] = self.learning_rate * rate_factor(progress, regime.warm_up, regime.decay)
         for part in range(regime.accumulate):
             loss = self._objective(self._batch(self._advance.step * regime.accumulate + part))
             (loss / regime.accumulate).backward()  # type: ignore[no-untyped-call]
@@ -228,6 +243,14 @@ class Trainer(Generic[Key, Item]):
             self._best = self._weights.copy_leaves()
         elif self._regime.progress(advance.step, advance.needed) > self._regime.warm_up:
             advance.worse += 1
+            advance.too_fast = self._regime.slows_down and not loss <= advance.start_loss
+
+    def _slow_down(self) -> None:
+        """Go back to the best state. What the optimizer has gathered since belongs to worse ones, so it starts anew."""
+        self._weights.load_leaves(self._best)
+        self._optimizer.state.clear()
+        self._advance.slowed += 1
+        self._advance.too_fast = False
 
     def _save(self) -> None:
         tensors = {f"leaf.{name}": leaf for name, leaf in self._weights.leaves.items()}

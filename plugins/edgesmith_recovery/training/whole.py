@@ -1,6 +1,7 @@
 """Training of the whole graph against the source: `how: distill`."""
 
 from dataclasses import replace
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -50,7 +51,8 @@ def train_whole(
         place = None if context.checkpoint is None else context.checkpoint / "training"
         trainer = Trainer(trained, objective, batches, regime, checkpoint=Checkpoint(place))
         advance = trainer.run(context.progress, "recovering")
-        context.notes.remark(_summary(advance, trained_count(model.graph, weights), trained, split))
+        count = trained_count(model.graph, weights)
+        context.notes.remark(f"{_summary(advance, count, trained, split)} {_rate(trainer, advance)}")
         return write_weights(model.ir, trained.merged()) if advance.best_step else model.ir.clone()
 
 
@@ -60,6 +62,7 @@ def make_regime(options: RecoverOptions, batches: int) -> Regime:
         steps=options.steps or max(1, round(options.epochs * batches / options.accumulate)),
         seconds=None if options.minutes is None else 60 * options.minutes,
         learning_rate=options.highest_rate,
+        slows_down=options.learning_rate is None,
         warm_up=options.warm_up,
         decay=options.decay,
         weight_decay=options.weight_decay,
@@ -93,3 +96,10 @@ def _summary(advance: Advance, count: int, trained: TrainedWeights, split: Split
     if not advance.best_step:
         return f"{did} never fell below {advance.start_loss:.4g}, so all stay as they were."
     return f"{did} fell from {advance.start_loss:.4g} to {advance.best_loss:.4g}, reached at step {advance.best_step}."
+
+
+def _rate(trainer: Trainer[Any, Any], advance: Advance) -> str:
+    if not advance.slowed:
+        return f"The learning rate was {trainer.learning_rate:.3g}."
+    times = "once" if advance.slowed == 1 else f"{advance.slowed} times"
+    return f"The learning rate came down to {trainer.learning_rate:.3g}: {times} the loss was above that of the start."
