@@ -68,7 +68,7 @@ class Check:
     def __call__(self) -> CheckResult:
         """Run the check. A crash of the plugin in it is a failure that names the place."""
         try:
-            obstacle = getattr(self.bench, "obstacle", "") if self.function not in _FOR_ALL else ""
+            obstacle = self.bench.obstacle if self.function not in _FOR_ALL else ""
             return not_applicable(obstacle) if obstacle else self.function(self.bench)
         except KeyboardInterrupt:
             raise

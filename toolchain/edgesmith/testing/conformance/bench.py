@@ -13,7 +13,7 @@ from edgesmith.errors import Condition, EdgesmithError, StepError
 from edgesmith.host.context import Context
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.needs import check_needs
-from edgesmith.host.records import MethodRecord, Record
+from edgesmith.host.records import MethodRecord, Record, TargetRecord
 from edgesmith.host.registry import Registry
 from edgesmith.host.step import CHECK_CRASHED, StepResult, check_method, run_step
 from edgesmith.host.verdict import Verdict
@@ -85,6 +85,16 @@ class Bench(Generic[RecordT]):
             return {"file": path, "module": None}
         return {"file": None, "module": plugin.module.__name__ if path else None}
 
+    @cached_property
+    def obstacle(self) -> str:
+        """Why a method or target cannot be used here at all, or nothing."""
+        try:
+            if isinstance(self.record, MethodRecord | TargetRecord):
+                check_needs(self.record)
+        except EdgesmithError as error:
+            return error.what
+        return ""
+
     def data(self, name: str, *, seed: int = 0) -> DataSource:
         """Return samples for the model of that name."""
         model = self.models[name]
@@ -127,15 +137,6 @@ class Attempt:
 
 class MethodBench(Bench[MethodRecord]):
     """A method, and its runs."""
-
-    @cached_property
-    def obstacle(self) -> str:
-        """Why the method cannot run here at all, or nothing."""
-        try:
-            check_needs(self.record)
-        except EdgesmithError as error:
-            return error.what
-        return ""
 
     @cached_property
     def attempts(self) -> tuple[Attempt, ...]:

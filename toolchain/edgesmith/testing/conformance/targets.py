@@ -9,7 +9,6 @@ from edgesmith.host.building import build_files, check_target
 from edgesmith.host.context import Context
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.interfaces import Target
-from edgesmith.host.needs import check_needs
 from edgesmith.host.records import TargetRecord
 from edgesmith.host.step import run_lowering
 from edgesmith.host.targets import find_target
@@ -26,15 +25,6 @@ _NOWHERE = "The target took none of the models."
 
 class TargetBench(Bench[TargetRecord]):
     """A target, and what it made of each model."""
-
-    @cached_property
-    def obstacle(self) -> str:
-        """Why the target cannot be used here at all, or nothing."""
-        try:
-            check_needs(self.record)
-        except EdgesmithError as error:
-            return error.what
-        return ""
 
     @cached_property
     def target(self) -> Target:
