@@ -258,7 +258,7 @@ def test_for_tensorrt_the_lowered_stages_are_timed_and_each_engine_is_built_once
     compile_on, fake_trtexec, device_folder, monkeypatch
 ):
     monkeypatch.setenv("FAKE_TRTEXEC_BY_SIZE", "1")
-    artifact = compile_on("local", target="jetson-orin-nano")
+    artifact = compile_on("local", target="jetson-orin-nano", python="/nowhere/python3")
     source, step, lowered = artifact.ledger.rows
     # The engine of the step is smaller, and made-up times go by the size.
     assert source.latency_ms.value > step.latency_ms.value == lowered.latency_ms.value

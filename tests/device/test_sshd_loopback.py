@@ -126,6 +126,7 @@ done
 """A trtexec whose engine is the graph, and whose times are its size."""
 
 
+@pytest.mark.slow
 def test_trtexec_alone_decides_what_pays_on_a_board_without_python(sshd, tools, tmp_path, device_folder):
     for name, text in (("trtexec", MADE_UP_TRTEXEC), ("uname", "#!/bin/sh\necho aarch64\n")):
         (tools / name).write_text(text)
