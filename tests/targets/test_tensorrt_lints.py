@@ -197,6 +197,16 @@ def test_the_command_prints_findings_and_says_so_by_its_exit_code(tmp_path, monk
     assert "No findings for h100" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("target", ["jetson-orin-nano", "executorch-xnnpack"])
+def test_the_command_says_what_a_target_refuses_without_a_rule(tmp_path, capsys, target):
+    opset = 24 if target == "jetson-orin-nano" else 20
+    model = graph([node("Relu", ["x"], "y")], {}, {"x": ["batch", 16]}, opset=opset)
+    ir.save(model.ir, tmp_path / "refused.onnx")
+    assert main(["lint", str(tmp_path / "refused.onnx"), "--target", target, "--json"]) == 2
+    found = {each["lint"]: each["hazard"] for each in json.loads(capsys.readouterr().out)}
+    assert ("opset" if opset == 24 else "--shape") in found["refused"]
+
+
 def test_operators_of_onnx_runtime_are_found():
     model = graph([node("Relu", ["x"], "r"), node("Neg", ["r"], "y")], {}, {"x": [8, 16]})
     (relu, _) = model.graph

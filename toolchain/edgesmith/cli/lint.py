@@ -59,14 +59,19 @@ def command(
     with make_progress(silent=as_json) as progress:
         from edgesmith.api import load_source
         from edgesmith.engine import read_description
-        from edgesmith.host.building import explain_engine
-        from edgesmith.host.lint import run_lints
+        from edgesmith.host.building import check_target, explain_engine
+        from edgesmith.host.lint import Finding, LintResult, run_lints
         from edgesmith.pipeline import Workshop
         from edgesmith.store import Store
 
         model = load_source(source, Workshop(registry, Store(), progress, 1))
         with progress.stage("checking the rules"):
             results = tuple(run_lints(registry, record, model, device.dialect, isolation=isolation))
+            verdict = check_target(record, device, model)
+            if verdict.status == "refuse":
+                hazard = f"{record.name} refuses this graph: {verdict.reason}."
+                refusal = Finding(hazard, "Until that is changed nothing is compiled from it.", verdict.nodes)
+                results = (LintResult("refused", refusal), *results)
         engine = None
         if engine_layers is not None:
             times = read_description(engine_times) if engine_times is not None else ""
