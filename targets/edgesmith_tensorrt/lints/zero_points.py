@@ -1,4 +1,4 @@
-"""Codes must be symmetric: a zero point other than 0 is rejected by the parser."""
+"""Codes must be symmetric: TensorRT's parser rejects a zero point other than 0."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
             wrong.append(name_of(node))
     if wrong:
         yield Finding(
-            "Zero points are not 0, and the parser rejects them.",
+            f"Zero points are not 0, and {dialect.name} takes symmetric codes only.",
             "Quantize again for this target: its dialect is symmetric.",
             tuple(wrong),
         )
