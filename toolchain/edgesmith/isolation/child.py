@@ -62,7 +62,7 @@ def _perform(request: StepRequest, run: "Run", folder: Path) -> dict[str, Any]:
         source = Model.load(folder / SOURCE_DIRECTORY) if (folder / SOURCE_DIRECTORY).is_dir() else None
         return _of_method(request, registry, run, model, source, folder)
     if request.work == "lint":
-        from edgesmith.host.lint import ask_rule
+        from edgesmith.host.rules import ask_rule
 
         return {
             "findings": [asdict(found) for found in ask_rule(registry, request.record, model, unpack_dialect(request))]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from edgesmith.errors import Condition, PluginError, StepError
 from edgesmith.host.context import Context
 from edgesmith.host.dialect import Dialect
-from edgesmith.host.lint import Finding, rule_fault
+from edgesmith.host.lint import Finding
 from edgesmith.host.origin import PluginOrigin
 from edgesmith.host.places import home_of
 from edgesmith.host.records import MethodRecord, TargetRecord
+from edgesmith.host.rules import rule_fault
 from edgesmith.host.step import StepResult, author_of
 from edgesmith.host.verdict import Verdict
 from edgesmith.isolation import faults
@@ -78,7 +79,7 @@ def perform_isolated(
 def ask_rule_isolated(
     registry: "Registry", record: "LintRecord", model: Model, dialect: Dialect, isolation: Isolation
 ) -> tuple[Finding, ...]:
-    """Return what a rule finds in a process of its own, or how it failed; see `edgesmith.host.lint.ask_rule`."""
+    """Return what a rule finds in a process of its own, or how it failed; see `edgesmith.host.rules.ask_rule`."""
     job = Job(registry, record, "lint", f"lint {record.name}", isolation)
     with TemporaryDirectory(prefix="edgesmith-") as scratch:
         try:
