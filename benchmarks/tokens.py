@@ -28,7 +28,7 @@ OUT = Path("build/bench/tokens")
 CHILD = "benchmarks.tokens_child"
 CASES = {"fashion_small": fashion_small, "fashion_vit_s14": fashion_vit_s14}
 BATCHES = {"fashion_small": 64, "fashion_vit_s14": 8}
-SEEDS, SAMPLES, TURNS = 3, 256, 15
+SEEDS, SAMPLES, TURNS = 3, 128, 15
 READS_SAMPLES = frozenset({"aggregate-tokens", "static-attention", "remove-blocks"})
 """Methods that read fewer samples than there are unless told; here all read the same."""
 
@@ -71,7 +71,7 @@ def together(*plans: Plan, **changes: Any) -> Plan:
 def recovered(plan: Plan, minutes: float) -> Plan:
     """Train all weights afterwards, for so many minutes, to answer as the dense model does."""
     step = ("recover", {"minutes": minutes, "epochs": 100.0, "labels_weight": 0.0})
-    return Plan((*plan.steps, step), plan.drawn, trained=True)
+    return Plan((*plan.steps, step), drawn=True, trained=True)
 
 
 def plans(case: str, minutes: float, samples: int) -> dict[str, Plan]:
@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="run only the row of this name; repeat for several")
     parser.add_argument("--list", action="store_true", help="print the names of all rows and end")
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration images, drawn anew for each seed")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration images, drawn for each seed, of 256")
     parser.add_argument("--evaluation", type=int, default=None, help="test images; default: all of the case")
     parser.add_argument("--turns", type=int, default=TURNS, help="timed turns")
     parser.add_argument(
