@@ -160,3 +160,16 @@ def test_one_sample_is_too_few_to_hold_one_out():
     removed, notes = remove_with_notes(model, data, blocks=(2,))
     assert arrays_of(removed) == arrays_of(remove(model, blocks=(2,), compensation="none"))
     assert any("two" in remark for remark in notes.remarks)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 9])
+def test_padded_samples_are_made_up_for_whatever_the_batch_size(samples):
+    """Each runs alone, so any two are enough; the one held out is the same as at a batch size of 1."""
+    model = deep("bert")
+    data = inputs_of(model, samples)
+    data["attention_mask"][:, 6:] = 0
+    alone, notes = remove_with_notes(model, data, blocks=(2,))
+    assert "Error on samples held out" in notes.remarks[-1]
+    together, batched = remove_with_notes(model, data, blocks=(2,), batch_size=4)
+    assert batched.remarks == notes.remarks
+    assert arrays_of(together) == arrays_of(alone)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,11 @@ class Running:
 
     @property
     def batches(self) -> int:
-        """How many batches there are."""
-        return -(-len(self.data) // self.batch_size)
+        """How many batches there are, counted no further than decides which are held out.
+
+        A source may give fewer samples at a time than it is asked for: those of texts without padding differ in length.
+        """
+        return sum(1 for _ in islice(self.data.batches(self.batch_size), _EVERY))
 
     def through(self, model: ir.Model, stops: Sequence[Sequence[str]]) -> SegmentedRun:
         """Return a run of a graph from one group of values to the next."""
@@ -62,13 +66,14 @@ def correct(
     there = [[site.target] for site in sites]
     here = [[str(site.input.name), *([] if site.base is None else [str(site.base.name)])] for site in sites]
     teacher, student = running.through(given, there), running.through(folded, here)
+    last = running.batches - 1
     solutions = []
     for site in sites:
         fit, judge = MomentsObserver(site.place), MomentsObserver(site.place)
         for index, (wanted, found) in enumerate(zip(teacher.advance(), student.advance(), strict=True)):
             stream = _rows(wanted[site.target])
             base = 0.0 if site.base is None else _rows(found[str(site.base.name)])
-            held_out = index % _EVERY == min(_EVERY, running.batches) - 1
+            held_out = index % _EVERY == last
             rows = in_units_of(_rows(found[str(site.input.name)]), stream - base, stream)
             (judge if held_out else fit).update(*rows)
         fitted, judged = without_constant(fit.moments), without_constant(judge.moments)
