@@ -16,6 +16,7 @@ from edgesmith.graph.edit import GraphEditor, constant_scalar, constant_value
 from edgesmith_quantization.arithmetic.rounding import along
 from edgesmith_quantization.finding.candidates import Candidate
 from edgesmith_quantization.finding.disjoint_sets import DisjointSets
+from edgesmith_quantization.repair.migration import rename_scaled
 from edgesmith_quantization.repair.smoothing import Float64
 
 _PASSING = frozenset({"Relu", "LeakyRelu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity"})
@@ -68,13 +69,17 @@ def find_streams(graph: ir.Graph, candidates: Sequence[Candidate]) -> tuple[Chan
 
 
 def scale_stream(editor: GraphEditor, stream: ChannelStream, factor: Float64) -> None:
-    """Multiply the channels of a stream by `factor`, [channels] positive, in its weights. Edits the graph."""
+    """Multiply the channels of a stream by `factor`, [channels] positive, in its weights. Edits the graph.
+
+    The values of the stream get other names.
+    """
     for writer in stream.writers:
         _multiply(editor, writer, 1, factor)
         if writer.bias is not None:
             _multiply(editor, writer, 2, factor)
     for reader in stream.readers:
         _multiply(editor, reader, 1, 1 / factor, along_inputs=True)
+    rename_scaled(editor, stream.values)
 
 
 class _Sets(DisjointSets[ir.Value]):

@@ -7,7 +7,7 @@ into their weights; anything else that reads it, such as a residual connection, 
 one elementwise operator. Everything else is left alone, with the reason.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,8 +87,22 @@ class MigrationFinder:
         return Migration(activation, tuple(consumers), constants, ties, others)
 
 
+def rename_scaled(editor: GraphEditor, values: Iterable[ir.Value]) -> int:
+    """Give values whose channels were scaled names of their own; return how many.
+
+    Values of one name are taken as the same numbers, such as where the error inside the graph is measured.
+    """
+    count = 0
+    for value in values:
+        value.name = editor.value_name(f"{value.name}_scaled")
+        count += 1
+    return count
+
+
 def migrate(editor: GraphEditor, migration: Migration, scale: Float64) -> None:
     """Divide the channels of an activation by `scale`, and multiply the weights that read it. Edits the graph.
+
+    Every value that is divided gets another name. What is multiplied back keeps that of the activation.
 
     Args:
         editor: Editor of the graph.
@@ -100,7 +114,9 @@ def migrate(editor: GraphEditor, migration: Migration, scale: Float64) -> None:
     for constant in migration.constants:
         factor = np.where(constant.groups >= 0, 1 / by_group[constant.groups], 1.0)
         _multiply(editor, constant.node, constant.index, constant.axis, factor)
-    _multiply_back(editor, migration, scale)
+    name = migration.activation.name
+    rename_scaled(editor, _divided_values(migration))
+    _multiply_back(editor, migration, scale, str(name))
     for candidate in migration.consumers:
         if candidate.transposed:
             _multiply(editor, candidate.node, 1, 0, scale)
@@ -108,12 +124,27 @@ def migrate(editor: GraphEditor, migration: Migration, scale: Float64) -> None:
             _multiply(editor, candidate.node, 1, input_axis(candidate), scale)
 
 
-def _multiply_back(editor: GraphEditor, migration: Migration, scale: Float64) -> None:
+def _divided_values(migration: Migration) -> list[ir.Value]:
+    """Return what lies on the way from the divided constants to the activation."""
+    found: dict[ir.Value, None] = {}
+    pending = [constant.node.outputs[0] for constant in migration.constants]
+    while pending:
+        value = pending.pop()
+        if value not in found:
+            found[value] = None
+            if value is not migration.activation:
+                pending.extend(output for node, _ in value.uses() for output in node.outputs)
+    return list(found)
+
+
+def _multiply_back(editor: GraphEditor, migration: Migration, scale: Float64, name: str) -> None:
+    """Give other readers of an activation what it was, under the name that it had."""
     activation = migration.activation
     if not migration.others:
         return
-    factor = editor.add_initializer(f"{activation.name}_scale_back", scale.astype(np.float32))
-    node = editor.insert_after(activation, "Mul", (activation, factor), name=f"{activation.name}_unscaled")
+    factor = editor.add_initializer(f"{name}_scale_back", scale.astype(np.float32))
+    node = editor.insert_after(activation, "Mul", (activation, factor), name=f"{name}_unscaled")
+    node.outputs[0].name = name
     node.outputs[0].shape, node.outputs[0].type = activation.shape, activation.type
     for reader, index in migration.others:
         reader.replace_input_with(index, node.outputs[0])
