@@ -67,6 +67,12 @@ def test_a_step_that_does_not_run_there_is_undone(compile_on, fake_device, on): 
     assert step.status == "undone" and f"it does not run on {on}: RuntimeError: made up" in step.reason
 
 
+def test_a_step_is_undone_where_the_worker_is_killed_with_all_stages_loaded(compile_on, fake_device, on):  # noqa: F811
+    rows = compile_on(on, python=tell(fake_device(2.0), is_killed=True)).ledger.rows
+    assert rows[1].status == "undone" and "SIGKILL" in rows[1].reason
+    assert all("SIGKILL" in row.untimed for row in rows)
+
+
 def test_what_happened_while_a_step_was_judged_stands_in_its_row(
     compile_on,  # noqa: F811
     fake_device,  # noqa: F811

@@ -142,9 +142,10 @@ def test_a_python_that_is_too_old_counts_as_none(zeros, tmp_path):
 def timed_by_trtexec(jetson_artifact, zeros, tmp_path):
     """Returns what the board says of the artifact's graph under two names, timed in turns."""
 
-    def latency(transport):
+    def latency(transport, **settings):
         with workspace(transport) as place:
-            clock = DeviceClock(place, tmp_path, None, DevicePlan(runtime="trtexec"), SilentProgress())
+            plan = DevicePlan(runtime="trtexec", **settings)
+            clock = DeviceClock(place, tmp_path, None, plan, SilentProgress())
             shutil.copytree(jetson_artifact, tmp_path / "other")
             (tmp_path / "other" / "build.json").write_text((jetson_artifact / "build.json").read_text() + "\n")
             entries = {"a": jetson_artifact / "model.onnx", "b": tmp_path / "other" / "model.onnx"}
@@ -165,12 +166,34 @@ def test_engines_are_timed_in_turns_without_python(timed_by_trtexec, zeros, tmp_
     assert all("--warmUp=200" in line and "--iterations=10" in line for line in timed[-4:])
 
 
-def test_an_engine_that_is_killed_leaves_the_others_their_times(timed_by_trtexec, zeros, tmp_path):
+@pytest.mark.parametrize("call", ["--exportTimes", "--useCudaGraph*--iterations=1", "--useCudaGraph*--iterations=10"])
+def test_an_engine_that_is_killed_leaves_the_others_their_times(timed_by_trtexec, zeros, tmp_path, call):
+    # In its warm-up, when its graph is tried, or in a turn: once, and it is left out from there on.
     kills = f"mkdir {zeros}/first 2>/dev/null && kill -9 $$"
-    make_tool(zeros, "trtexec", f'case "$*" in *--exportTimes*) {kills};; esac\n{SAYS_ZERO}')
+    make_tool(zeros, "trtexec", f'case "$* " in *{call}" "*) {kills};; esac\n{SAYS_ZERO}')
+    if call == "--exportTimes":
+        make_tool(zeros, "trtexec", f'case "$*" in *{call}*) {kills};; esac\n{SAYS_ZERO}')
     found = timed_by_trtexec(LocalTransport(str(tmp_path), "/nowhere/python3"))
+    ((failed, reason),) = found.failures.items()
+    assert {label: len(rounds) for label, rounds in found.rounds.items()} == {"b" if failed == "a" else "a": 2}
+    assert reason.endswith("trtexec on local was ended by SIGKILL, most likely because memory ran out.")
+
+
+def test_an_engine_that_hangs_is_stopped_and_leaves_the_others_their_times(timed_by_trtexec, zeros, tmp_path):
+    loops = "while :; do /bin/sleep 0.05; done"
+    hangs = f"mkdir {zeros}/first 2>/dev/null && {{ echo $$ >{tmp_path}/number; {loops}; }}"
+    make_tool(zeros, "trtexec", f'case "$*" in *--exportTimes*) {hangs};; esac\n{SAYS_ZERO}')
+    found = timed_by_trtexec(LocalTransport(str(tmp_path), "/nowhere/python3"), timeout=1)
     assert set(found.rounds) == {"b"}
-    assert found.failures["a"].endswith("trtexec on local was ended by SIGKILL, most likely because memory ran out.")
+    assert "took longer than 1 s" in found.failures["a"]
+    require_ended(tmp_path / "number")
+
+
+def test_an_engine_of_which_no_times_are_written_has_none_of_the_call_before(timed_by_trtexec, zeros, tmp_path):
+    forgets = SAYS_ZERO.replace("cp", 'mkdir "$(dirname "$0")/$(basename "$PWD")" 2>/dev/null && cp')
+    make_tool(zeros, "trtexec", forgets)
+    with pytest.raises(DeviceError, match=r"times\.json could not be copied|No such file"):
+        timed_by_trtexec(LocalTransport(str(tmp_path), "/nowhere/python3"))
 
 
 def test_a_connection_that_is_lost_between_two_turns_starts_the_timing_anew(

@@ -211,7 +211,7 @@ def rejected(error: DeviceError, label: str) -> DeviceError:
 
     It is `error` itself where another engine would fare no better.
     """
-    if isinstance(error, ConnectionLostError) or any(sign in error.what for sign in _NO_ROOM):
+    if _is_of_the_device(error):
         return error
     return RejectedModelError(
         f"{label}: {error.what}",
@@ -219,3 +219,14 @@ def rejected(error: DeviceError, label: str) -> DeviceError:
         why="A stage that does not build there cannot be timed, and would not run in the product.",
         fix="Leave the step out, or change its options; `edgesmith lint` names what this runtime is known to refuse.",
     )
+
+
+def of_the_model(error: DeviceError) -> DeviceError:
+    """Return `error` as one of the model that ran, or itself where another model would fare no better."""
+    if _is_of_the_device(error):
+        return error
+    return RejectedModelError(error.what, expected=error.expected, why=error.why, fix=error.fix)
+
+
+def _is_of_the_device(error: DeviceError) -> bool:
+    return isinstance(error, ConnectionLostError) or any(sign in error.what for sign in _NO_ROOM)

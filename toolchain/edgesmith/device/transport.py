@@ -207,6 +207,14 @@ class Workspace:
         """
         return self.transport.run(["sh", "-c", _START, self.directory, *words], timeout_seconds=timeout_seconds)
 
+    def stop(self) -> None:
+        """Stop what still works in it.
+
+        Raises:
+            DeviceError: As for each command.
+        """
+        self.transport.run(["sh", "-c", _STOP, self.directory])
+
     def restore_clocks(self) -> str:
         """Put clocks back that a run locked; return why that failed, or nothing.
 
@@ -308,7 +316,7 @@ def _leave(place: Workspace, *, keep: bool) -> str:
 
 def _put_back(place: Workspace) -> str:
     """Stop what works there and put clocks back; return why they are still locked, or nothing."""
-    place.transport.run(["sh", "-c", _STOP, place.directory])
+    place.stop()
     return place.restore_clocks()
 
 

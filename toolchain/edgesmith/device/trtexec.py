@@ -18,7 +18,7 @@ from edgesmith.device.worker.machine import read_text
 from edgesmith.device.worker.model import WorkerModel
 from edgesmith.device.worker.timing import each, take_all_turns
 from edgesmith.device.worker.turns import Plan
-from edgesmith.errors import DeviceError, RejectedModelError
+from edgesmith.errors import ConnectionLostError, DeviceError, RejectedModelError
 
 GRAPH_IGNORED = "has been ignored"
 """Part of what trtexec says where an engine cannot run as a CUDA graph."""
@@ -148,17 +148,29 @@ class TrtexecModel(WorkerModel):
         return said
 
     def _run(self, words: Sequence[str]) -> tuple[int, str]:
-        """Run trtexec in the directory of the engine and fetch what it exports; return its exit code and words."""
+        """Run trtexec in the directory of the engine and fetch what it exports; return its exit code and words.
+
+        Raises:
+            RejectedModelError: It was killed, took too long, or wrote no file; with another engine it may not.
+            DeviceError: The connection was lost, or the device is full.
+        """
         place = self._place
         how = ["timed", place.directory, str(self.power_seconds)] if self.power_seconds else ["run", place.directory]
-        done = call(place.transport, self._script, *how, *words, timeout_seconds=self._timeout)
+        try:
+            done = call(place.transport, self._script, *how, *words, timeout_seconds=self._timeout)
+            if done.code == 0:
+                for word in words:
+                    name, _, file = word.partition("=")
+                    if name.startswith("--export"):
+                        place.pull(file, self._folder, largest_bytes=_LARGEST_EXPORT_BYTES)
+        except ConnectionLostError:
+            raise
+        except DeviceError as error:
+            # What hangs would take the GPU from those that are timed after it.
+            place.stop()
+            raise faults.of_the_model(error) from error
         if done.signal_name:
             raise faults.killed(place.transport.address, "trtexec", done.signal_name)
-        if done.code == 0:
-            for word in words:
-                name, _, file = word.partition("=")
-                if name.startswith("--export"):
-                    place.pull(file, self._folder, largest_bytes=_LARGEST_EXPORT_BYTES)
         return done.code, f"{done.stdout}\n{done.stderr}"
 
 

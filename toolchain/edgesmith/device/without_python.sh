@@ -66,6 +66,10 @@ probe() {
 run() {
     cd "$1" || exit 1
     shift
+    # What a call before exported is no answer of this one.
+    for word; do
+        case $word in --export*=*) rm -f "${word#*=}" ;; esac
+    done
     "$@" &
     # Whoever leaves the directory stops the programs by these numbers.
     echo "$! $logger" >worker.pid

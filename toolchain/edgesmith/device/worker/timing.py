@@ -9,7 +9,11 @@ from .archive import Facts, read_batch
 from .machine import cool_down, state, waited_seconds
 from .model import WorkerModel
 from .running import open_model
-from .turns import Clock, take_turns
+from .turns import Clock, Timing, Visit, take_turns
+
+
+class _FailedTurnError(Exception):
+    """A model failed in its turn."""
 
 
 def time_in_turns(request: Facts, folder: Path) -> Facts:
@@ -54,28 +58,47 @@ def take_all_turns(
     """
     plan = SimpleNamespace(**request["plan"])
     warm = each(models, lambda model: model.warm_up(plan), failures, own)
-    if not warm:
-        raise RuntimeError("; ".join(dict.fromkeys(failures.values())))
-    models = {label: models[label] for label in warm}
     if request["cuda_graphs"]:
-        for model in models.values():
-            model.use_graph()
+        each({label: models[label] for label in warm}, lambda model: model.use_graph(), failures, own)
+    models = {label: models[label] for label in warm if label not in failures}
     graphs = [str(model.facts["cuda_graph"]) for model in models.values()]
     refusals = [graph for graph in graphs if graph not in ("", "used")]
     if refusals:
         # Models with and without are not compared.
         for model in models.values():
             model.drop_graph()
-    visits = {label: model.visit for label, model in models.items()}
-    timing = take_turns(visits, plan, sum(warm.values()), waiting_clock=waiting_clock)
+
+    def visit_of(label: str) -> Visit:
+        def visit(timed_runs: int, refill: bool) -> list[float]:
+            found = each({label: models[label]}, lambda model: model.visit(timed_runs, refill), failures, own)
+            if not found:
+                raise _FailedTurnError
+            return list(found[label])
+
+        return visit
+
+    timing = _those_that_run({label: visit_of(label) for label in models}, plan, warm, failures, waiting_clock)
     return {
-        **next(iter(models.values())).facts,
+        **models[next(iter(timing.runs))].facts,
         "cuda_graph": (refusals or graphs)[0],
         "runs": timing.runs,
         "rounds": timing.rounds,
         "failures": failures,
         "waiting_share": min(timing.waiting_share, 1.0),
     }
+
+
+def _those_that_run(
+    visits: dict[str, Visit], plan: Any, seconds: Facts, failures: dict[str, str], waiting_clock: Clock
+) -> Timing:
+    """Time models in turns. Where one fails, the others start anew without it: in each round all have their turn."""
+    while visits:
+        try:
+            seconds_per_sweep = sum(seconds[label] for label in visits)
+            return take_turns(visits, plan, seconds_per_sweep, waiting_clock=waiting_clock)
+        except _FailedTurnError:
+            visits = {label: visit for label, visit in visits.items() if label not in failures}
+    raise RuntimeError("; ".join(dict.fromkeys(failures.values())))
 
 
 def each(
