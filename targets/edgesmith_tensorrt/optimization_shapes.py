@@ -3,7 +3,8 @@
 Exporters do not write down which sizes a dimension may have, so a few are tried by running the graph.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -15,6 +16,7 @@ from edgesmith.execution.half_rounding import with_half_rounding
 from edgesmith.execution.reference import ReferenceSession
 from edgesmith.execution.runnable import batch_dimensions, dimension_name, dimensions_for, runnable_dimensions
 from edgesmith.execution.sample import sample_inputs
+from edgesmith.graph.cache import find_caches
 from edgesmith.model import Model
 from edgesmith_calibration.preprocessing import TextPreprocessing
 
@@ -28,6 +30,8 @@ _USUAL_LENGTH, _USUAL_SIDE = 128, 224
 _IMAGE_RANK = 4
 _LONGEST = (512, 256, 128, 64, 32, 16, 8)
 _SHORTEST = (1, 8, 16, 32, 64, 128, 256)
+_MOST_MASKS = 2
+"""Lengths that may count earlier tokens together with new ones."""
 _SAMPLES = 32
 """Samples whose shapes are looked at."""
 
@@ -42,7 +46,8 @@ def optimization_shapes(model: Model, samples: "DataSource | None" = None) -> Sh
     the sample of the middle size; without samples for what the preprocessing cuts to, for images of 224, or for 128.
     The largest length is the first of that, the longest sample, 512, 256 and so on, on which the graph runs: tables of
     positions end somewhere. The smallest is the first of 1, 8, 16 and so on. A graph that runs at none of them keeps
-    one shape.
+    one shape. Caches of earlier tokens may be empty and as long as the longest, and a decoder with caches is tuned for
+    one step, unless samples have something in the caches.
 
     Args:
         model: The graph. Nothing is searched if all its inputs have numbers for dimensions.
@@ -57,13 +62,15 @@ def optimization_shapes(model: Model, samples: "DataSource | None" = None) -> Sh
     graph = with_half_rounding(model.ir)
     session = ReferenceSession(graph)
     seen = _sample_sizes(graph, samples)
-    known = {size for sizes in seen for size in sizes.values()}
+    slots = _slot_names(graph)
+    known = {size for sizes in seen for name, size in sizes.items() if name not in slots and size}
     cut = _cut(model)
     longest = _first_that_runs(session, graph, sorted(known | {*((cut,) if cut else _LONGEST)}, reverse=True))
     if longest is None:
         return _one_shape(graph, seen)
     usual = _usual(session, graph, seen, cut, longest)
-    below = sorted(length for length in known | {*_SHORTEST} if length < min(usual.values(), default=1))
+    least = min((size for name, size in usual.items() if name not in slots and size), default=1)
+    below = sorted(length for length in known | {*_SHORTEST} if length <= least)
     shortest = _first_that_runs(session, graph, below)
     batch = _LARGEST_BATCH if _runs(session, graph, _LARGEST_BATCH, shortest or longest) else 1
     bounds: dict[str, dict[str, int]] = {bound: {} for bound in ("min", "opt", "max")}
@@ -72,6 +79,8 @@ def optimization_shapes(model: Model, samples: "DataSource | None" = None) -> Sh
         own = [size, *(sizes[name] for sizes in seen if name in sizes)]
         bounds["min"][name], bounds["opt"][name] = min([shortest or size, *own]), size
         bounds["max"][name] = max([longest, *own])
+    if slots:
+        _make_room_for_caches(session, graph, bounds, slots)
     for name in batch_dimensions(graph):
         bounds["min"][name], bounds["opt"][name], bounds["max"][name] = 1, 1, batch
     return _shapes(graph, bounds)
@@ -88,8 +97,37 @@ def _usual(
     )
     preferred = cut or (_USUAL_SIDE if is_image else _USUAL_LENGTH)
     fits = preferred < longest and _runs(session, model, 1, preferred)
-    uniform = dict.fromkeys(_length_names(model), preferred if fits else longest)
+    uniform = dict.fromkeys(_length_names(model), preferred if fits else longest) | dict.fromkeys(_slot_names(model), 0)
     return {**uniform, **seen[len(seen) // 2]} if seen else uniform
+
+
+def _make_room_for_caches(
+    session: ReferenceSession, model: ir.Model, bounds: Mapping[str, dict[str, int]], slots: Set[str]
+) -> None:
+    """Let caches be empty, let masks cover them too, and tune for one step; `bounds` are those for empty caches."""
+    low, usual, high = bounds["min"], bounds["opt"], bounds["max"]
+    low.update(dict.fromkeys(slots, 0))
+    totals = _total_names(session, model, low, slots)
+    for name in totals:
+        # The longest of all must fit together, or the compiler finds the profile inconsistent.
+        high[name] += max(high[slot] for slot in slots)
+    if not any(usual[slot] for slot in slots):
+        step = {name: low[name] for name in usual.keys() - slots - totals}
+        earlier = max((usual[name] - new for name, new in step.items()), default=0)
+        step |= dict.fromkeys(slots, earlier) | {name: usual[name] for name in totals}
+        if _runs_at(session, model, step):
+            usual.update(step)
+
+
+def _total_names(session: ReferenceSession, model: ir.Model, low: Sizes, slots: Set[str]) -> frozenset[str]:
+    """Return the lengths that count earlier tokens and new ones, as those of masks do; none where no choice runs."""
+    names = sorted(low.keys() - slots)
+    # More than one token, since a mask of one fits all.
+    sizes = {name: low[name] + 1 for name in names} | dict.fromkeys(slots, 3)
+    for totals in (chosen for count in range(_MOST_MASKS + 1) for chosen in combinations(names, count)):
+        if _runs_at(session, model, sizes | {name: sizes[name] + 3 for name in totals}):
+            return frozenset(totals)
+    return frozenset()
 
 
 def _one_shape(model: ir.Model, seen: Sequence[Sizes]) -> Shapes:
@@ -136,6 +174,12 @@ def _length_names(model: ir.Model) -> list[str]:
     return [name for name in (dimension_name(*each) for each in inputs) if name and name not in batches]
 
 
+def _slot_names(model: ir.Model) -> frozenset[str]:
+    """Return the names of the open dimensions that count the tokens in caches."""
+    caches = [cache for cache in find_caches(model) if cache.length_axis is not None]
+    return frozenset(dimension_name(cache.input, cache.length_axis or 0) for cache in caches) - batch_dimensions(model)
+
+
 def _shapes(model: ir.Model, bounds: Mapping[str, Sizes]) -> Shapes:
     return {
         str(value.name): {bound: _shape(value, sizes) for bound, sizes in bounds.items()}
@@ -154,8 +198,13 @@ def _first_that_runs(session: ReferenceSession, model: ir.Model, lengths: Iterab
 
 
 def _runs(session: ReferenceSession, model: ir.Model, batch: int, length: int) -> bool:
+    return _runs_at(session, model, dimensions_for(model, batch, length))
+
+
+def _runs_at(session: ReferenceSession, model: ir.Model, sizes: Sizes) -> bool:
+    """Return whether the graph runs on sizes of its open dimensions, with one sample where they do not say."""
     try:
-        session.run(sample_inputs(model, dimensions=dimensions_for(model, batch, length)))
+        session.run(sample_inputs(model, dimensions={**dict.fromkeys(batch_dimensions(model), 1), **sizes}))
     except (ModelError, DataError):
         return False
     return True

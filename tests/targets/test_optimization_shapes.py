@@ -1,16 +1,23 @@
-"""Optimization profiles: every bound is a shape on which the graph runs, and data decides what they are tuned for."""
+"""Optimization profiles: every bound is a shape on which the graph runs, and data decides what they are tuned for.
+
+The largest of a decoder with caches is the exception: it holds the longest prompt and the longest cache at once.
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from tests.folding.cached_models import cached_decoder
 
 from edgesmith.data import RandomInputs
 from edgesmith.host.context import Context
 from edgesmith.host.loader import load_registry
 from edgesmith.host.targets import find_target
-from edgesmith.model import Model
+from edgesmith.model import Model, Provenance
+from edgesmith.task import Task
+from edgesmith.testing.builder import GraphBuilder
 from edgesmith_calibration.sources import CallableSource, Layout
 from edgesmith_tensorrt import gate
 from edgesmith_tensorrt.lints.dynamic_shapes import find
@@ -95,6 +102,53 @@ def test_samples_decide_what_is_tuned_for_and_stay_inside():
 def test_random_inputs_are_no_example():
     model = convolution(["t"], (3,))
     assert optimization_shapes(model, RandomInputs(model)) == optimization_shapes(model)
+
+
+def masked_decoder():
+    """Return one attention with a cache, its keys its values too; the mask is over earlier tokens and new ones."""
+    builder = GraphBuilder(past=("batch", "past", 8))
+    builder.input("ids", ("batch", "new"), ir.DataType.INT64.value)
+    builder.input("mask", ("batch", "all"), ir.DataType.INT64.value)
+    new = builder.add("Gather", builder.weight("table", 16, 8), "ids")
+    keys = builder.add("Concat", "past", new, axis=1)
+    scores = builder.add("MatMul", new, builder.add("Transpose", keys, perm=[0, 2, 1]))
+    hidden = builder.add("Equal", "mask", builder.number(0, np.int64))
+    hidden = builder.add("Unsqueeze", hidden, builder.integers(1))
+    masked = builder.add("Where", hidden, builder.number(-9.0), scores)
+    logits = builder.add("MatMul", builder.add("Softmax", masked, axis=-1), keys)
+    return Model(builder.finish(logits, keys), Task(), Provenance("masked", "testing", ""))
+
+
+def windows_for(count, length, past=0):
+    one = {"ids": np.ones(length, np.int64), "mask": np.ones(past + length, np.int64), "past": np.ones((past, 8), "f")}
+    return CallableSource(lambda: (one for _ in range(count)), Layout(tuple(one)))
+
+
+def test_a_decoder_may_start_with_nothing_and_go_on_by_one_token():
+    model = masked_decoder()
+    shapes = optimization_shapes(model, windows_for(3, 32))
+    assert shapes["ids"] == {"min": [1, 1], "opt": [1, 1], "max": [8, 512]}
+    assert shapes["past"] == {"min": [1, 0, 8], "opt": [1, 31, 8], "max": [8, 512, 8]}
+    assert shapes["mask"] == {"min": [1, 1], "opt": [1, 32], "max": [8, 1024]}
+    types = {"ids": np.int64, "mask": np.int64, "past": np.float32}
+    for bound in ("min", "opt", "max"):
+        run(model, {name: np.ones(each[bound], types[name]) for name, each in shapes.items()})
+    assert optimization_shapes(model)["ids"] == shapes["ids"]
+
+
+@pytest.mark.parametrize("new", [1, 4])
+def test_samples_with_a_filled_cache_decide_what_a_decoder_is_tuned_for(new):
+    shapes = optimization_shapes(masked_decoder(), windows_for(3, new, past=20))
+    assert {name: shapes[name]["opt"][1] for name in shapes} == {"ids": new, "mask": new + 20, "past": 20}
+    assert {name: shapes[name]["min"][1] for name in shapes} == {"ids": 1, "mask": 1, "past": 0}
+
+
+@pytest.mark.parametrize(("form", "axis"), [("apart", 2), ("tokens first", 1)])
+def test_caches_of_either_form_may_be_empty_while_one_token_is_new(form, axis):
+    model = cached_decoder("gpt", form)
+    shapes = optimization_shapes(model)
+    assert shapes["input_ids"] == {"min": [1, 1], "opt": [1, 1], "max": [8, 64]}
+    assert [shapes["in0"][bound][axis] for bound in ("min", "opt", "max")] == [0, 63, 64]
 
 
 def test_without_a_compiler_the_recipe_of_an_image_model_is_sound(tmp_path, monkeypatch):
