@@ -34,13 +34,19 @@ def merge_runs(
         base = sharers.get(run[0].number - 1)
         members = [sharers[place.number] for place in run]
         follows = base is not None and base.place.block.output == run[0].block.input
-        unlike = base is None or any(one.obstacle or one.signature != base.signature for one in members)
+        unlike = base is None or any(one.obstacle or not _mergeable(base, one) for one in members)
         if base is None or not follows or unlike or not _alone(model.graph, base):
             notes.skip(run[0].block.residuals[0].node, "nothing is merged: no block before it computes the same")
             continue
         for linears in zip(base.linears, *(member.linears for member in members), strict=True):
             first, *others = [layer_matrix(model.graph, linear) for linear in linears]
             _write(model.graph, linears[0], laco_layer(first, others, released=released))
+
+
+def _mergeable(base: Sharer, other: Sharer) -> bool:
+    """Whether another block computes the same, and each of its biases has one to be added to."""
+    biases = [[linear.bias is not None for linear in each.linears] for each in (base, other)]
+    return base.signature == other.signature and biases[0] == biases[1]
 
 
 def _alone(graph: ir.Graph, base: Sharer) -> bool:

@@ -23,7 +23,7 @@ from edgesmith_folding.options.sharing import ShareBlocksOptions
 from edgesmith_folding.running.chain import BlockChain
 from edgesmith_folding.running.judge import Judge
 from edgesmith_folding.sharing.formulas import mean_layer, metric, weighted_layer
-from edgesmith_folding.sharing.groups import Sharer, choose_groups, find_sharers, rows_of
+from edgesmith_folding.sharing.groups import Sharer, choose_groups, find_sharers, left_out, rows_of
 from edgesmith_folding.sharing.partition import best_partition
 from edgesmith_folding.sharing.swaps import Pair, swap_costs
 from edgesmith_folding.sharing.write import layer_matrix, share
@@ -50,7 +50,7 @@ class ShareBlocks(Method[ShareBlocksOptions]):
         except EdgesmithError as error:
             return Verdict.refuse(f"{error.what}; {error.fix}")
         if not groups:
-            return Verdict.skip(_why_none(options, list(sharers.values())))
+            return Verdict.skip(_why_none(options, sharers))
         return Verdict.ok(
             nodes=tuple(linear.node for group in groups for each in group for linear in sharers[each].linears)
         )
@@ -80,13 +80,18 @@ class ShareBlocks(Method[ShareBlocksOptions]):
                     matrix = mean_layer(matrices)
                 elif options.weights == "weighted":
                     own = [grams[linear.input] for linear in linears]
-                    matrix = _weighted(matrices, own, linears[0].bias is not None, private=options.correction_rank > 0)
+                    biases = [linear.bias is not None for linear in linears]
+                    matrix = _weighted(matrices, own, biases, private=options.correction_rank > 0)
                 name = f"shared.blocks_{group[0]}_to_{group[-1]}.layer_{index}"
                 share(editor, linears, matrix, name=name, correction_rank=options.correction_rank, grams=own)
         context.notes.remark(
             f"{len(groups)} groups share: {'; '.join(', '.join(map(str, group)) for group in groups)}. Stored weights: "
             f"{before / 2**20:.1f} to {_weight_bytes(shared.graph) / 2**20:.1f} MiB."
         )
+        private = {} if options.groups is not None else left_out(options, sharers, groups)
+        if private:
+            reasons = "; ".join(f"block {number}: {reason}" for number, reason in private.items())
+            context.notes.remark(f"Blocks in the middle that stay private: {reasons}.")
         return model.with_ir(shared)
 
 
@@ -123,15 +128,16 @@ def _by_loss(model: ir.Model, sharers: Mapping[int, Sharer], context: SharingCon
     return tuple(found)
 
 
-def _why_none(options: ShareBlocksOptions, sharers: Sequence[Sharer]) -> str:
+def _why_none(options: ShareBlocksOptions, sharers: Mapping[int, Sharer]) -> str:
     if not sharers:
         return "the graph has no residual stream with blocks"
-    obstacles = [sharer.obstacle for sharer in sharers if sharer.obstacle]
+    obstacles = [sharer.obstacle for sharer in sharers.values() if sharer.obstacle]
     if obstacles:
         return f"no {options.group_size} neighbouring blocks can share; {obstacles[0]}"
+    reasons = "".join(f"; block {number}: {reason}" for number, reason in left_out(options, sharers, ()).items())
     return (
         f"no {options.group_size} neighbouring blocks compute the same between the first {options.keep_first} and the "
-        f"last {options.keep_last}; lower keep_first, keep_last or group_size"
+        f"last {options.keep_last}; lower keep_first, keep_last or group_size{reasons}"
     )
 
 
@@ -154,11 +160,14 @@ def _statistics(
         yield {name: observer.moments.gram for name, observer in observers.items()}
 
 
-def _weighted(matrices: Sequence[Float64], grams: Sequence[Float64], has_bias: bool, *, private: bool) -> Float64:
+def _weighted(
+    matrices: Sequence[Float64], grams: Sequence[Float64], biases: Sequence[bool], *, private: bool
+) -> Float64:
     """Return what layers share; where biases stay private, weights of the least error behind the best of them."""
-    if has_bias and not private:
+    if all(biases) and not private:
         return weighted_layer(matrices, grams)
-    weights = weighted_layer([matrix[:-1] for matrix in matrices], [metric(gram, has_bias=has_bias) for gram in grams])
+    metrics = [metric(gram, has_bias=has_bias) for gram, has_bias in zip(grams, biases, strict=True)]
+    weights = weighted_layer([matrix[:-1] for matrix in matrices], metrics)
     return np.vstack([weights, np.zeros((1, weights.shape[1]))])
 
 

@@ -7,10 +7,11 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.folding.folding_models import BLOCKS, MODELS, PRE_NORM, arrays_of, deep, inputs_of
+from tests.folding.folding_models import BLOCKS, MODELS, PRE_NORM, arrays_of, deep, inputs_of, remove
 from tests.small_graphs import context, operators, quantize, run
 
 from edgesmith.errors import StepError
+from edgesmith.graph.edit import GraphEditor
 from edgesmith.graph.structure import find_structure
 from edgesmith.model import Model
 from edgesmith_folding.options.sharing import ShareBlocksOptions
@@ -34,6 +35,17 @@ def with_equal_blocks(model: Model, group: tuple[int, ...]) -> Model:
         for name, value in weights.items():
             if name.startswith(f"block{number}.") and ".norm" not in name:
                 value.const_value = weights[name.replace(f"block{number}.", f"block{group[0]}.")].const_value
+    return copy
+
+
+def without_biases_of_down(model: Model) -> Model:
+    """Return a copy whose second MLP projections have no bias, as in the networks this one is named after."""
+    copy = model.clone()
+    values = ir.convenience.create_value_mapping(copy.graph, include_subgraphs=False)
+    for block in find_structure(copy.ir).blocks:
+        down = block.mlps[0].down
+        GraphEditor(copy.graph).bypass(values[down.output].producer())
+        copy.graph.initializers.pop(down.bias)
     return copy
 
 
@@ -114,11 +126,47 @@ def test_blocks_that_compute_something_else_do_not_share():
     where.replace_input_with(0, other.outputs[0])
     settings_ = context(ShareBlocksOptions(groups=((1, 2),), weights="first"))
     verdict = ShareBlocks().check(model, settings_)
-    assert verdict.status == "refuse" and "something else than block 1" in verdict.reason
+    assert verdict.status == "refuse"
+    assert "something else than block 1: they differ in masks or position tables" in verdict.reason
+    assert "as it reaches this step" in verdict.reason
     with pytest.raises(StepError, match="block 2 cannot share"):
         ShareBlocks().apply(model, settings_)
     result = shared(model, groups=((0, 1),), weights="first")
     assert stored_bytes(result) < stored_bytes(model)
+    by_turns = context(ShareBlocksOptions(weights="first", keep_first=1, keep_last=0))
+    ShareBlocks().apply(model, by_turns)
+    remark = by_turns.notes.remarks[-1]
+    assert "block 1: it differs from block 2 in masks" in remark and "block 2: it differs from block 3" in remark
+    skipped = context(ShareBlocksOptions(weights="first", keep_first=1, keep_last=2))
+    assert "block 2: it differs from block 1" in ShareBlocks().check(model, skipped).reason
+
+
+@pytest.mark.parametrize(
+    ("group", "weights", "rank"), [((1, 2), "weighted", 0), ((0, 1), "weighted", 2), ((0, 1), "mean", 0)]
+)
+def test_a_bias_that_makes_up_for_a_block_stays_private(group, weights, rank):
+    model = without_biases_of_down(deep("llama"))
+    data = inputs_of(model, 16)
+    removed = remove(model, data, blocks=(2,), compensation="folded")
+    layers = [block.mlps[0].down for block in find_structure(removed.ir).blocks]
+    assert [layer.bias is not None for layer in layers] == [False, True, False, False]
+    result = shared(removed, data, groups=(group,), weights=weights, correction_rank=rank)
+    once = [value for name, value in result.graph.initializers.items() if name.startswith("shared.")]
+    assert sum(len(value.uses()) == 2 and len(value.shape) == 2 for value in once) == 7
+    assert operators(result)["Add"] == operators(removed)["Add"] + 2 * 7 * (rank > 0)
+    outputs = run(result, data)["logits"]
+    assert np.isfinite(outputs).all() and not np.array_equal(outputs, run(removed, data)["logits"])
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_equal_weights_change_no_bit_where_one_block_alone_has_a_bias(weights):
+    model = without_biases_of_down(deep("llama"))
+    data = inputs_of(model, 16)
+    removed = remove(with_equal_blocks(model, (0, 1)), data, blocks=(2,), compensation="folded")
+    initializers, down = removed.graph.initializers, [b.mlps[0].down for b in find_structure(removed.ir).blocks]
+    initializers[down[0].weight].const_value = initializers[down[1].weight].const_value
+    expected = run(removed, data)["logits"]
+    assert np.array_equal(run(shared(removed, data, groups=((0, 1),), weights=weights), data)["logits"], expected)
 
 
 def test_blocks_that_hand_out_their_keys_share_weights_and_keep_their_own_outputs():

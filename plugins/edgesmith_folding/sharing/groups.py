@@ -1,7 +1,7 @@
 """Which blocks may share: neighbours in one stream that compute the same with other numbers."""
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -22,8 +22,8 @@ class Sharer:
     place: Place
     linears: tuple[Linear, ...]
     """Its linear layers: attention, then MLP, in the order of the data."""
-    signature: Hashable
-    """Blocks of equal signature compute the same with other numbers."""
+    signature: Mapping[str, Hashable]
+    """What it computes, whatever its numbers are, by the name of each property."""
     obstacle: str
     """Why it cannot share; empty where it can."""
 
@@ -56,15 +56,35 @@ def choose_groups(options: ShareBlocksOptions, sharers: Mapping[int, Sharer]) ->
     return tuple(found)
 
 
+def difference(one: Sharer, other: Sharer) -> str:
+    """Return the properties in which two blocks differ, for people; empty where they compute the same."""
+    return ", ".join(name for name, value in one.signature.items() if value != other.signature[name])
+
+
+def left_out(
+    options: ShareBlocksOptions, sharers: Mapping[int, Sharer], groups: Iterable[tuple[int, ...]]
+) -> dict[int, str]:
+    """Return the blocks that stay private though the options would let them share, with the reason."""
+    grouped = {number for group in groups for number in group}
+    found: dict[int, str] = {}
+    for number, sharer in sharers.items():
+        if number in grouped or not _wanted(options, sharer):
+            continue
+        near = [each for each in (number + 1, number - 1) if each in sharers and _wanted(options, sharers[each])]
+        unlike = {each: difference(sharer, sharers[each]) for each in near}
+        reasons = [f"it differs from block {each} in {what}" for each, what in unlike.items() if what]
+        found[number] = sharer.obstacle or " and ".join(reasons) or "no block is left to share with"
+    return found
+
+
 def rows_of(options: ShareBlocksOptions, sharers: Mapping[int, Sharer]) -> tuple[tuple[int, ...], ...]:
     """Return rows of neighbours that may share: they compute the same, and none of them stays private."""
     rows: list[list[int]] = []
     last = None
     for number, sharer in sharers.items():
-        place = sharer.place
-        if place.from_start < options.keep_first or place.from_end < options.keep_last or sharer.obstacle:
+        if not _wanted(options, sharer) or sharer.obstacle:
             continue
-        if last is not None and last + 1 == number and sharers[last].signature == sharer.signature:
+        if last is not None and last + 1 == number and not difference(sharers[last], sharer):
             rows[-1].append(number)
         else:
             rows.append([number])
@@ -72,27 +92,30 @@ def rows_of(options: ShareBlocksOptions, sharers: Mapping[int, Sharer]) -> tuple
     return tuple(tuple(row) for row in rows)
 
 
+def _wanted(options: ShareBlocksOptions, sharer: Sharer) -> bool:
+    return sharer.place.from_start >= options.keep_first and sharer.place.from_end >= options.keep_last
+
+
 def _require_alike(group: tuple[int, ...], sharers: Mapping[int, Sharer]) -> None:
     for number in group:
         reason = "it does not exist" if number not in sharers else sharers[number].obstacle
-        if not reason and sharers[number].signature != sharers[group[0]].signature:
-            reason = f"it computes something else than block {group[0]}"
+        unlike = "" if reason else difference(sharers[group[0]], sharers[number])
+        if unlike:
+            reason = f"it computes something else than block {group[0]}: they differ in {unlike}"
         if reason:
             raise StepError(
                 f"block {number} cannot share weights: {reason}",
                 expected="groups of blocks that compute the same with other numbers",
                 why="the option groups says which blocks share",
-                fix="list the blocks with `edgesmith inspect` and correct the option groups",
+                fix="correct the option groups; it counts the blocks of the graph as it reaches this step, so behind "
+                "remove-blocks only those that are left",
             )
 
 
 def _sharer(graph: ir.Graph, values: Mapping[str, ir.Value], place: Place) -> Sharer:
     linears = _linears(place)
     stored = [graph.initializers.get(linear.weight) for linear in linears]
-    shapes = tuple(
-        (linear.op_type, linear.in_features, linear.out_features, linear.weight_axis, linear.bias is not None)
-        for linear in linears
-    )
+    shapes = tuple((linear.op_type, linear.in_features, linear.out_features, linear.weight_axis) for linear in linears)
     made = {value for node in place.nodes for value in node.outputs}
     # Each block has caches and sizes of its own, which say nothing about what it computes.
     made |= {cache.input for cache in place.caches}
@@ -105,9 +128,20 @@ def _sharer(graph: ir.Graph, values: Mapping[str, ir.Value], place: Place) -> Sh
     )
     heads = tuple((each.heads, each.kv_heads, each.head_dim, each.causal) for each in place.block.attentions)
     activations = tuple((each.activation, each.gated) for each in place.block.mlps)
-    operators = frozenset(Counter(node.op_type for node in place.nodes).items())
+    # A bias stays private where others of the group have none, as behind blocks that were made up for.
+    biases = {linear.bias_node for linear in linears}
+    operators = frozenset(Counter(node.op_type for node in place.nodes if node.name not in biases).items())
     types = tuple(None if value is None else value.dtype for value in stored)
-    signature = (place.stream, shapes, types, sides, heads, activations, operators, place.block.norm)
+    signature: dict[str, Hashable] = {
+        "stream": place.stream,
+        "linear layers": shapes,
+        "types of weights": types,
+        "masks or position tables": sides,
+        "heads": heads,
+        "activations": activations,
+        "operators": operators,
+        "normalization": place.block.norm,
+    }
     return Sharer(place, linears, signature, _obstacle(graph, values, place, linears))
 
 

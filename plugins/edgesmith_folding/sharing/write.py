@@ -37,37 +37,38 @@ def share(
         linears: The same layer of each block of a group.
         matrix: What they share, [inputs + 1, outputs]; None for the weights of the first, as they are stored.
         name: Stem of the names of new weights.
-        correction_rank: Rank of what each keeps of its own difference. With any, biases stay private unless they are
-            equal: they are small.
+        correction_rank: Rank of what each keeps of its own difference. With any, and where some layers have no bias,
+            biases stay private unless they are equal: they are small.
         grams: Sum of x x^T over what each reads, [inputs + 1, inputs + 1], for corrections; None without data.
     """
     graph, first = editor.graph, linears[0]
-    before = [layer_matrix(graph, linear) for linear in linears] if correction_rank else []
+    private = correction_rank > 0 or len({linear.bias is None for linear in linears}) > 1
+    before = [layer_matrix(graph, linear) for linear in linears] if private else []
     weight, bias = graph.initializers[first.weight], None if first.bias is None else graph.initializers[first.bias]
     if matrix is not None:
         weight = _like(editor, f"{name}.weight", matrix[:-1].T if first.weight_axis == 0 else matrix[:-1], weight)
-        if bias is not None and not correction_rank:
+        if bias is not None and not private:
             bias = _like(editor, f"{name}.bias", matrix[-1], bias)
     for linear in linears:
         _redirect(editor, linear, linear.weight, weight)
-        if linear.bias is not None and bias is not None and not correction_rank:
+        if linear.bias is not None and bias is not None and not private:
             _redirect(editor, linear, linear.bias, bias)
     shared = _numbers(weight).T if first.weight_axis == 0 else _numbers(weight)
     for index, (linear, own) in enumerate(zip(linears, before, strict=False)):
         gram = None if grams is None else grams[index]
-        measure = None if gram is None else metric(gram, has_bias=bias is not None)
+        measure = None if gram is None else metric(gram, has_bias=linear.bias is not None)
         left, right = correction(own[:-1] - shared, correction_rank, measure)
         _correct(editor, linear, left, right)
-        if linear.bias is not None and bias is not None:
+        if linear.bias is not None:
             _set_bias(editor, linear, fitting_bias(own, shared + left @ right, gram), bias)
 
 
-def _set_bias(editor: GraphEditor, linear: Linear, numbers: Float64, shared: ir.Value) -> None:
+def _set_bias(editor: GraphEditor, linear: Linear, numbers: Float64, shared: ir.Value | None) -> None:
     """Give a layer its own bias, or the shared one where that is the same."""
     if linear.bias is None:
         return
     own = editor.graph.initializers[linear.bias]
-    for known in (shared, own):
+    for known in (own if shared is None else shared, own):
         stored = _stored(known)
         if np.array_equal(stored.reshape(-1), numbers.astype(stored.dtype)):
             _redirect(editor, linear, linear.bias, known)
