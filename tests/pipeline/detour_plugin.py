@@ -1,4 +1,4 @@
-"""A plugin that costs something and gains nothing: it negates each output twice."""
+"""A plugin that costs something and gains nothing: it negates each output twice, also under the name of a recovery."""
 
 from pydantic import BaseModel
 
@@ -22,27 +22,29 @@ class Detour(edgesmith.Method[Options]):
 
         copy = model.clone()
         output = copy.graph.outputs[0]
-        first = ir.node("Neg", [output], name="detour_1")
-        second = ir.node("Neg", [first.outputs[0]], name="detour_2")
+        place = len(copy.graph)
+        first = ir.node("Neg", [output], name=f"detour_{place}")
+        second = ir.node("Neg", [first.outputs[0]], name=f"detour_{place + 1}")
         copy.graph.extend([first, second])
         final = second.outputs[0]
-        final.shape, final.type, final.name, output.name = output.shape, output.type, output.name, "before_detour"
-        first.outputs[0].name = "in_detour"
+        final.shape, final.type, final.name, output.name = output.shape, output.type, output.name, f"before_{place}"
+        first.outputs[0].name = f"in_{place}"
         copy.graph.outputs[0] = final
         return copy
 
 
 @edgesmith.hookimpl
 def register_methods() -> list[edgesmith.MethodRecord]:
-    """Return the one method."""
+    """Return the method under both names."""
     return [
         edgesmith.MethodRecord(
-            name="detour",
+            name=name,
             version="1",
             summary="Negates the output twice.",
             entry=f"{__name__}:Detour",
-            kind=edgesmith.Kind.GRAPH,
+            kind=kind,
             options=f"{__name__}:Options",
             guarantee=edgesmith.Guarantee.EXACT,
         )
+        for name, kind in (("detour", edgesmith.Kind.GRAPH), ("make-good", edgesmith.Kind.RECOVER))
     ]

@@ -89,8 +89,48 @@ def test_what_nobody_timed_is_kept_for_its_size_alone_and_says_so() -> None:
 
 def test_a_budget_of_time_undoes_what_nobody_timed_and_says_how_to_time_it() -> None:
     reason = reason_to_undo(untimed(25), untimed(100), untimed(100), Budget(min_speedup=1.5), higher_is_better=True)
-    assert "nothing shows that it improves time (its speed was not measured, smaller)" in reason
+    assert "nothing shows that it improves time (its speed was not measured, smaller, metric not better)" in reason
     assert "compile with `--on DEVICE`" in reason
+
+
+def with_step(
+    worst: float, best: float, *, change: float = 0.0, speedup: float = 1.01, low: float = 0.9, size: float = 100.0
+) -> LedgerRow:
+    """A stage that is neither faster nor smaller, and whose metric moved against the step before."""
+    step = Measurement(value=(worst + best) / 2, unit="%", tier=Tier.REFERENCE, low=worst, high=best)
+    stage = row(change=change, speedup=speedup, low=low, size=size)
+    return stage.model_copy(update={"metric_step": step})
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(min_speedup=2), Budget(max_size_bytes=50)])
+@pytest.mark.parametrize(
+    ("stage", "undone"),
+    [
+        (with_step(0.1, 2.0), False),
+        # The interval holds 0: the gain may be chance.
+        (with_step(-0.1, 2.0, change=1.0), True),
+        (with_step(0.1, 2.0, speedup=0.9, low=0.8), True),
+        (with_step(0.1, 2.0, size=102), True),
+    ],
+)
+def test_a_better_metric_pays_where_it_costs_neither_time_nor_size(
+    budget: Budget, stage: LedgerRow, undone: bool
+) -> None:
+    assert bool(reason_to_undo(stage, row(index=0), row(index=0), budget, higher_is_better=True)) is undone
+    told = reason_to_undo(with_step(-2.0, 0.1), row(index=0), row(index=0), budget, higher_is_better=True)
+    assert "metric not better" in told
+
+
+@pytest.mark.parametrize(("after", "better"), [(366.1, True), (375.4, False), (380.0, False)])
+def test_a_metric_without_interval_is_better_beyond_a_thousandth(after: float, better: bool) -> None:
+    stage, before = (without_interval(value, speedup=1.01, low=0.9) for value in (after, 375.5))
+    assert (reason_to_undo(stage, before, without_interval(371.1), Budget(), higher_is_better=False) == "") is better
+
+
+def test_what_nobody_timed_and_is_kept_for_its_metric_says_so() -> None:
+    better = untimed(100).model_copy(update={"metric": number(91, "points")})
+    assert reason_to_undo(better, untimed(100), untimed(100), Budget(), higher_is_better=True) == ""
+    assert "Kept because its metric is better, and not because it is faster" in untimed_gain(better, untimed(100))
 
 
 def test_the_verdict_says_gain_cost_and_distance() -> None:
@@ -113,9 +153,9 @@ def test_the_verdict_says_what_a_step_misses_of_its_own_options() -> None:
     assert "misses" not in conclude([row(index=0), row(index=1), missing], 1, Budget(), higher_is_better=True)
 
 
-def without_interval(metric: float) -> LedgerRow:
+def without_interval(metric: float, *, speedup: float = 2, low: float = 1.9) -> LedgerRow:
     """A stage whose metric, like perplexity, is no mean over samples, so that no paired change is known."""
-    return row(speedup=2, low=1.9).model_copy(update={"metric": number(metric, ""), "metric_change": None})
+    return row(speedup=speedup, low=low).model_copy(update={"metric": number(metric, ""), "metric_change": None})
 
 
 @pytest.mark.parametrize(("after", "undone"), [(12.0, True), (10.5, False), (9.0, False)])

@@ -13,11 +13,13 @@ import onnxruntime
 import pytest
 
 import edgesmith
+from edgesmith import pipeline
 from edgesmith.api import Settings
 from edgesmith.cli import main
 from edgesmith.host.loader import load_registry
 from edgesmith.ledger import load_ledger
 from edgesmith.measure.runner import LatencyPlan
+from edgesmith.stage import Stage
 from tests.pipeline.conftest import Job
 
 QUICK = LatencyPlan(warmup_runs=2, min_rounds=3, max_rounds=3)
@@ -137,6 +139,30 @@ def test_a_step_that_does_not_pay_is_undone_and_stays_in_the_ledger(job: Job) ->
     assert {error.against for error in quantized.errors} == {"source"}
     assert "Neg" not in {node.op_type for node in onnx.load(artifact.entry).graph.node}
     assert lowered.metric and "Budget missed: size" in artifact.ledger.verdict
+
+
+@pytest.mark.parametrize("reason", ["", "it costs"])
+def test_a_step_and_the_recovery_behind_it_are_judged_as_one(
+    job: Job, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    judged = []
+
+    def judge(_: object, before: Stage, after: Stage) -> tuple[str, str, tuple[str, ...]]:
+        judged.append((before.label, after.label))
+        return (reason if after.label == "make-good" else ""), "", ()
+
+    monkeypatch.setattr(pipeline._Judge, "judge", judge)
+    registry = load_registry(files=[Path(__file__).with_name("detour_plugin.py")])
+    steps = [{"method": "quantize-int8"}, {"method": "detour"}, {"method": "make-good"}]
+    recipe = {"steps": steps, "keep": "if-pays"}
+    run = replace(settings(job), registry=registry)
+    artifact = edgesmith.compile(job.model, out=job.folder / "artifact", recipe=recipe, data=job.data, settings=run)
+    assert judged == [("source", "quantize-int8"), ("quantize-int8", "make-good")]
+    _, quantized, detour, recovered, _ = artifact.ledger.rows
+    assert quantized.status == "ok" and {detour.status, recovered.status} == {"undone" if reason else "ok"}
+    assert detour.reason == ("judged together with make-good: it costs" if reason else "")
+    assert recovered.reason == ("judged together with detour: it costs" if reason else "")
+    assert not reason or "Neg" not in {node.op_type for node in onnx.load(artifact.entry).graph.node}
 
 
 def test_the_command_line_prints_the_ledger_and_the_paths(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,10 @@ from edgesmith.recipe import Budget
 
 TIMES_FROM = "Times were taken on "
 """Begins the remark on times that an earlier run took."""
+_EQUAL_SIZE = 0.01
+"""Sizes that differ by less than this share count as equal: a header, a name."""
+_LEAST_GAIN = 0.001
+"""Share of a metric without an interval that a gain must exceed; sums in another order move it by far less."""
 _TIME_IT = "To know, compile with `--on DEVICE`, which times each step there."
 
 
@@ -63,9 +67,10 @@ def reason_to_undo(
     """Return why a step does not pay, or an empty string if it does.
 
     A step pays when it keeps the metric within the budget and improves what the budget names. Where the budget names
-    neither time nor size, it pays when it is faster, or smaller without being slower. A speed-up counts when its lower
-    quartile is above 1, a slow-down when its upper quartile is below. Where nothing was timed, smaller is enough, since
-    nothing shows that it is slower; `untimed_gain` says so.
+    neither time nor size, it pays when it is faster, or smaller without being slower. It pays under every budget when
+    it improves the metric (`improves_metric`) and is neither slower nor larger, as what makes up for a loss should. A
+    speed-up counts when its lower quartile is above 1, a slow-down when its upper quartile is below. Where nothing was
+    timed, nothing shows that a step is slower, and `untimed_gain` says so.
     """
     drop = metric_drop(row, source, higher_is_better=higher_is_better)
     unit = _unit_of_change(row.metric.unit if row.metric else "")
@@ -74,15 +79,17 @@ def reason_to_undo(
     if budget.max_metric_drop is not None and drop is not None and drop > budget.max_metric_drop:
         return f"it loses {drop:.3g} {unit} against the source, and the budget allows {budget.max_metric_drop:g}"
     faster = row.speedup_step is not None and _low(row.speedup_step) > 1
-    sizes = _value(row.size_bytes), _value(before.size_bytes)
     slower = row.speedup_step is not None and _high(row.speedup_step) < 1
-    smaller = sizes[0] is not None and sizes[1] is not None and sizes[0] < sizes[1]
+    smaller = _is_smaller(row, before)
+    better = improves_metric(row, before, higher_is_better=higher_is_better)
     wants_time = budget.max_latency_ms is not None or budget.min_speedup is not None
     wants_size = budget.max_size_bytes is not None
     if (faster and (wants_time or not wants_size)) or (smaller and (wants_size or not (wants_time or slower))):
         return ""
+    if better and not slower and not _is_larger(row, before):
+        return ""
     asked = " and ".join(name for name, wanted in (("time", wants_time), ("size", wants_size)) if wanted)
-    change = "smaller" if smaller else "not smaller"
+    change = f"{'smaller' if smaller else 'not smaller'}, metric {'better' if better else 'not better'}"
     what = asked or "time, nor size at equal time"
     if row.speedup_step is None:
         hint = f" {_TIME_IT}" if wants_time else ""
@@ -91,16 +98,32 @@ def reason_to_undo(
     return f"lowered to the target, it does not improve {what} ({speed}, {change})"
 
 
+def improves_metric(row: LedgerRow, before: LedgerRow, *, higher_is_better: bool) -> bool:
+    """Return whether the evaluation data shows a better metric than that of the stage before.
+
+    Where the paired change between both is known, its whole 95 % interval must be on the better side. Metrics such as
+    perplexity and SQNR have none; there any gain counts that is above a thousandth of the value before.
+    """
+    step = row.metric_step
+    if step is not None and step.low is not None and step.high is not None:
+        return step.low > 0 if higher_is_better else step.high < 0
+    if row.metric is None or before.metric is None:
+        return False
+    gain = row.metric.value - before.metric.value
+    return (gain if higher_is_better else -gain) > _LEAST_GAIN * abs(before.metric.value)
+
+
 def untimed_gain(row: LedgerRow, before: LedgerRow) -> str:
     """Return what to know of a step that was kept though nobody timed it; empty where it was timed."""
     if row.speedup_step is not None:
         return ""
-    smaller = ""
-    if before.size_bytes is not None and row.size_bytes is not None:
-        smaller = f" ({_plain(before.size_bytes.value, 'bytes')} to {_plain(row.size_bytes.value, 'bytes')})"
+    gain = "its metric is better"
+    if before.size_bytes is not None and row.size_bytes is not None and _is_smaller(row, before):
+        sizes = f"{_plain(before.size_bytes.value, 'bytes')} to {_plain(row.size_bytes.value, 'bytes')}"
+        gain = f"it is smaller ({sizes})"
     return (
-        f"Kept because it is smaller{smaller}, and not because it is faster: its latency was not measured, and it may "
-        f"be slower. {_TIME_IT}"
+        f"Kept because {gain}, and not because it is faster: its latency was not measured, and it may be slower. "
+        f"{_TIME_IT}"
     )
 
 
@@ -157,8 +180,18 @@ def _speed(speedup: Measurement) -> str:
     return f"{speedup.value:.2f} times the speed of the source"
 
 
+def _is_smaller(row: LedgerRow, before: LedgerRow) -> bool:
+    sizes = row.size_bytes, before.size_bytes
+    return sizes[0] is not None and sizes[1] is not None and sizes[0].value < sizes[1].value
+
+
+def _is_larger(row: LedgerRow, before: LedgerRow) -> bool:
+    sizes = row.size_bytes, before.size_bytes
+    return sizes[0] is not None and sizes[1] is not None and sizes[0].value > (1 + _EQUAL_SIZE) * sizes[1].value
+
+
 def _size(ratio: float) -> str:
-    if abs(ratio - 1) < 0.01:
+    if abs(ratio - 1) < _EQUAL_SIZE:
         return "of equal size"
     return f"{ratio:.2f} times smaller" if ratio > 1 else f"{1 / ratio:.2f} times larger"
 

@@ -72,6 +72,8 @@ class LedgerRow(_Record):
     metric: Measurement | None = None
     metric_change: Measurement | None = None
     """Change of the metric against the source on the same samples; `low` and `high` are a 95 % interval."""
+    metric_step: Measurement | None = None
+    """Change of the metric against the stage before, likewise."""
     latency_ms: Measurement | None = None
     speedup: Measurement | None = None
     """Latency of the source divided by this stage's, measured interleaved with it; above 1 is faster."""

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from edgesmith.host.building import build_files, require_accepted
 from edgesmith.host.context import Context, Notes
 from edgesmith.host.lint import run_lints
 from edgesmith.host.options import hash_named_files
+from edgesmith.host.records import Kind
 from edgesmith.host.step import run_lowering, run_step
 from edgesmith.host.sudden_ends import noted
 from edgesmith.host.trial import Scoring
@@ -70,7 +71,8 @@ def run_plan(
     """Run every step of `plan` on `source`, lower the result, and return it with its ledger.
 
     Steps and measurements that the store holds are not computed again, so a run that was killed resumes where it
-    stopped. With `keep: if-pays` a step that does not pay is undone and stays in the ledger with the reason.
+    stopped. With `keep: if-pays` a step that does not pay is undone and stays in the ledger with the reason. A step and
+    the recovery right behind it are judged as one, since the one is bought for what the other gives back.
 
     Raises:
         StepError: A method refused, failed, or broke a promise.
@@ -84,23 +86,21 @@ def run_plan(
     source_row = _row(0, SOURCE_LABEL, source, yardstick).model_copy(update={"remarks": source.provenance.remarks})
     entries = [_Entry(meter.measure(source_row, first, None, first), first)]
     judge = _Judge(plan, meter, workshop, samples, first, yardstick)
-    current = first
+    current = judged = first
     labels = unique_labels([step.label for step in plan.steps], reserved=(SOURCE_LABEL, lowering))
     for index, (step, label) in enumerate(zip(plan.steps, labels, strict=True), start=1):
         base = _row(index, label, current.model, yardstick).model_copy(update=_origin(step))
         change = _apply(plan, step, current.model, source, calibration, yardstick, workshop, base)
         if change.row.status == "skipped":
             entries.append(_Entry(change.row))
-            continue
-        stage = _build_stage(plan, label, change.model, workshop)
-        row = meter.measure(_with_cost(change.row, change.model, yardstick), stage, current, first)
-        reason = ""
-        if plan.recipe.keep == "if-pays":
-            reason, doubt, told = judge.judge(current, stage)
-            update = {"status": "undone" if reason else row.status, "reason": reason or doubt or row.reason}
-            row = row.model_copy(update={**update, "remarks": (*row.remarks, *told)})
-        entries.append(_Entry(row, stage, current))
-        current = current if reason else stage
+        else:
+            stage = _build_stage(plan, label, change.model, workshop)
+            row = meter.measure(_with_cost(change.row, change.model, yardstick), stage, current, first)
+            entries.append(_Entry(row, stage, current))
+            current = stage
+        recovers_next = index < len(plan.steps) and plan.steps[index].record.kind is Kind.RECOVER
+        if plan.recipe.keep == "if-pays" and current is not judged and not recovers_next:
+            current = judged = _settle(judge, entries, judged, current)
     row = LedgerRow(index=len(entries), stage=lowering, distribution=plan.target_distribution)
     lowered = _lower(plan, row, current.model, samples, workshop)
     stage = _build_stage(plan, lowering, lowered.model, workshop)
@@ -122,6 +122,11 @@ class _Entry:
     row: LedgerRow
     stage: Stage | None = None
     before: Stage | None = None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the stage exists and was not undone."""
+        return self.stage is not None and self.row.status == "ok"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,23 @@ class _Judge:
         row = LedgerRow(index=0, stage=f"{stage.label}, lowered")
         lowered = _lower(self.plan, row, stage.model, self.samples, self.workshop)
         return _build_stage(self.plan, row.stage, lowered.model, self.workshop)
+
+
+def _settle(judge: _Judge, entries: list[_Entry], before: Stage, after: Stage) -> Stage:
+    """Return the stage to go on from: `after`, or `before` if what led from there does not pay. Entries tell why."""
+    reason, doubt, told = judge.judge(before, after)
+    first = next(place for place, entry in enumerate(entries) if entry.stage is before) + 1
+    places = [place for place in range(first, len(entries)) if entries[place].is_kept]
+    for place in places:
+        row = entries[place].row
+        others = ", ".join(entries[other].row.stage for other in places if other != place)
+        outcome = reason or doubt
+        if outcome and others:
+            outcome = f"judged together with {others}: {outcome}"
+        update = {"status": "undone" if reason else row.status, "reason": outcome or row.reason}
+        remarks = (*row.remarks, *told) if place == places[-1] else row.remarks
+        entries[place] = replace(entries[place], row=row.model_copy(update={**update, "remarks": remarks}))
+    return before if reason else after
 
 
 def _timed(meter: StageMeter, entries: Sequence[_Entry], timed_form: Callable[[Stage], Stage]) -> tuple[LedgerRow, ...]:

@@ -108,9 +108,12 @@ class StageMeter:
         if math.isfinite(evaluation.value):
             metric = Measurement(value=evaluation.value, unit=unit, tier=tier, samples=evaluation.samples)
             row = row.model_copy(update={"metric": metric})
-        if before is not None and evaluation.scores is not None and reference.scores is not None:
-            change = paired_difference(reference.scores, evaluation.scores, right=_RIGHT.get(unit))
-            row = row.model_copy(update={"metric_change": change.measurement(unit=unit, tier=tier)})
+        if before is not None:
+            changes = {"metric_change": reference, "metric_step": self._evaluation(before, source)}
+            for name, earlier in changes.items():
+                if evaluation.scores is not None and earlier.scores is not None:
+                    change = paired_difference(earlier.scores, evaluation.scores, right=_RIGHT.get(unit))
+                    row = row.model_copy(update={name: change.measurement(unit=unit, tier=tier)})
         others = {} if before is None else {one.label: one for one in (before, source)}
         # Layers are compared in this process, with both graphs loaded at once.
         obstacle = obstacle_to_running(stage.model.ir) if before is not None else ""
