@@ -147,13 +147,21 @@ def _chosen_maps(
 def _alike(
     model: ir.Model, sites: Sequence[Site], data: DataSource, count: int, context: StaticContext
 ) -> Sequence[int]:
-    """Return the layers whose maps are alike enough from sample to sample, by index, the most alike first."""
-    # No map is kept: one number for each layer decides.
-    alike = [each.similarity for each in _measure(model, sites, data, context, replaced=False)]
+    """Return the layers whose maps are alike enough from sample to sample, and fit, by index, the most alike first."""
+    options = context.options
+    # No map is kept: two numbers for each layer decide.
+    measured = [(each.similarity, each.error) for each in _measure(model, sites, data, context, replaced=False)]
+    alike, errors = zip(*measured, strict=True)
     seen = ", ".join(f"block {site.block} {similarity:.3f}" for site, similarity in zip(sites, alike, strict=True))
     context.notes.remark(f"Similarity of maps from sample to sample: {seen}.")
     order = sorted(range(len(sites)), key=lambda index: -alike[index])
-    return [index for index in order if alike[index] >= context.options.threshold][:count]
+    similar = [index for index in order if alike[index] >= options.threshold]
+    limit = options.max_layer_error
+    unfit = [] if limit is None else [index for index in similar if errors[index] > limit]
+    if unfit:
+        named = ", ".join(f"block {sites[index].block} {errors[index]:.3f}" for index in unfit)
+        context.notes.remark(f"Alike, but with an error of the layer above max_layer_error ({limit}): {named}.")
+    return [index for index in similar if index not in unfit][:count]
 
 
 def _greedy(

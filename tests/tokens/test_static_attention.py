@@ -171,6 +171,21 @@ def test_similarity_chooses_the_layer_that_does_not_look_at_its_input():
     assert sum("static_map" in name for name in weights(all_)) == 2
 
 
+def test_maps_that_are_alike_and_do_not_fit_are_left_and_named():
+    model = network(blocks=3)
+    data = images(model, 16)
+    settings_ = {"threshold": 0.1, "count": 3}
+    fitting, notes = make_static_with_notes(model, data, **settings_)
+    assert "block0.attention.context.static_map" not in weights(fitting)
+    assert sum("static_map" in name for name in weights(fitting)) == 2
+    assert "max_layer_error (0.3): block 0 0.3" in notes.remarks[1] and "block 1" not in notes.remarks[1]
+    all_, notes = make_static_with_notes(model, data, **settings_, max_layer_error=None)
+    assert sum("static_map" in name for name in weights(all_)) == 3
+    assert not any("max_layer_error" in remark for remark in notes.remarks)
+    none, notes = make_static_with_notes(model, data, **settings_, max_layer_error=1e-6)
+    assert len(none.graph) == len(model.graph) and notes.remarks[-1] == "No block got a static map."
+
+
 def test_first_takes_the_first_and_greedy_reports_the_outputs():
     model, data = network(blocks=4), images(network())
     first = make_static(model, data, choose="first", count=2)

@@ -32,8 +32,14 @@ class StaticAttentionOptions(BaseModel):
         description="Least similarity, for threshold: 1 where all samples have the same map.",
         json_schema_extra={"searchable": [0.7, 0.8, 0.9]},
     )
+    max_layer_error: float | None = Field(
+        default=0.3,
+        gt=0,
+        description="threshold leaves a layer whose output its map would move further than this, relative to its size, "
+        "on samples held out: attention near uniform is alike in all samples, and still no constant. None: no limit.",
+    )
     max_error: float | None = Field(
-        default=0.2,
+        default=0.1,
         gt=0,
         description="greedy ends where the outputs would move further than this, relative to their size. None: where "
         "count is reached.",

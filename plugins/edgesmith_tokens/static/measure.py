@@ -59,6 +59,11 @@ class StaticMap:
     mean: Array
     """The mean map, float32, whatever the form is."""
 
+    @property
+    def error(self) -> float:
+        """Error of the layer's output relative to its size, of the form that is taken."""
+        return self.errors[self.form]
+
 
 @dataclass(frozen=True, slots=True)
 class Forms:
