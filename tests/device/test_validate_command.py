@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from measure_models import dense_model
 from onnx import numpy_helper
 
+import edgesmith
 from edgesmith.cli import main
 from edgesmith.device import validation
 from edgesmith.device.plan import ValidationPlan
@@ -151,6 +153,26 @@ def test_a_device_that_computes_otherwise_shows_as_a_gap(capsys, artifact, on, s
     assert code == 0
     # One of two linear layers is scaled by 1.01, so every output is: the noise is 0.01 of the signal, which is 40 dB.
     assert run["gaps"]["logits"]["sqnr_db"] == pytest.approx(20 * math.log10(1 / 0.01), abs=0.01)
+
+
+def test_an_artifact_of_an_own_profile_brings_its_device(capsys, tmp_path):
+    profile = tmp_path / "my-board.toml"
+    profile.write_text('extends = "onnx-cpu"\nname = "pi"\n[device]\narchitectures = ["riscv128"]\n', encoding="utf-8")
+    settings = edgesmith.Settings(threads=1, store=tmp_path / "store")
+    source = dense_model(tmp_path / "dense.onnx")
+    made = edgesmith.compile(
+        source, out=tmp_path / "pi", target=str(profile), recipe={"version": 1, "steps": []}, settings=settings
+    )
+    assert made.ledger.chosen_row.latency_ms is None
+    assert "Not timed: the device is not here" in made.ledger.verdict
+    profile.unlink()
+    code, run = validate(capsys, made.directory, "local")
+    assert code == 0
+    assert "pi is riscv128" in run["reason"]
+    (made.directory / "profile.json").write_text("{}")
+    code, message = validate(capsys, made.directory, "local")
+    assert code != 0
+    assert "profile.json" in message
 
 
 def test_a_changed_artifact_is_not_validated(capsys, artifact):

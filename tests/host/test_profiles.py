@@ -1,5 +1,6 @@
 """Device profiles: read, validated, extended by a user's own file, and part of what identifies a target."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,35 @@ def test_a_users_profile_changes_facts_and_identity(registry, tmp_path):
     assert registry.distribution_of(record) == registry.distribution_of(base)
     other, _ = find_target(registry, str(write(tmp_path, text.replace("4_000", "5_000"))))
     assert other.version != record.version
+
+
+@pytest.mark.parametrize(
+    ("device", "runner"),
+    [
+        ('architectures = ["aarch64"]', "reference"),
+        ('systems = ["QNX"]', "reference"),
+        ('architectures = ["x86_64"]', "local"),
+        ('architectures = ["aarch64", "x86_64"]\nsystems = ["Linux"]', "local"),
+        ("memory_bytes = 4_000_000_000", "local"),
+    ],
+)
+def test_another_machine_than_this_one_is_not_timed_here(registry, tmp_path, monkeypatch, device, runner):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    text = f'extends = "onnx-cpu"\nname = "my-board"\n[device]\n{device}\n'
+    assert find_target(registry, str(write(tmp_path, text)))[0].runner == runner
+
+
+def test_the_profile_as_artifacts_keep_it_is_the_same_target(registry, tmp_path):
+    record, target = find_target(registry, str(write(tmp_path, BOARD + "[device]\nmemory_bytes = 4_000_000_000\n")))
+    facts = {"extends": record.extends, **target.profile.model_dump(mode="json", exclude_none=True)}
+    kept = tmp_path / "profile.json"
+    kept.write_text(json.dumps(facts), encoding="utf-8")
+    again, same = find_target(registry, str(kept))
+    assert (again.name, again.version, same.profile) == (record.name, record.version, target.profile)
+    kept.write_text("[]", encoding="utf-8")
+    with pytest.raises(TargetError, match="cannot be read: it is no table"):
+        find_target(registry, str(kept))
 
 
 def test_a_fact_that_a_user_changes_does_not_keep_the_source_of_the_other_one(registry, tmp_path):

@@ -31,6 +31,8 @@ from edgesmith_calibration.sources import Batch
 MANIFEST_FILE = "manifest.json"
 """Marks a directory as an artifact; only such a directory, or an empty one, is ever replaced."""
 TASK_FILE = "task.json"
+PROFILE_FILE = "profile.json"
+"""The device, where it is a profile of the user's own: all facts, with the name of the target that it extends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,10 @@ def write_artifact(
             (partial / ASSETS_DIRECTORY).mkdir()
             for name, content in lowered.assets.items():
                 (partial / ASSETS_DIRECTORY / name).write_bytes(content)
+        if plan.target_record.extends and plan.target.profile is not None:
+            facts = plan.target.profile.model_dump(mode="json", exclude_none=True)
+            profile = json.dumps({"extends": plan.target_record.extends} | facts, indent=2)
+            (partial / PROFILE_FILE).write_text(profile, encoding="utf-8")
         recipe = plan.recipe.model_copy(update={"target": plan.target_record.name})
         recipe_data = recipe.model_dump(mode="json", exclude_defaults=True) | {"version": recipe.version}
         (partial / "recipe.yaml").write_text(yaml.safe_dump(recipe_data, sort_keys=False))

@@ -10,6 +10,7 @@ A profile is a TOML file. Plugins ship one per device; users add their own, whic
     memory_bytes = 4_000_000_000
 """
 
+import json
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -185,7 +186,7 @@ def read_facts(location: str | Path) -> dict[str, Any]:
     """Return the raw content of a profile: "package:resource", or the path of a file.
 
     Raises:
-        TargetError: It cannot be read, or is no TOML.
+        TargetError: It cannot be read, or is neither TOML nor, where its name ends so, JSON.
     """
     package, separator, resource = str(location).partition(":")
     try:
@@ -193,8 +194,11 @@ def read_facts(location: str | Path) -> dict[str, Any]:
         content = file.read_bytes()
         if len(content) > _LARGEST_BYTES:
             raise ValueError(f"it has {len(content)} bytes")
-        return tomllib.loads(content.decode())
-    except (OSError, ModuleNotFoundError, ValueError) as error:
+        facts: dict[str, Any] = (json if file.name.endswith(".json") else tomllib).loads(content.decode())
+        if not isinstance(facts, dict):
+            raise ValueError("it is no table")
+        return facts
+    except (OSError, ModuleNotFoundError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TargetError(
             f"Profile {location} cannot be read: {reason}.",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgesmith.artifact import MANIFEST_FILE, holds, read_entry, read_use
+from edgesmith.artifact import MANIFEST_FILE, PROFILE_FILE, holds, read_entry, read_use
 from edgesmith.errors import ModelError
 from edgesmith.model import Model
 
@@ -21,7 +21,7 @@ class Shipment:
 
     entry: Path
     target: str
-    """Name of the target that it was compiled for."""
+    """Name of the target that it was compiled for, or the profile in it that extends one."""
     files: tuple[Path, ...]
     """The model with its weights, and how to build an engine from it."""
     as_written: bool
@@ -53,7 +53,12 @@ def read_shipment(directory: Path) -> Shipment:
     if entry not in files:
         raise _changed(directory, entry.name)
     as_written = built.get("runtime") != "onnxruntime"  # as the artifact's own validator reads it
-    return Shipment(entry, str(manifest.get("target", "")), tuple(files), as_written)
+    target = str(manifest.get("target", ""))
+    if PROFILE_FILE in known:
+        target = str(directory / PROFILE_FILE)
+        if not holds(directory / PROFILE_FILE, dict(known[PROFILE_FILE]).get("sha256")):
+            raise _changed(directory, PROFILE_FILE)
+    return Shipment(entry, target, tuple(files), as_written)
 
 
 def stage_files(entry: Path) -> tuple[Path, ...]:

@@ -298,9 +298,12 @@ class Registry:
         known += [self.qualified_name(record) for record in self._all(kind)] if distribution else []
         hint = suggest(f"{distribution}:{name}" if distribution else name, known)
         asked = f"{distribution}:{name}" if distribution else name
+        expected = f"the name of an installed {word}"
+        if kind is TargetRecord:
+            expected += ", or a profile file of your own (--target FILE.toml, for validate --set target=FILE.toml)"
         return PluginError(
             f"there is no {word} {asked!r}",
-            expected=f"the name of an installed {word}",
+            expected=expected,
             why=f"It may belong to a broken plugin: {broken}." if broken else "No installed plugin brings it.",
             fix=f"{hint} `edgesmith {word}s` lists what is installed."
             if kind in (MethodRecord, TargetRecord)

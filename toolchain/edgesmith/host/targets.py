@@ -1,6 +1,7 @@
 """Finds the target that a user names: an installed one, or a profile file of the user's own that extends one."""
 
 import hashlib
+import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from edgesmith.host.registry import Registry
     from edgesmith.profile import Profile
 
-PROFILE_SUFFIX = ".toml"
+_PROFILE_SUFFIXES = (".toml", ".json")
 
 
 def find_target(registry: "Registry", name: str) -> "tuple[TargetRecord, Target]":
@@ -23,13 +24,14 @@ def find_target(registry: "Registry", name: str) -> "tuple[TargetRecord, Target]
 
     Args:
         registry: The installed plugins.
-        name: Name of an installed target, or the path of a profile (`.toml`) that extends one.
+        name: Name of an installed target, or the path of a profile that extends one: `.toml`, or `.json` as artifacts
+            keep it.
 
     Raises:
         PluginError: There is no such target, or it is broken.
         TargetError: The profile cannot be read, extends nothing, or a fact in it is wrong.
     """
-    if not name.endswith(PROFILE_SUFFIX):
+    if not name.endswith(_PROFILE_SUFFIXES):
         record = registry.target(name)
         kind = registry.load(record)
         if not record.profile:
@@ -71,8 +73,17 @@ def _extended(registry: "Registry", path: Path) -> "tuple[TargetRecord, Target]"
         version=f"{base.version}+{facts[:12]}",
         profile=str(path),
         extends=base.name,
+        runner=base.runner if base.runner != "local" or _may_be_here(profile) else "reference",
     )
     return registry.derive(record, base), _start(registry, base, registry.load(base), profile)
+
+
+def _may_be_here(profile: "Profile") -> bool:
+    """Return whether the device may be this machine. Times of another architecture or system say nothing of it."""
+    device = profile.device
+    return (not device.architectures or platform.machine() in device.architectures) and (
+        not device.systems or platform.system() in device.systems
+    )
 
 
 def _require_own_name(registry: "Registry", profile: "Profile", path: Path) -> None:
