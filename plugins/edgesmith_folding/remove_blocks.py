@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from edgesmith.errors import EdgesmithError, StepError
 from edgesmith.execution.observe import fixed_batch
+from edgesmith.execution.unpadded import find_mask, find_padding
 from edgesmith.graph.structure import Structure, find_structure
 from edgesmith.host.context import Context
 from edgesmith.host.interfaces import Method
@@ -116,7 +117,10 @@ def _chosen(
     few, each = data.take(options.score_samples), options.batch_size
     judge = Judge(model, structure, chain, few, batch_size=each, tokens=options.score_tokens)
     causal = bool(structure.attentions) and all(attention.causal for attention in structure.attentions)
-    streams = Streams(model, data, context.scratch, options.batch_size, context.threads, causal)
+    mask = find_mask(model, structure.attentions)
+    # Where several inputs hide padding, nobody knows the last token, and all of them count.
+    causal = causal and (mask is not None or not find_padding(model, structure.attentions)[1])
+    streams = Streams(model, data, context.scratch, options.batch_size, context.threads, causal, mask)
     tried = {number: own[number] for number in candidates}
     choice = choose(options, Ground(model, own, tried, count, data, judge, streams, context.progress, context.seed))
     if choice.remark:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgesmith.execution.sample import sample_inputs
-from edgesmith.execution.unpadded import UnpaddedSource, used_length, without_padding
+from edgesmith.execution.unpadded import UnpaddedSource, find_mask, used_length, without_padding
 from edgesmith.graph.structure import find_structure
 from edgesmith_calibration.sources import ArraySource
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
@@ -75,13 +75,16 @@ def test_fixed_lengths_keep_their_padding_and_say_so(tiny_bert):
     source, remark = without_padding(model.ir, find_structure(model.ir).attentions, data)
     assert source is data
     assert "Statistics include padding" in remark and "attention_mask" in remark
+    assert find_mask(model.ir, find_structure(model.ir).attentions) == "attention_mask"
 
 
 @pytest.mark.parametrize("name", ["vit", "cnn"])
 def test_models_without_a_mask_get_their_data_as_it_is(name, request):
     model = request.getfixturevalue(f"tiny_{name}")
     data = ArraySource(sample_inputs(model.ir))
-    assert without_padding(model.ir, find_structure(model.ir).attentions, data) == (data, "")
+    attentions = find_structure(model.ir).attentions
+    assert without_padding(model.ir, attentions, data) == (data, "")
+    assert find_mask(model.ir, attentions) is None
 
 
 @given(hnp.arrays(np.int64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.integers(0, 1)))

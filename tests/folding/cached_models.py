@@ -25,10 +25,15 @@ _LAYOUT = {
 }
 
 
-def cached_decoder(kind: str = "llama", form: str = "apart", *, seed: int = 0) -> Model:
-    """Return a decoder whose positions and mask follow from the length of its first cache."""
+def cached_decoder(kind: str = "llama", form: str = "apart", *, seed: int = 0, padded: bool = False) -> Model:
+    """Return a decoder whose positions and mask follow from the length of its first cache.
+
+    With `padded`, an input `attention_mask` hides padding too.
+    """
     builder = GraphBuilder(seed=seed)
     builder.input("input_ids", ("batch", "sequence"), ir.DataType.INT64.value)
+    if padded:
+        builder.input("attention_mask", ("batch", "all"), ir.DataType.INT64.value)
     slots = [("both",) if form == "stacked" else ("key", "value") for _ in range(BLOCKS)]
     # Names say nothing, and inputs and outputs stand in opposite order.
     inputs = [
@@ -41,6 +46,9 @@ def cached_decoder(kind: str = "llama", form: str = "apart", *, seed: int = 0) -
         builder.add("Range", first, total, builder.number(1, np.int64)) for first in (past, builder.number(0, np.int64))
     )
     mask = builder.add("Greater", columns, builder.add("Unsqueeze", rows, builder.integers(1)))
+    if padded:
+        hidden = builder.add("Equal", "attention_mask", builder.number(0, np.int64))
+        mask = builder.add("Or", mask, builder.add("Unsqueeze", hidden, builder.integers(1, 2)))
     hidden = transformer.token_embedding(builder, transformer.token_table(builder, _SIZES))
     rotary = None
     if kind == "llama":
@@ -67,9 +75,11 @@ def cached_decoder(kind: str = "llama", form: str = "apart", *, seed: int = 0) -
 
 
 def data_for(model: Model, count: int = 8, length: int = 12, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return tokens and caches that hold nothing yet."""
+    """Return tokens, none of them padding, and caches that hold nothing yet."""
     tokens = np.random.default_rng(seed).integers(0, _SIZES.tokens, (count, length))
-    return {"input_ids": tokens} | _nothing_cached(model, count)
+    masked = any(value.name == "attention_mask" for value in model.graph.inputs)
+    mask = {"attention_mask": np.ones_like(tokens)} if masked else {}
+    return {"input_ids": tokens} | mask | _nothing_cached(model, count)
 
 
 def logits_of(model: Model, tokens: np.ndarray) -> np.ndarray:
@@ -103,7 +113,7 @@ def greedy(model: Model, prompt: np.ndarray, count: int, *, cached: bool) -> np.
 
 def _nothing_cached(model: Model, batch: int) -> dict[str, np.ndarray]:
     sizes = {"batch": batch, "past": 0}
-    shapes = {v.name: v.shape for v in model.graph.inputs if v.name != "input_ids"}
+    shapes = {v.name: v.shape for v in model.graph.inputs if v.name not in ("input_ids", "attention_mask")}
     return {
         str(name): np.zeros([one if isinstance(one, int) else sizes[str(one.value)] for one in shape], np.float32)
         for name, shape in shapes.items()

@@ -3,10 +3,13 @@
 import math
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from tests.folding.cached_models import cached_decoder, data_for
 from tests.folding.folding_models import BLOCKS, deep, inputs_of, remove, remove_with_notes, without_effect
 from tests.small_graphs import context, run
 
+from edgesmith.execution.reference import ReferenceSession
 from edgesmith.graph.structure import find_structure
 from edgesmith_calibration.sources import ArraySource
 from edgesmith_folding.finding.places import find_places
@@ -14,7 +17,8 @@ from edgesmith_folding.options.removal import RemoveBlocksOptions
 from edgesmith_folding.remove_blocks import RemoveBlocks
 from edgesmith_folding.running.chain import BlockChain
 from edgesmith_folding.running.judge import Judge, language_model_of
-from edgesmith_folding.scores.directions import angular_distance, block_influence, cosines
+from edgesmith_folding.running.streams import Streams
+from edgesmith_folding.scores.directions import angular_distance, block_influence, cosines, last_shown
 from edgesmith_folding.scores.greedy import greedy, lowest, lowest_run
 from edgesmith_folding.scores.losses import next_token_loss, squared_error
 
@@ -27,6 +31,14 @@ def test_directions_by_hand():
     np.testing.assert_allclose(block_influence(a, b), [1, 0, 2, 0], atol=1e-15)
     np.testing.assert_allclose(angular_distance(a, b), [0.5, 0, 1, 0], atol=1e-7)
     assert cosines(np.zeros((1, 2)), np.ones((1, 2))) == 0
+
+
+def test_the_last_token_is_the_last_that_is_not_padding():
+    vectors = np.arange(24).reshape(4, 3, 2)
+    # Two positions of a cache stand in front; the third sample is padded at the left, of the fourth nothing is shown.
+    mask = np.array([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(last_shown(vectors, mask), vectors[range(4), [1, 0, 2, 2]])
+    np.testing.assert_array_equal(last_shown(vectors, None), vectors[:, 2])
 
 
 def test_equal_vectors_have_no_angle_although_their_cosine_rounds_above_one():
@@ -92,6 +104,44 @@ def test_angular_takes_several_runs_where_none_is_long_enough():
     removed, notes = remove_with_notes(model, inputs_of(model), score="angular", count=3, protect_blocks=(2,))
     assert gone(removed) == [0, 1, 4]
     assert "Angular distance: blocks 0 to 1 0.0000, blocks 4 to 4 0.0000." in notes.remarks
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_angle_of_a_causal_model_is_that_of_the_last_token(cached, tmp_path):
+    """Of all tokens, of the first, and of what is padded it would be another."""
+    model = cached_decoder(padded=True) if cached else deep("llama")
+    data = data_for(model, 3, 6) if cached else inputs_of(model, 3, length=6)
+    last = np.array([5, 3, 5] if cached else [5, 5, 5])
+    if cached:
+        data["attention_mask"][np.arange(6) > last[:, None]] = 0
+    structure = find_structure(model.ir)
+    places = {place.number: place for place in find_places(model.ir, structure)}
+    streams = Streams(model.ir, ArraySource(data), tmp_path, 2, causal=True, mask="attention_mask" if cached else None)
+    distances = streams.distances(places, 1)
+    assert len(distances) == len(places)
+    for (number,), distance in distances.items():
+        names = [places[number].block.input, places[number].block.output]
+        found = ReferenceSession(model.ir, taps=names).run(data)
+        before, after = (found[name][range(3), last] for name in names)
+        # The session of the streams is optimized, and an angle of float32 vectors is about 1e-4 exact.
+        assert distance == pytest.approx(angular_distance(before, after).mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("length", ["cached", "fixed"])
+def test_padding_that_cannot_be_cut_does_not_choose_blocks(length):
+    """Only the token that stands at padding differs."""
+    model = cached_decoder(padded=True)
+    if length == "fixed":
+        for value, size in zip(model.graph.inputs[:2], (12, 12), strict=True):
+            value.shape = ir.Shape(["batch", size])
+    data = data_for(model, 4)
+    data["attention_mask"][:, 7:] = 0
+    remarks = []
+    for pad in (0, 7, 50):
+        data["input_ids"][:, 7:] = pad
+        remarks.append(remove_with_notes(model, data, count=1, compensation="none")[1].remarks)
+    assert "Statistics include padding" in remarks[0][0]
+    assert remarks[0] == remarks[1] == remarks[2]
 
 
 def test_padded_samples_are_chosen_on_in_batches_of_any_size():

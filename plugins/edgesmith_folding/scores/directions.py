@@ -1,5 +1,7 @@
 """How far blocks turn the residual stream. Nothing here knows a graph."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,3 +38,17 @@ def angular_distance(before: NDArray[np.floating], after: NDArray[np.floating]) 
         after: The stream behind it.
     """
     return np.asarray(np.arccos(cosines(before, after)) / np.pi, np.float64)
+
+
+def last_shown(vectors: NDArray[np.floating], mask: NDArray[Any] | None) -> NDArray[np.floating]:
+    """Return the vector of each sample's last token that is not padding, [samples, channels].
+
+    Args:
+        vectors: [samples, tokens, channels].
+        mask: 0 at padding, [samples, positions]; its last positions are those of the tokens, what stands before is a
+            cache of earlier ones. None where nothing is padding.
+    """
+    if mask is None:
+        return vectors[:, -1]
+    behind = (mask[:, -vectors.shape[1] :] != 0)[:, ::-1].argmax(axis=1)
+    return np.asarray(vectors[np.arange(len(vectors)), -1 - behind])

@@ -72,14 +72,12 @@ def find_padding(model: ir.Model, attentions: tuple[Attention, ...]) -> tuple[Pa
         model: The graph.
         attentions: Its attention layers.
     """
-    masks = [attention.mask for attention in attentions if attention.padding_mask and attention.mask is not None]
-    if not masks:
+    inputs = _mask_inputs(model, attentions)
+    if inputs is None:
         return None, ""
-    names = _inputs_behind(model, masks)
-    inputs = {value.name: value for value in model.graph.inputs if value.name in names}
     if len(inputs) != 1:
-        return None, f"several inputs make the mask ({', '.join(sorted(names))})"
-    mask = next(iter(inputs.values()))
+        return None, f"several inputs make the mask ({', '.join(sorted(str(value.name) for value in inputs))})"
+    (mask,) = inputs
     if mask.shape is None or len(mask.shape) != 2 or isinstance(mask.shape[1], int):
         return None, f"the length of the input {mask.name} is fixed"
     length = mask.shape[1]
@@ -105,6 +103,28 @@ def without_padding(model: ir.Model, attentions: tuple[Attention, ...], data: Da
     if padding is None:
         return data, f"Statistics include padding: {reason}." if reason else ""
     return UnpaddedSource(data, padding.mask, padding.inputs), ""
+
+
+def find_mask(model: ir.Model, attentions: tuple[Attention, ...]) -> str | None:
+    """Return the name of the one input [samples, positions] that is 0 at padding, also where nothing can be cut.
+
+    Its last positions are those of the tokens; where a graph has caches, those of earlier tokens come first. None where
+    there is no such input.
+
+    Args:
+        model: The graph.
+        attentions: Its attention layers.
+    """
+    inputs = _mask_inputs(model, attentions) or []
+    named = [str(value.name) for value in inputs if value.shape is not None and len(value.shape) == 2]
+    return named[0] if len(inputs) == len(named) == 1 else None
+
+
+def _mask_inputs(model: ir.Model, attentions: tuple[Attention, ...]) -> list[ir.Value] | None:
+    """Return the inputs that masks of padding are computed from; None where there is no such mask."""
+    masks = [attention.mask for attention in attentions if attention.padding_mask and attention.mask is not None]
+    names = _inputs_behind(model, masks)
+    return [value for value in model.graph.inputs if value.name in names] if masks else None
 
 
 def _inputs_behind(model: ir.Model, masks: list[str]) -> set[str]:
