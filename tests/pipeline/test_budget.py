@@ -189,3 +189,18 @@ def test_an_unknown_drop_is_not_taken_for_none() -> None:
 )
 def test_the_verdict_says_loss_and_noise_as_plainly_as_gain(stage: LedgerRow, words: str) -> None:
     assert words in conclude([row(index=0), stage], 1, Budget(), higher_is_better=True)
+
+
+@pytest.mark.parametrize(
+    ("low", "median", "high", "words"),
+    [
+        (1.83, 13.73, 16.33, "1.83 to 16.33 times the speed of the source (quartiles; the median is 13.73)"),
+        (0.25, 0.4, 0.5, "2.00 to 4.00 times SLOWER than the source (quartiles; the median is 2.50)"),
+        (1.9, 2.0, 2.1, "2.00 times the speed of the source."),
+    ],
+)
+def test_the_verdict_gives_the_range_of_a_speed_up_that_scatters(
+    low: float, median: float, high: float, words: str
+) -> None:
+    stage = LedgerRow(index=1, stage="step", speedup=number(median, "x", low).model_copy(update={"high": high}))
+    assert conclude([row(index=0), stage], 1, Budget(), higher_is_better=True).startswith(words)

@@ -18,6 +18,7 @@ from edgesmith.api import Settings
 from edgesmith.cli import main
 from edgesmith.host.loader import load_registry
 from edgesmith.ledger import load_ledger
+from edgesmith.measure.local import LocalRunner
 from edgesmith.measure.runner import LatencyPlan
 from edgesmith.stage import Stage
 from tests.pipeline.conftest import Job
@@ -85,7 +86,14 @@ def test_two_runs_give_the_same_bytes(job: Job) -> None:
     assert first.entry.read_bytes() == second.entry.read_bytes()
 
 
-def test_a_second_run_takes_every_step_and_number_from_the_store(job: Job) -> None:
+def pretend_waiting(monkeypatch: pytest.MonkeyPatch, *shares: float) -> None:
+    """Let each comparison of times in turn say that this share of it was spent waiting, whatever else runs here."""
+    measure, told = LocalRunner.latency, iter(shares)
+    monkeypatch.setattr(LocalRunner, "latency", lambda *given: replace(measure(*given), waiting_share=next(told)))
+
+
+def test_a_second_run_takes_every_step_and_number_from_the_store(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_waiting(monkeypatch, 0.0)
     first = edgesmith.compile(job.model, out=job.folder / "a", data=job.data, settings=settings(job))
     second = edgesmith.compile(job.model, out=job.folder / "a", data=job.data, settings=settings(job))
     assert all(row.cached for row in second.ledger.rows[1:]) and not any(row.cached for row in first.ledger.rows)
@@ -94,6 +102,15 @@ def test_a_second_run_takes_every_step_and_number_from_the_store(job: Job) -> No
     told = [" ".join(run.ledger.rows[0].remarks) for run in (first, second)]
     assert "Times were taken on" not in told[0]
     assert re.search(r"Times were taken on \d{4}-\d\d-\d\d \d\d:\d\d UTC, and are from the store", told[1])
+
+
+def test_times_of_a_machine_that_was_busy_are_not_taken_over(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_waiting(monkeypatch, 0.84, 0.1)
+    out = job.folder / "a"
+    runs = [edgesmith.compile(job.model, out=out, data=job.data, settings=settings(job)) for _ in range(3)]
+    told = [" ".join(run.ledger.rows[0].remarks) for run in runs]
+    assert "84%" in told[0] and "10%" in told[1] and "10%" in told[2]
+    assert ["are from the store" in each for each in told] == [False, False, True]
 
 
 @pytest.mark.parametrize("change", ["options", "seed", "data"])

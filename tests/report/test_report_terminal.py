@@ -11,6 +11,7 @@ from rich.console import Console
 from edgesmith.files import hash_file
 from edgesmith.host.records import Tier
 from edgesmith.measure.compare import compare_artifacts
+from edgesmith.measure.runner import busy_remarks
 from edgesmith.report.terminal import comparison_table, ledger_table
 
 
@@ -50,6 +51,14 @@ def test_a_timed_device_is_named_with_what_is_to_be_known_of_its_times():
     text = printed(ledger_table(ledger), 120)
     assert all(remark in text for remark in told) and "D device (latency)" in text
     assert told[0] not in printed(ledger_table(ledger.model_copy(update={"device": {}})), 120)
+
+
+def test_that_the_machine_was_busy_is_said_of_local_times_too():
+    ledger = report_ledgers.full_ledger()
+    row = ledger.rows[0].model_copy(update={"remarks": ("Read from a file.", *busy_remarks(0.84))})
+    text = " ".join(printed(ledger_table(ledger.model_copy(update={"rows": (row, *ledger.rows[1:])}))).split())
+    assert "The machine was busy: the timed thread waited for a processor 84% of the time." in text
+    assert "Read from a file." not in text
 
 
 def test_the_distance_from_the_source_stands_there_once():

@@ -10,6 +10,8 @@ TIMES_FROM = "Times were taken on "
 """Begins the remark on times that an earlier run took."""
 _EQUAL_SIZE = 0.01
 """Sizes that differ by less than this share count as equal: a header, a name."""
+_WIDE = 1.25
+"""Quartiles of a speed-up that are this many times apart are told, since the median alone would promise too much."""
 _LEAST_GAIN = 0.001
 """Share of a metric without an interval that a gain must exceed; sums in another order move it by far less."""
 _TIME_IT = "To know, compile with `--on DEVICE`, which times each step there."
@@ -172,12 +174,16 @@ def _plain(value: float, unit: str) -> str:
 
 
 def _speed(speedup: Measurement) -> str:
-    """Return a speed-up in words; where the quartiles lie on both sides of 1, none was measured."""
-    if _low(speedup) <= 1 <= _high(speedup):
+    """Return a speed-up in words, as a range where the quartiles are wide; on both sides of 1, none was measured."""
+    low, high = _low(speedup), _high(speedup)
+    if low <= 1 <= high:
         return f"no measurable difference in speed ({speedup.value:.2f} times that of the source)"
-    if speedup.value < 1:
-        return f"{1 / speedup.value:.2f} times SLOWER than the source"
-    return f"{speedup.value:.2f} times the speed of the source"
+    slower = speedup.value < 1
+    middle, ends = (1 / speedup.value, (1 / high, 1 / low)) if slower else (speedup.value, (low, high))
+    words = "times SLOWER than the source" if slower else "times the speed of the source"
+    if high < _WIDE * low:
+        return f"{middle:.2f} {words}"
+    return f"{ends[0]:.2f} to {ends[1]:.2f} {words} (quartiles; the median is {middle:.2f})"
 
 
 def _is_smaller(row: LedgerRow, before: LedgerRow) -> bool:

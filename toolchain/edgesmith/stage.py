@@ -20,7 +20,7 @@ from edgesmith.ledger import LayerError, LedgerRow, Measurement, OutputError
 from edgesmith.measure.accuracy import Evaluation, EvaluationPlan, evaluate, paired_difference
 from edgesmith.measure.divergence import layer_errors, output_error
 from edgesmith.measure.machine import library_versions, processor_name, usable_cores
-from edgesmith.measure.runner import Clock, LatencyComparison, LatencyPlan, Runner
+from edgesmith.measure.runner import TOO_BUSY_SHARE, Clock, LatencyComparison, LatencyPlan, Runner
 from edgesmith.measure.size import measure_size
 from edgesmith.model import Model
 from edgesmith.progress import Progress
@@ -158,8 +158,8 @@ class StageMeter:
             found = {"numbers": plain, "remarks": list(comparison.remarks), "failures": dict(comparison.failures)}
             found["taken"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
             self._timed_now.add(key)
-            # A failure may be one of the device, which another try does not meet.
-            if not comparison.failures:
+            # A failure may be one of the device, which another try does not meet; nor need it meet other work there.
+            if not comparison.failures and comparison.waiting_share <= TOO_BUSY_SHARE:
                 self._store.keep_facts(key, found)
         told = tuple(found["remarks"])
         if key not in self._timed_now and "taken" in found:

@@ -23,12 +23,18 @@ BUSY_SHARE = 0.05
 """Above this share of time spent waiting for a processor, absolute times are too long to be taken as they are."""
 
 
+TOO_BUSY_SHARE = 0.2
+"""Above this share, times tell more of the other work than of the model, and no later run takes them over."""
+BUSY = "The machine was busy"
+"""Begins the remark on times taken then."""
+
+
 def busy_remarks(waiting_share: float) -> tuple[str, ...]:
     """Return what a reader of times must know of the share of them that was spent waiting for a processor."""
     if waiting_share <= BUSY_SHARE:
         return ()
     return (
-        f"The machine was busy: the timed thread waited for a processor {waiting_share:.0%} of the time. "
+        f"{BUSY}: the timed thread waited for a processor {waiting_share:.0%} of the time. "
         "Absolute times are too long, and ratios less exact than on an idle machine.",
     )
 

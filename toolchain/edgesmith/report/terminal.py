@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from edgesmith.budget import TIMES_FROM
 from edgesmith.ledger import Ledger, LedgerRow, Measurement
+from edgesmith.measure.runner import BUSY
 from edgesmith.report.format import (
     NOT_MEASURED,
     format_bytes,
@@ -152,11 +153,11 @@ def _meaning(ledger: Ledger, tier: str) -> str:
 
 
 def _notes_on_times(ledger: Ledger) -> "list[RenderableType]":
-    """Return what was noted of the source where a device was timed, or else that times are of an earlier run."""
+    """Return what was noted of the source where a device was timed, or else what must be known of any times."""
     from rich.text import Text
 
     remarks = ledger.rows[0].remarks
-    return [Text(remark) for remark in remarks if ledger.device or remark.startswith(TIMES_FROM)]
+    return [Text(remark) for remark in remarks if ledger.device or remark.startswith((BUSY, TIMES_FROM))]
 
 
 def _style(row: LedgerRow, ledger: Ledger) -> str:
