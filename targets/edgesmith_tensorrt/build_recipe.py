@@ -1,11 +1,11 @@
-"""What an artifact carries so that the engine can be built where it runs: `build.json`, `build.py` and `build.sh`."""
+"""What an artifact carries to build the engine where it runs: `build.json`, `build.py`, and for TensorRT `build.sh`."""
 
 import json
 import shlex
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -23,22 +23,34 @@ RECIPE_FILE, PYTHON_FILE, SHELL_FILE = "build.json", "build.py", "build.sh"
 _USUAL_MEMORY_BYTES = 8 * 10**9
 """Taken where a profile leaves the memory of its device open."""
 
-_SCRIPT = """#!/bin/sh
-# Builds engine.plan on the device. Set TRTEXEC where trtexec is not on the PATH.
+MODULES: Mapping[str, tuple[str, ...]] = {
+    "TensorRT": ("tensorrt",),
+    "TensorRT-RTX": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+"""Runtime of a profile to the Python modules that build for it, best first."""
+
+_START = """#!/bin/sh
+# Builds engine.plan on the device. Set TRTEXEC where trtexec is neither on the PATH nor where JetPack puts it.
 set -eu
 cd "$(dirname "$0")"
-"${TRTEXEC:-trtexec}" \\
+: "${TRTEXEC:=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}"
+# What build.py noted is about the engine before.
+rm -f engine.json
+"""
+_SCRIPT = (
+    _START
+    + """"$TRTEXEC" \\
     %s
 """
-_DLA_SCRIPT = """#!/bin/sh
-# Builds engine.plan on the device. Set TRTEXEC where trtexec is not on the PATH.
-set -eu
-cd "$(dirname "$0")"
-# TensorRT 10 documents the DLA with a precision flag only, and TensorRT 11 has no such flag.
-if "${TRTEXEC:-trtexec}" --help 2>&1 | grep -q -e '--fp16'; then precision=--fp16; else precision=--stronglyTyped; fi
-"${TRTEXEC:-trtexec}" "$precision" \\
+)
+_DLA_SCRIPT = (
+    _START
+    + """# TensorRT 10 documents the DLA with a precision flag only, and TensorRT 11 has no such flag.
+if "$TRTEXEC" --help 2>&1 | grep -q -e '--fp16'; then precision=--fp16; else precision=--stronglyTyped; fi
+"$TRTEXEC" "$precision" \\
     %s
 """
+)
 
 _SHAPES_KEY = "edgesmith.optimization_shapes"
 """Metadata of a lowered graph: its shapes, which take several runs to find."""
@@ -68,6 +80,7 @@ def build_recipe(model: Model, profile: Profile, file_name: str) -> dict[str, ob
         "model": file_name,
         "target": profile.name,
         "compute_capability": profile.device.compute_capability,
+        "modules": modules_of(profile),
         "runtimes": [f"{runtime.name} {runtime.versions} {runtime.platform}".strip() for runtime in profile.runtimes],
         "strongly_typed": True,
         "builder_optimization_level": 3,
@@ -77,6 +90,11 @@ def build_recipe(model: Model, profile: Profile, file_name: str) -> dict[str, ob
         "sparse_weights": _has_sparse_weights(model, profile),
         "shapes": _for_device(optimization_shapes(model) if shapes is None else shapes, fixed=core is not None),
     }
+
+
+def modules_of(profile: Profile) -> list[str]:
+    """Return the Python modules that build for the runtimes of `profile`, best first."""
+    return list(dict.fromkeys(module for runtime in profile.runtimes for module in MODULES.get(runtime.name, ())))
 
 
 def _has_sparse_weights(model: Model, profile: Profile) -> bool:
@@ -90,11 +108,13 @@ def _for_device(shapes: Shapes, *, fixed: bool) -> Shapes:
     return {name: dict.fromkeys(each, each["opt"]) if fixed else each for name, each in shapes.items()}
 
 
-def write_recipe(recipe: Mapping[str, object], directory: Path) -> None:
-    """Write `build.json`, `build.py` and `build.sh` to an existing directory."""
+def write_recipe(recipe: Mapping[str, Any], directory: Path) -> None:
+    """Write `build.json` and `build.py` to an existing directory, and `build.sh` where trtexec builds the engine."""
     (directory / RECIPE_FILE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
     script = resources.files(__package__) / "engine.py"
     (directory / PYTHON_FILE).write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+    if not set(MODULES["TensorRT"]) & set(recipe["modules"]):
+        return  # trtexec builds for TensorRT only.
     shell = directory / SHELL_FILE
     shell.write_text(shell_script(recipe), encoding="utf-8")
     shell.chmod(0o755)

@@ -1,7 +1,8 @@
 """Builds a TensorRT engine from `model.onnx` as `build.json` says.
 
-This file travels with every artifact as `build.py`. It needs Python and TensorRT, or TensorRT for RTX, and nothing
-else; on the machine that compiles, the same file checks in a child process whether a graph parses and builds.
+This file travels with every artifact as `build.py`. It needs Python and one of the modules that `build.json` names, of
+TensorRT or of TensorRT for RTX. On the machine that compiles, the same file checks in a child process whether a graph
+parses and builds.
 
     python3 build.py                        # build engine.plan beside model.onnx, or take it if nothing changed
     python3 build.py --check --module tensorrt_rtx --compute-capability 8.6
@@ -22,7 +23,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 BUILT, REJECTED, MISSING = 0, 1, 2
 ENGINE, RECORD = "engine.plan", "engine.json"
 
@@ -68,7 +68,8 @@ def build_engine(trt: ModuleType, model: Path, recipe: dict[str, Any], capabilit
         profile.set_shape(name, tuple(shapes["min"]), tuple(shapes["opt"]), tuple(shapes["max"]))
     if recipe.get("shapes"):
         config.add_optimization_profile(profile)
-    timing = None if cache is None else _use_timing_cache(config, cache)
+    # TensorRT for RTX times nothing ahead of time; its timing caches are deprecated and empty.
+    timing = None if cache is None or _is_for_rtx(trt) else _use_timing_cache(config, cache)
     engine = builder.build_serialized_network(network, config)
     facts: dict[str, Any] = {"stage": "build", "layers": network.num_layers, "errors": []}
     if timing:
@@ -81,6 +82,10 @@ def build_engine(trt: ModuleType, model: Path, recipe: dict[str, Any], capabilit
     if cache is not None and timing:
         _replace(cache, bytes(config.get_timing_cache().serialize()))
     return bytes(engine), {**facts, "bytes": engine.nbytes}
+
+
+def _is_for_rtx(trt: ModuleType) -> bool:
+    return trt.__name__.startswith("tensorrt_rtx")
 
 
 def _network_flags(trt: ModuleType, recipe: dict[str, Any]) -> int:
@@ -152,14 +157,16 @@ def _collector(trt: ModuleType) -> Any:
 
 def engine_key(trt: ModuleType, model: Path, recipe: dict[str, Any], capability: str) -> str:
     """Return what makes an engine valid: graph and weights, recipe, TensorRT version, GPU and platform."""
-    digest = hashlib.sha256()
-    for path in sorted(model.parent.glob(model.name + "*")):
-        with path.open("rb") as file:
-            for chunk in iter(lambda file=file: file.read(1 << 20), b""):  # type: ignore[misc]
-                digest.update(chunk)
     facts = [recipe, trt.__version__, capability or _device(), platform.machine(), platform.system()]
-    digest.update(json.dumps(facts, sort_keys=True).encode())
-    return digest.hexdigest()
+    files = sorted(model.parent.glob(model.name + "*"))
+    return _hash(*files, facts=json.dumps(facts, sort_keys=True).encode())
+
+
+def _own_capability(trt: ModuleType, recipe: dict[str, Any]) -> str:
+    """Return what is built for where nobody says: the recipe's card, ahead of time, or empty for this machine's GPU."""
+    wanted = str(recipe.get("compute_capability") or "")
+    known = _is_for_rtx(trt) and hasattr(trt.ComputeCapability, "SM" + wanted.replace(".", ""))
+    return wanted if known else ""
 
 
 def _device() -> str:
@@ -175,10 +182,10 @@ def main() -> int:
     folder = Path(arguments.recipe).resolve().parent
     recipe = json.loads(Path(arguments.recipe).read_text(encoding="utf-8"))
     try:
-        trt = load_module(tuple(arguments.module) or MODULES)
+        trt = load_module(tuple(arguments.module or recipe["modules"]))
     except ImportError as error:
         return _answer(MISSING, {"status": "missing", "errors": [{"message": str(error)}]})
-    model, capability = folder / recipe["model"], arguments.compute_capability
+    model, capability = folder / recipe["model"], arguments.compute_capability or _own_capability(trt, recipe)
     facts = {"module": trt.__name__, "version": trt.__version__, "compute_capability": capability}
     if arguments.check:
         engine, found = _timed(trt, model, recipe, capability, None)
@@ -201,7 +208,7 @@ def main() -> int:
     if engine is None:
         return _answer(REJECTED, facts)
     _replace(folder / ENGINE, engine)
-    _replace(folder / RECORD, json.dumps({**facts, "key": key}, indent=2).encode())
+    _replace(folder / RECORD, json.dumps({**facts, "key": key, "sha256": _hash(folder / ENGINE)}, indent=2).encode())
     if shared is not None:
         _copy(folder, shared)
     return _answer(BUILT, facts)
@@ -224,8 +231,17 @@ def _known(place: Path | None, key: str) -> dict[str, Any]:
         known: dict[str, Any] = json.loads((place / RECORD).read_text(encoding="utf-8"))
     except ValueError:
         return {}
-    whole = known.get("bytes") == (place / ENGINE).stat().st_size
-    return known if known.get("key") == key and whole else {}
+    return known if known.get("key") == key and known.get("sha256") == _hash(place / ENGINE) else {}
+
+
+def _hash(*paths: Path, facts: bytes = b"") -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            for chunk in iter(lambda file=file: file.read(1 << 20), b""):  # type: ignore[misc]
+                digest.update(chunk)
+    digest.update(facts)
+    return digest.hexdigest()
 
 
 def _copy(source: Path, destination: Path) -> None:

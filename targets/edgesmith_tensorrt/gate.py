@@ -19,15 +19,14 @@ from typing import Any
 from edgesmith.profile import Profile
 from edgesmith.store import default_store_directory
 from edgesmith_tensorrt import engine
+from edgesmith_tensorrt.build_recipe import MODULES, modules_of
 
-COMPILERS = ("tensorrt_rtx", "tensorrt_rtx_bindings")
+COMPILERS = MODULES["TensorRT-RTX"]
 KNOWN = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT for RTX 1.7 builds for."""
 PROXIES: Mapping[str, str] = {"8.7": "8.6", "9.0": "8.9", "10.0": "12.0", "11.0": "12.0"}
 """Device to the nearest capability with the same number formats."""
 
-_PRODUCTS: Mapping[str, tuple[str, ...]] = {"TensorRT": ("tensorrt",), "TensorRT-RTX": COMPILERS}
-"""Runtime of a profile to the modules that build for it."""
 _TIMEOUT_SECONDS = 1800
 _SECONDS_FOR_THE_DRIVER = 20
 _LARGEST_CACHE_BYTES = 4 * 2**30
@@ -77,7 +76,7 @@ def choose_compiler(profile: Profile) -> Compiler | str:
     The runtime of the profile itself is preferred; without it, TensorRT for RTX stands in.
     """
     wanted = profile.device.compute_capability or ""
-    own = [module for runtime in profile.runtimes for module in _PRODUCTS.get(runtime.name, ())]
+    own = modules_of(profile)
     if "tensorrt" in own and _is_installed("tensorrt") and wanted in local_capabilities():
         return Compiler(("tensorrt",), wanted, is_proxy=False, for_this_gpu=True)
     capability = wanted if wanted in KNOWN else PROXIES.get(wanted, "")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,6 +12,9 @@ import onnx_ir as ir
 import pytest
 
 import edgesmith
+from edgesmith.artifact import changed_files
+from edgesmith.device.shipment import read_shipment
+from edgesmith.files import hash_file
 from edgesmith.host.loader import load_registry
 from edgesmith.host.targets import find_target
 from edgesmith_tensorrt import engine, gate
@@ -58,6 +62,12 @@ def build(folder, *words):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def run(folder, script):
+    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, check=False)
+    assert "DeprecationWarning" not in done.stderr
+    return json.loads(done.stdout if script == "validate.py" else done.stdout.splitlines()[-1])
+
+
 @needs_compiler
 def test_an_artifact_for_a_card_carries_its_engine_and_says_what_it_was_built_with(tmp_path):
     source = tmp_path / "product.onnx"
@@ -70,11 +80,27 @@ def test_an_artifact_for_a_card_carries_its_engine_and_says_what_it_was_built_wi
     assert facts["compute_capability"] == "8.9"
     assert facts["bytes"] == (tmp_path / "artifact" / "engine.plan").stat().st_size
     assert {"engine.plan", "engine.json"} <= manifest["files"].keys()
-    # The device would take this engine: built here for its capability, it is known there again.
-    (copy := tmp_path / "device").mkdir()
-    for name in ("model.onnx", "build.json", "engine.plan", "engine.json"):
-        (copy / name).write_bytes((tmp_path / "artifact" / name).read_bytes())
-    assert build(copy, "--compute-capability", "8.9")["status"] == "cached"
+    assert not (tmp_path / "artifact" / "build.sh").exists()  # trtexec builds no engine for TensorRT for RTX
+    # The device takes this engine: the recipe says what it was built for, and with which module.
+    copy = tmp_path / "device"
+    shutil.copytree(tmp_path / "artifact", copy)
+    (copy / "tensorrt.py").write_text("raise SystemExit('the other product was imported')\n")
+    assert run(copy, "build.py")["status"] == "cached"
+    # One that is built anew there is no damage, and one that is cut is.
+    (copy / "engine.json").unlink()
+    assert run(copy, "build.py")["status"] == "built"
+    (copy / "engine.plan").write_bytes((copy / "engine.plan").read_bytes() + b"more")
+    (copy / "engine.json").write_text(json.dumps({"sha256": hash_file(copy / "engine.plan")}))
+    assert run(copy, "validate.py")["damaged_files"] == []
+    assert changed_files(copy) == ()
+    assert {"engine.plan", "engine.json"} <= {file.name for file in read_shipment(copy).files}
+    (copy / "engine.plan").write_bytes(b"cut")
+    assert run(copy, "validate.py")["damaged_files"] == ["engine.plan"]
+    (copy / "engine.json").write_text("{")
+    assert run(copy, "validate.py")["damaged_files"] == ["engine.json"]
+    (copy / "engine.plan").unlink()
+    (copy / "engine.json").unlink()
+    assert not {"engine.plan", "engine.json"} & {file.name for file in read_shipment(copy).files}
 
 
 @needs_compiler
@@ -108,13 +134,15 @@ def test_another_weight_capability_or_flag_is_another_engine(tmp_path):
 
 
 @needs_compiler
-@pytest.mark.parametrize("damage", ["short", "no json", "no record"])
+@pytest.mark.parametrize("damage", ["short", "another byte", "no json", "no record"])
 def test_a_damaged_engine_is_built_again(tmp_path, damage):
     written(tmp_path / "files")
     first = build(tmp_path / "files", "--compute-capability", "8.9")
     plan, record = tmp_path / "files" / "engine.plan", tmp_path / "files" / "engine.json"
     if damage == "short":
         plan.write_bytes(plan.read_bytes()[:-1])
+    elif damage == "another byte":
+        plan.write_bytes(plan.read_bytes()[:-1] + bytes([plan.read_bytes()[-1] ^ 1]))
     elif damage == "no json":
         record.write_text("{")
     else:
@@ -124,10 +152,31 @@ def test_a_damaged_engine_is_built_again(tmp_path, damage):
 
 
 @needs_compiler
-def test_a_damaged_timing_cache_costs_no_engine(tmp_path):
+def test_no_timing_cache_is_made_where_they_are_deprecated(tmp_path):
     written(tmp_path / "files")
-    (tmp_path / "files" / "timing.cache").write_bytes(b"nonsense" * 100)
-    assert build(tmp_path / "files", "--compute-capability", "8.9")["status"] == "built"
+    assert "timing_cache" not in build(tmp_path / "files")
+    assert not (tmp_path / "files" / "timing.cache").exists()
+
+
+def test_a_board_never_falls_back_to_the_other_product(tmp_path):
+    written(tmp_path / "files", target="jetson-orin-nano")
+    (tmp_path / "files" / "tensorrt.py").write_text("raise ImportError('none here')\n")
+    answer = run(tmp_path / "files", "build.py")
+    assert (answer["status"], answer["errors"]) == ("missing", [{"message": "tensorrt: none here"}])
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "expected"),
+    [
+        ("tensorrt_rtx_bindings", "8.9", "8.9"),
+        ("tensorrt_rtx", "8.7", ""),
+        ("tensorrt_rtx", None, ""),
+        ("tensorrt", "8.9", ""),
+    ],
+)
+def test_ahead_of_time_an_engine_is_built_for_the_card_of_the_recipe(name, capability, expected):
+    module = SimpleNamespace(__name__=name, ComputeCapability=SimpleNamespace(SM89=5))
+    assert engine._own_capability(module, {"compute_capability": capability}) == expected
 
 
 class FakeConfig:

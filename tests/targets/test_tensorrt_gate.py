@@ -219,6 +219,23 @@ def test_the_shell_script_is_valid_and_quotes_names(tmp_path):
     assert "--minShapes=x y; rm -rf z:1x4" in words
 
 
+def test_the_shell_script_finds_trtexec_on_the_path_and_forgets_the_record_of_another_engine(tmp_path):
+    _, target = find_target(load_registry(), "jetson-agx-orin")
+    model = graph([node("Relu", ["x"], "y")], {}, {"x": [1, 4]})
+    script = tmp_path / "build.sh"
+    script.write_text(shell_script(build_recipe(model, target.device, "model.onnx")), encoding="utf-8")
+    words = ["sh", str(script)]
+    bare = subprocess.run(words, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False)
+    assert "/usr/src/tensorrt/bin/trtexec" in bare.stderr  # where JetPack has it, and nothing is on the path
+    (tmp_path / "engine.json").write_text("{}")
+    (tmp_path / "trtexec").write_text("#!/bin/sh\necho built\n", encoding="utf-8")
+    (tmp_path / "trtexec").chmod(0o755)
+    found = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(words, env=found, capture_output=True, text=True, check=True)
+    assert done.stdout == "built\n"
+    assert not (tmp_path / "engine.json").exists()
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     ("dtype", "status"),

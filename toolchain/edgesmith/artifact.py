@@ -33,6 +33,8 @@ MANIFEST_FILE = "manifest.json"
 TASK_FILE = "task.json"
 PROFILE_FILE = "profile.json"
 """The device, where it is a profile of the user's own: all facts, with the name of the target that it extends."""
+REBUILT = frozenset({"engine.plan", "engine.json"})
+"""An engine, and the record with its hash. A device may build them anew, so the manifest has no hashes of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def changed_files(directory: Path) -> tuple[str, ...]:
     """Return which files of the artifact in `directory` are not what its manifest says; none without a manifest."""
     try:
         files = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
-        hashes = {str(name): str(facts["sha256"]) for name, facts in files.items()}
+        hashes = {str(name): str(facts["sha256"]) for name, facts in files.items() if name not in REBUILT}
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -169,7 +171,7 @@ def write_artifact(
             "command": command,
             "versions": dict(ledger.versions),
             "files": {
-                path.relative_to(partial).as_posix(): {"sha256": hash_file(path), "size_bytes": path.stat().st_size}
+                path.relative_to(partial).as_posix(): _describe(path, partial)
                 for path in sorted(partial.rglob("*"))
                 if path.is_file()
             },
@@ -178,6 +180,11 @@ def write_artifact(
         sections = workshop.registry.observers.extend_report(str(partial))
         render_report(partial, [section for _, section in sections])
     return Artifact(directory, ledger)
+
+
+def _describe(file: Path, directory: Path) -> dict[str, object]:
+    facts: dict[str, object] = {"size_bytes": file.stat().st_size}
+    return facts if file.relative_to(directory).as_posix() in REBUILT else {"sha256": hash_file(file), **facts}
 
 
 def _write_validator(directory: Path, build: Build, lowered: Model, runner: Runner) -> None:
