@@ -27,8 +27,8 @@ from edgesmith_recovery.training.data import samples_of
 class Recover(Method[RecoverOptions]):
     """Trains the graph as it will be deployed against the model that the run started from.
 
-    Zeros, protected channels, shared weights and quantizers stay what they are. The result never answers worse on
-    held-out calibration data than what was given.
+    Zeros, protected channels, shared weights and quantizers stay what they are. The result never has a higher
+    loss on held-out calibration data than what was given.
     """
 
     def check(self, model: Model, context: Context[RecoverOptions]) -> Verdict:

@@ -68,7 +68,9 @@ def test_a_segment_computes_what_the_graph_does(name: str, request: pytest.Fixtu
     assert all(model.graph.initializers[each].const_value.size < 1000 for each in shared)
 
 
-def test_blocks_share_the_time(tiny_bert: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_share_the_time_also_of_a_run_that_goes_on(
+    tiny_bert: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = []
     start = Trainer.__init__
 
@@ -77,8 +79,40 @@ def test_blocks_share_the_time(tiny_bert: Model, monkeypatch: pytest.MonkeyPatch
         start(self, weights, objective, data, regime, **options)
 
     monkeypatch.setattr(Trainer, "__init__", watched)
-    recover(sparse(tiny_bert), context_for(tiny_bert, tokens(tiny_bert, 8), **BLOCKS | {"steps": 1, "minutes": 3}))
+    context = context_for(
+        tiny_bert, tokens(tiny_bert, 8), place=tmp_path / "state", **BLOCKS | {"steps": 1, "minutes": 3}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        Recover().apply(sparse(tiny_bert), replace(context, progress=Killed()))
+    assert given == [90.0]
+    Recover().apply(sparse(tiny_bert), context)
     assert given == [90.0, 90.0]
+
+
+def test_held_out_samples_of_a_block_count_alike(tiny_bert: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    start = Trainer.__init__
+
+    def watched(self, weights, objective, data, regime, **options):
+        sizes.append([size for _, size in data.held_out()])
+        start(self, weights, objective, data, regime, **options)
+
+    monkeypatch.setattr(Trainer, "__init__", watched)
+    recover(sparse(tiny_bert), context_for(tiny_bert, tokens(tiny_bert, 25), **BLOCKS | {"steps": 1, "held_out": 0.4}))
+    assert sizes == [[8, 2], [8, 2]]
+
+
+def test_the_report_says_how_many_blocks_ended_at_a_lower_rate(tiny_bert: Model) -> None:
+    # Steps of 0.1 for each weight ruin a block.
+    options = {"how": "blocks", "steps": 6, "warm_up": 0.0}
+    context = context_for(tiny_bert, tokens(tiny_bert, 16), **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RecoverOptions, "highest_rate", 0.1)
+        recover(sparse(tiny_bert, 0.05), context)
+    assert ", 2 of them at a lower rate than at first; " in context.notes.remarks[-1]
+    chosen = context_for(tiny_bert, tokens(tiny_bert, 16), learning_rate=0.1, **options)
+    recover(sparse(tiny_bert, 0.05), chosen)
+    assert "lower rate" not in chosen.notes.remarks[-1]
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("tiny_bert", "low-rank"), ("tiny_llama", "all")])

@@ -420,13 +420,13 @@ def test_mixed_precision_gives_nearly_the_same_loss_and_float_gradients(
 
 
 class Clock:
-    """A second passes each time somebody looks."""
+    """So many seconds pass each time somebody looks."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    def __init__(self, tick: float = 1.0) -> None:
+        self.now, self._tick = 0.0, tick
 
     def __call__(self) -> float:
-        self.now += 1.0
+        self.now += self._tick
         return self.now
 
 
@@ -442,7 +442,7 @@ class Numbers:
         return torch.from_numpy(samples(8, seed=key)["x"])
 
     def held_out(self):
-        yield torch.from_numpy(samples(8, seed=100)["x"])
+        yield torch.from_numpy(samples(8, seed=100)["x"]), 8
 
 
 def make_trainer(directory: Path | None, regime: Regime, clock: Clock | None = None) -> tuple[Trainer, TrainedWeights]:
@@ -473,25 +473,25 @@ class Killed(SilentProgress):
 STEADY = Regime(steps=30, seconds=None, learning_rate=1e-2, weight_decay=0.1, evaluations=7, checkpoint_steps=4)
 # The first score, behind 16 hundredths, is worse than the start; the next update lowers the rate.
 SLOWING = replace(STEADY, learning_rate=1.0, slows_down=True, checkpoint_steps=1)
+TIMED = replace(SLOWING, steps=None, seconds=40.0)
 
 
 @pytest.mark.parametrize(
-    ("regime", "after"), [(STEADY, 3), (STEADY, 37), (STEADY, 80), (SLOWING, 16), (SLOWING, 20), (SLOWING, 60)]
+    ("regime", "after"),
+    [(STEADY, 3), (STEADY, 37), (STEADY, 80), (SLOWING, 16), (SLOWING, 20), (SLOWING, 60), (TIMED, 50)],
 )
 def test_a_resumed_training_ends_with_the_same_bytes(tmp_path: Path, regime: Regime, after: int) -> None:
-    whole, expected = make_trainer(None, regime)
+    whole, expected = make_trainer(None, regime, Clock())
     advance = whole.run(SilentProgress(), "")
-    trainer, _ = make_trainer(tmp_path / "state", regime)
+    trainer, _ = make_trainer(tmp_path / "state", regime, Clock())
     with pytest.raises(KeyboardInterrupt):
         trainer.run(Killed(after), "")
-    again, found = make_trainer(tmp_path / "state", regime)
+    again, found = make_trainer(tmp_path / "state", regime, Clock())
     resumed = again.run(SilentProgress(), "")
     assert {name: leaf.numpy().tobytes() for name, leaf in found.merged().items()} == {
         name: leaf.numpy().tobytes() for name, leaf in expected.merged().items()
     }
-    timeless = {"seconds": 0.0, "score_seconds": 0.0, "all_score_seconds": 0.0}
-    assert replace(resumed, **timeless) == replace(advance, **timeless)
-    assert bool(advance.slowed) is regime.slows_down
+    assert resumed == advance and bool(advance.slowed) is regime.slows_down
 
 
 def test_a_rate_that_is_too_high_comes_down_until_something_is_gained() -> None:
@@ -526,15 +526,110 @@ def test_a_rate_that_nobody_chose_suits_a_model_that_is_nearly_right() -> None:
     assert "The learning rate came down to 1e-0" in context.notes.remarks[-1]
 
 
+def scripted(losses: list[float], **options) -> Trainer:
+    """Return a trainer that scores 1.0 at the start and these losses behind one update each, out of ten."""
+    trainer, _ = make_trainer(None, Regime(steps=10, seconds=None, learning_rate=1.0, slows_down=True, **options))
+    scores = iter([1.0, *losses])
+    trainer._score = lambda most=None: next(scores)
+    trainer._begin()
+    trainer._best = trainer._weights.copy_leaves()
+    for _ in losses:
+        trainer._update()
+        trainer._judge()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("losses", "warm_up", "too_fast"),
+    [
+        ([2.0], 0.0, True),
+        ([float("nan")], 0.0, True),
+        # The rate still rises.
+        ([2.0], 0.1, False),
+        ([2.0, 2.0], 0.1, True),
+        # Worse than the best, but no worse than the start.
+        ([0.5, 0.9], 0.0, False),
+        ([1.0], 0.0, False),
+    ],
+)
+def test_a_score_worse_than_the_start_is_that_of_a_rate_too_high(
+    losses: list[float], warm_up: float, too_fast: bool
+) -> None:
+    advance = scripted(losses, warm_up=warm_up)._advance
+    assert advance.too_fast is too_fast and advance.slowed == 0
+    # Scores in the warm-up, better ones, and those that lower the rate do not count.
+    assert advance.worse == (losses in ([0.5, 0.9], [1.0]))
+
+
+def test_scores_that_lower_the_rate_do_not_end_the_training() -> None:
+    # A score no better than the best counts, until the rate it was made at is given up.
+    advance = scripted([0.5, 0.9, 2.0, 0.9], warm_up=0.0)._advance
+    assert (advance.slowed, advance.worse, advance.best_step) == (1, 1, 1)
+    # After four lower rates that bring nothing, every score counts.
+    advance = scripted([2.0] * 7, warm_up=0.0)._advance
+    assert (advance.slowed, advance.worse, advance.too_fast) == (4, 3, False)
+
+
+def test_a_training_of_little_patience_lowers_the_rate_before_it_stops() -> None:
+    trainer, _ = make_trainer(None, Regime(steps=40, seconds=None, learning_rate=10.0, slows_down=True, patience=1))
+    assert trainer.run(SilentProgress(), "").best_step and trainer.learning_rate < 10.0
+
+
 @settings(max_examples=20, deadline=None)
 @given(count=st.integers(2, 90), batch=st.integers(1, 12))
 def test_held_out_samples_count_alike(count: int, batch: int) -> None:
     split = split_samples(count, 0.4, 1, seed=0)
     batches = SampleBatches(ArraySource(samples(count)), split, batch, None, 0)
-    found = [each.inputs["x"] for each in batches.held_out()]
-    sizes = [len(each) for each in found]
-    assert max(sizes) <= batch and max(sizes) - min(sizes) <= 1
-    assert np.array_equal(np.concatenate(found), samples(count)["x"][split.held_out])
+    found = [(each.inputs["x"], size) for each, size in batches.held_out()]
+    assert all(len(inputs) == size <= batch for inputs, size in found)
+    chosen = samples(count)["x"][split.held_out]
+    assert np.array_equal(np.concatenate([inputs for inputs, _ in found]), chosen)
+    trainer, _ = make_trainer(None, STEADY)
+    trainer._data, trainer._objective = batches, lambda each, deployed: each.inputs["x"].mean()
+    assert trainer._score() == pytest.approx(chosen.mean(), abs=1e-6)
+
+
+class DearScores:
+    """Sixty-four samples to decide by, two at a time, each pair a second."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds, self.scored = clock, seconds, []
+
+    count, order, load = Numbers.count, Numbers.order, Numbers.load
+
+    def held_out(self):
+        self.scored.append(0)
+        for pair in range(32):
+            self.scored[-1] += 2
+            self.clock.now += self.seconds
+            yield torch.from_numpy(samples(2, seed=100 + pair)["x"]), 2
+
+
+@pytest.mark.parametrize("pair_seconds", [0.0, 1.0, 3.0])
+def test_dear_scores_still_notice_a_rate_that_is_too_high(pair_seconds: float) -> None:
+    clock = Clock(tick=0.0)
+    regime = Regime(steps=None, seconds=600.0, learning_rate=10.0, slows_down=True)
+    trainer, _ = make_trainer(None, regime, clock)
+    update = trainer._update
+    trainer._update = lambda: (setattr(clock, "now", clock.now + 4.0), update())
+    data = trainer._data = DearScores(clock, pair_seconds)
+    advance = trainer.run(SilentProgress(), "")
+    # All at the start and at the end, and sixteen samples on the way.
+    assert [data.scored[0], data.scored[-1]] == [64, 64] and set(data.scored[1:-1]) == {16}
+    # The last update, or the score behind it, may end so much late.
+    assert clock.now <= 600 + max(4, 8 * pair_seconds)
+    assert advance.slowed > 1 and advance.best_loss == trainer._score() < 0.9 * advance.start_loss
+
+
+def test_what_looked_better_on_the_way_must_be_so_on_all_that_is_held_out() -> None:
+    trainer, weights = make_trainer(None, Regime(steps=None, seconds=50.0, learning_rate=1e-2), Clock())
+    before = {name: leaf.clone() for name, leaf in weights.copy_leaves().items()}
+    losses = iter([1.0 - 0.01 * number for number in range(30)])
+    trainer._score = lambda most=None: 1.0 if most is None else next(losses)
+    advance = trainer.run(SilentProgress(), "")
+    assert advance.probe_best < advance.probe_start and advance.step > 10
+    assert (advance.best_step, advance.best_loss) == (0, 1.0)
+    assert all(torch.equal(leaf, before[name]) for name, leaf in weights.leaves.items())
 
 
 def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path) -> None:
@@ -552,9 +647,11 @@ def test_time_ends_a_training_and_the_rate_falls_to_its_end() -> None:
     rates = []
     trainer._optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
     advance = trainer.run(SilentProgress(), "")
-    # A second per update and one per score, of which one is at the start and one kept for the end; another two make a
-    # fifth of the time, the most that scores may take. So sixteen updates are left.
-    assert advance.step == len(rates) == 16 and advance.seconds == 20
+    # The clock is looked at three times behind the first while the start is scored, and as much is kept for the end. Of
+    # the 14 seconds between, three would be more than a fifth, the most that scores on the way may take. So twelve
+    # updates are left, and a score of the last.
+    assert advance.around_seconds == 6 and advance.seconds == 15
+    assert advance.step == len(rates) == 12 and advance.probing_seconds == 3
     assert rates[-1] < 0.1 * max(rates) and max(rates) > 0.8e-2
 
 

@@ -91,11 +91,12 @@ class RecoverOptions(Selection):
         le=0.5,
         description="Share of the calibration data, at most 64 samples, that is not trained on and decides.",
     )
-    evaluations: int = Field(default=20, ge=1, description="How often the held-out share is scored.")
+    evaluations: int = Field(default=20, ge=1, description="How often the held-out share is scored, at most.")
     patience: int = Field(
         default=6,
         ge=1,
-        description="Stop after so many scores in a row, the warm-up left out, that are no better than the best.",
+        description="Stop after so many scores in a row that are no better than the best; those in the warm-up and at "
+        "rates that were given up do not count.",
     )
     checkpoint_steps: int = Field(default=200, ge=1, description="Updates between two checkpoints.")
     samples: int | None = Field(default=None, ge=2, description="Largest number of calibration samples to use.")

@@ -60,7 +60,8 @@ def train_blocks(
     owned = _owned(result, pairs, weights, context)
     walks = {name: _Walk(result, source.ir, pairs, part, batch_size, context) for name, part in parts.items()}
     advances = []
-    share = 1 / max(sum(map(bool, owned[done:])), 1)
+    # Of all blocks, so that a resumed run gives each what it would have had.
+    share = 1 / max(sum(map(bool, owned)), 1)
     with torch_threads(context.threads):
         for index in context.progress.track(range(len(pairs)), "training blocks", len(pairs)):
             batches = {name: walk.prepare(index) for name, walk in walks.items()}
@@ -115,9 +116,11 @@ class _Batches:
         """Return one of them."""
         return _read(self._files[key])
 
-    def held_out(self) -> Iterator[Mapping[str, Array]]:
-        """Yield the batches to decide by."""
-        return map(_read, self._held_out)
+    def held_out(self) -> Iterator[tuple[Mapping[str, Array], int]]:
+        """Yield the batches to decide by, each with its number of samples."""
+        for path in self._held_out:
+            batch = _read(path)
+            yield batch, len(next(iter(batch.values())))
 
 
 class _BlockError:

@@ -58,12 +58,12 @@ class SampleBatches:
         """Return the batch of these samples."""
         return self._cut(next(iter(self._source.select(samples).batches(samples.size))))
 
-    def held_out(self) -> Iterator[Batch]:
-        """Yield the held-out samples."""
-        # Batches of one size, so that their mean is that of the samples, or nearly.
+    def held_out(self) -> Iterator[tuple[Batch, int]]:
+        """Yield the held-out samples in batches, each with its number of samples."""
         held_out = self._split.held_out
-        for part in np.array_split(held_out, -(-held_out.size // self._batch_size)):
-            yield self.load(part)
+        for start in range(0, held_out.size, self._batch_size):
+            samples = held_out[start : start + self._batch_size]
+            yield self.load(samples), samples.size
 
     def _cut(self, batch: Batch) -> Batch:
         if self._padding is None:

@@ -15,10 +15,14 @@ from edgesmith_recovery.training.checkpoint import Checkpoint
 from edgesmith_recovery.training.weights import TrainedWeights
 
 Key = TypeVar("Key")
-# With a time limit, scores on the way may take so much of it; more would be a training that only looks at itself.
-_SCORING_SHARE = 0.2
+# With a time limit, so many held-out samples are scored on the way. All would be so dear that there were too few scores
+# to notice a rate that is too high.
+_PROBE_SAMPLES = 16
+# And so much of the time may that take; more would be a training that only looks at itself.
+_PROBING_SHARE = 0.2
 # Rates that suit a badly damaged model and one that is nearly right lie two powers of ten apart.
 _SLOWER = 10.0
+_MOST_SLOWED = 4
 
 Item = TypeVar("Item")
 ItemOut = TypeVar("ItemOut", covariant=True)
@@ -41,8 +45,8 @@ class TrainingData(Protocol[Key, ItemOut]):
         """Return one of them."""
         ...
 
-    def held_out(self) -> Iterator[ItemOut]:
-        """Yield the batches to decide by."""
+    def held_out(self) -> Iterator[tuple[ItemOut, int]]:
+        """Yield the batches to decide by, each with its number of samples."""
         ...
 
 
@@ -74,15 +78,16 @@ class Regime:
     patience: int = 6
     checkpoint_steps: int = 200
 
-    def progress(self, step: float, seconds: float) -> float:
+    def progress(self, step: float, seconds: float, around: float) -> float:
         """Return the share of the training that is done, by whichever limit is nearer.
 
         Args:
             step: Updates so far.
-            seconds: Time that it takes to be done now, the last score included.
+            seconds: Time of the training so far.
+            around: Time that the scores before and behind it take.
         """
         by_steps = step / self.steps if self.steps else 0.0
-        by_time = seconds / self.seconds if self.seconds else 0.0
+        by_time = 0.0 if self.seconds is None else seconds / max(self.seconds - around, 1e-9)
         return min(max(by_steps, by_time), 1.0)
 
 
@@ -92,31 +97,34 @@ class Advance:
 
     step: int = 0
     seconds: float = 0.0
+    """Time of the updates and of the scores between them."""
+    around_seconds: float = 0.0
+    """Time of the scores at the start and at the end, which take equally long."""
     start_loss: float = 0.0
     best_loss: float = 0.0
     best_step: int = 0
+    probe_start: float = 0.0
+    """Loss at the start on what is scored on the way."""
+    probe_best: float = 0.0
+    probe_seconds: float = 0.0
+    """Time of the latest score on the way."""
+    probing_seconds: float = 0.0
+    """Time of all of them."""
     scored_step: int = 0
     scores: int = 0
-    score_seconds: float = 0.0
-    """Time of the latest score."""
-    all_score_seconds: float = 0.0
     worse: int = 0
-    """Scores in a row that are no better than the best."""
+    """Scores in a row, those that lower the rate left out, that are no better than the best."""
     too_fast: bool = False
     """Whether the latest score asks for a lower rate."""
     slowed: int = 0
     """How often the rate was lowered."""
 
-    @property
-    def needed(self) -> float:
-        """Seconds that it takes to be done now: those that have passed, and those of a last score."""
-        return self.seconds + self.score_seconds
-
 
 class Trainer(Generic[Key, Item]):
     """Trains until the budget is used up or scores no longer improve, and ends with the best state that was scored.
 
-    The state at the start is one of them, so the held-out score is never worse afterwards.
+    With a time limit only some held-out samples are scored on the way. All of them are scored at the start and at the
+    end, where the start comes back if it is no worse than the best state: the held-out score never gets worse.
 
     Args:
         weights: What is trained.
@@ -146,6 +154,7 @@ class Trainer(Generic[Key, Item]):
             {"params": [leaf for leaf in leaves if id(leaf) not in decaying], "weight_decay": 0.0},
         ]
         self._optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=regime.learning_rate)
+        self._most_probed = None if regime.seconds is None else _PROBE_SAMPLES
         self._advance = Advance()
         self._best: dict[str, Tensor] = {}
         self._order: Sequence[Key] = ()
@@ -162,26 +171,28 @@ class Trainer(Generic[Key, Item]):
         Raises:
             StepError: The loss is not finite from the start.
         """
+        start = self._weights.copy_leaves()
         if not self._resume():
-            self._advance.start_loss = self._advance.best_loss = self._timed_score()
-            self._best = self._weights.copy_leaves()
-            _require_finite(self._advance.start_loss)
+            self._best = start
+            self._begin()
         for _ in progress.track(self._percents(), description, total=100):
             pass
         if self._advance.scored_step != self._advance.step:
             self._judge()
         self._weights.load_leaves(self._best)
+        if self._advance.best_step and not self._gained():
+            self._weights.load_leaves(start)
         return self._advance
 
     def _percents(self) -> Iterator[int]:
         """Train, and yield each time another hundredth is done."""
         advance, regime, shown = self._advance, self._regime, 0
-        done = regime.progress(advance.step, advance.needed)
+        done = self._progress(advance.step)
         while done < 1 and advance.worse < regime.patience:
             began = self._clock()
             self._update()
             advance.seconds += self._clock() - began
-            done = regime.progress(advance.step, advance.needed)
+            done = self._progress(advance.step)
             if int(done * regime.evaluations) > advance.scores and self._may_score():
                 advance.scores = int(done * regime.evaluations)
                 self._judge()
@@ -196,7 +207,7 @@ class Trainer(Generic[Key, Item]):
         if self._advance.too_fast:
             self._slow_down()
         # The rate is that of the middle of the update, so that neither the first nor the last has none.
-        progress = regime.progress(self._advance.step + 0.5, self._advance.needed)
+        progress = self._progress(self._advance.step + 0.5)
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate * rate_factor(progress, regime.warm_up, regime.decay)
         for part in range(regime.accumulate):
@@ -217,40 +228,72 @@ class Trainer(Generic[Key, Item]):
             self._epoch, self._order = epoch, self._data.order(epoch)
         return self._data.load(self._order[place])
 
+    def _progress(self, step: float) -> float:
+        return self._regime.progress(step, self._advance.seconds, self._advance.around_seconds)
+
     def _may_score(self) -> bool:
         advance = self._advance
-        spent = advance.all_score_seconds + advance.score_seconds
-        return self._regime.seconds is None or spent <= _SCORING_SHARE * (advance.seconds + advance.score_seconds)
+        spent = advance.probing_seconds + advance.probe_seconds
+        return self._regime.seconds is None or spent <= _PROBING_SHARE * (advance.seconds + advance.probe_seconds)
 
-    def _timed_score(self) -> float:
+    def _score(self, most: int | None = None) -> float:
+        """Return the loss on held-out samples, of all or of the first batches with at least so many."""
+        losses, sizes = [], []
+        with torch.no_grad():
+            for batch, size in self._data.held_out():
+                losses.append(size * float(self._objective(batch, deployed=True)))
+                sizes.append(size)
+                if most is not None and sum(sizes) >= most:
+                    break
+        return sum(losses) / sum(sizes)
+
+    def _probe(self) -> float:
+        """Return the loss on what is scored on the way, and note how long it takes."""
         began = self._clock()
-        loss = self._score()
-        self._advance.score_seconds = self._clock() - began
-        self._advance.all_score_seconds += self._advance.score_seconds
-        self._advance.seconds += self._advance.score_seconds
+        loss = self._score(self._most_probed)
+        self._advance.probe_seconds = self._clock() - began
         return loss
 
-    def _score(self) -> float:
-        with torch.no_grad():
-            losses = [float(self._objective(batch, deployed=True)) for batch in self._data.held_out()]
-        return sum(losses) / len(losses)
+    def _begin(self) -> None:
+        """Score the start."""
+        advance, began = self._advance, self._clock()
+        advance.start_loss = advance.best_loss = self._score()
+        _require_finite(advance.start_loss)
+        advance.probe_start = advance.start_loss if self._most_probed is None else self._probe()
+        advance.probe_best = advance.probe_start
+        advance.around_seconds = 2 * (self._clock() - began)
 
     def _judge(self) -> None:
-        advance, loss = self._advance, self._timed_score()
+        """Score what the last update left, and note whether it is the best so far, or the rate too high."""
+        advance, regime, loss = self._advance, self._regime, self._probe()
+        advance.seconds += advance.probe_seconds
+        advance.probing_seconds += advance.probe_seconds
         advance.scored_step = advance.step
-        if loss < advance.best_loss:
-            advance.best_loss, advance.best_step, advance.worse = loss, advance.step, 0
+        if loss < advance.probe_best:
+            advance.probe_best, advance.best_step, advance.worse = loss, advance.step, 0
             self._best = self._weights.copy_leaves()
-        elif self._regime.progress(advance.step, advance.needed) > self._regime.warm_up:
-            advance.worse += 1
-            advance.too_fast = self._regime.slows_down and not loss <= advance.start_loss
+        elif self._progress(advance.step) > regime.warm_up:
+            # A loss that is no number is worse, too.
+            worse_than_start = not loss <= advance.probe_start
+            advance.too_fast = regime.slows_down and worse_than_start and advance.slowed < _MOST_SLOWED
+            advance.worse += not advance.too_fast
+
+    def _gained(self) -> bool:
+        """Return whether the best state is better than the start on all that is held out."""
+        advance = self._advance
+        loss = advance.probe_best if self._most_probed is None else self._score()
+        if not loss < advance.start_loss:
+            advance.best_step = 0
+            return False
+        advance.best_loss = loss
+        return True
 
     def _slow_down(self) -> None:
         """Go back to the best state. What the optimizer has gathered since belongs to worse ones, so it starts anew."""
         self._weights.load_leaves(self._best)
         self._optimizer.state.clear()
         self._advance.slowed += 1
-        self._advance.too_fast = False
+        self._advance.worse, self._advance.too_fast = 0, False
 
     def _save(self) -> None:
         tensors = {f"leaf.{name}": leaf for name, leaf in self._weights.leaves.items()}
