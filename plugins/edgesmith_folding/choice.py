@@ -13,7 +13,7 @@ from edgesmith_folding.finding.places import Place, runs
 from edgesmith_folding.options.removal import RemoveBlocksOptions
 from edgesmith_folding.running.judge import Judge
 from edgesmith_folding.running.streams import Streams
-from edgesmith_folding.scores.greedy import greedy, lowest, lowest_run
+from edgesmith_folding.scores.greedy import best_runs, greedy, lowest
 from edgesmith_folding.scores.ranks import kendall_tau
 
 
@@ -76,16 +76,13 @@ def choose(options: RemoveBlocksOptions, ground: Ground) -> Choice:
 
 
 def _by_angle(ground: Ground) -> Choice:
-    """Return the run of least angular distance, or several where none is as long as what goes."""
-    left, found = dict(ground.candidates), dict[tuple[int, ...], float]()
-    while left and (missing := ground.count - sum(map(len, found))):
-        longest = max(len(run) for run in runs(left, left))
-        distances = ground.streams.distances(left, min(missing, longest))
-        run = lowest_run(distances)
-        found[run] = distances[run]
-        left = {number: place for number, place in left.items() if number not in run}
-    listed = ", ".join(f"blocks {run[0]} to {run[-1]} {distance:.4f}" for run, distance in found.items())
-    return Choice(tuple(sorted(number for run in found for number in run)), f"Angular distance: {listed}.")
+    """Return the run of least angular distance; where none is as long as what goes, the fewest of the least sum."""
+    longest = max(len(run) for run in runs(ground.candidates, ground.candidates))
+    lengths = [ground.count] if ground.count <= longest else range(1, longest + 1)
+    distances = ground.streams.distances(ground.candidates, lengths)
+    found = best_runs(distances, ground.count)
+    listed = ", ".join(f"blocks {run[0]} to {run[-1]} {distances[run]:.4f}" for run in found)
+    return Choice(tuple(number for run in found for number in run), f"Angular distance: {listed}.")
 
 
 def _lowest(what: str, scores: Mapping[int, float], count: int) -> Choice:

@@ -19,7 +19,7 @@ from edgesmith_folding.running.chain import BlockChain
 from edgesmith_folding.running.judge import Judge, language_model_of
 from edgesmith_folding.running.streams import Streams
 from edgesmith_folding.scores.directions import angular_distance, block_influence, cosines, last_shown
-from edgesmith_folding.scores.greedy import greedy, lowest, lowest_run
+from edgesmith_folding.scores.greedy import best_runs, greedy, lowest
 from edgesmith_folding.scores.losses import next_token_loss, squared_error
 
 
@@ -73,7 +73,16 @@ def test_greedy_measures_anew_after_each_removal():
     assert [block for block, _ in greedy(2, losses)] == [1, 3]
     assert len(greedy(9, losses)) == 3
     assert lowest({4: float("nan"), 5: 2.0, 6: 2.0}, 2) == (5, 6)
-    assert lowest_run({(1, 2): 0.5, (2, 3): 0.1, (3, 4): 0.1}) == (2, 3)
+
+
+def test_as_few_runs_as_can_be_go_and_of_those_the_nearest():
+    assert best_runs({(1, 2): 0.5, (2, 3): 0.1, (3, 4): 0.1}, 2) == ((2, 3),)
+    # Two streams of three blocks each. The whole of one is dear, and single blocks would be cheap.
+    runs = {(0,): 0.1, (1,): 0.1, (2,): 0.1, (3,): 0.1, (4,): 0.2, (5,): 0.3}
+    runs |= {(0, 1): 0.3, (1, 2): 0.2, (3, 4): 0.3, (4, 5): 0.2, (0, 1, 2): 0.9, (3, 4, 5): 0.8}
+    assert best_runs(runs, 4) == ((1, 2), (4, 5))
+    assert best_runs(runs, 5) == ((1, 2), (3, 4, 5))
+    assert best_runs(runs, 6) == ((0, 1, 2), (3, 4, 5))
 
 
 # Tokens here are random, so the loss of a language model may fall without a block that works: scores by loss are tried
@@ -99,7 +108,7 @@ def test_a_block_that_does_nothing_goes_first(name, score, idle):
 
 
 def test_angular_takes_several_runs_where_none_is_long_enough():
-    """Block 2 stays, so no run has three blocks; of what is left behind the best run of two the idle block goes."""
+    """Block 2 stays, so no run has three blocks: two and one go, all of them idle."""
     model = without_effect(deep("llama"), (0, 1, 4))
     removed, notes = remove_with_notes(model, inputs_of(model), score="angular", count=3, protect_blocks=(2,))
     assert gone(removed) == [0, 1, 4]
@@ -117,7 +126,7 @@ def test_the_angle_of_a_causal_model_is_that_of_the_last_token(cached, tmp_path)
     structure = find_structure(model.ir)
     places = {place.number: place for place in find_places(model.ir, structure)}
     streams = Streams(model.ir, ArraySource(data), tmp_path, 2, causal=True, mask="attention_mask" if cached else None)
-    distances = streams.distances(places, 1)
+    distances = streams.distances(places, [1])
     assert len(distances) == len(places)
     for (number,), distance in distances.items():
         names = [places[number].block.input, places[number].block.output]

@@ -41,12 +41,12 @@ class Streams:
         means = totals / np.maximum(tokens, 1)
         return {place.number: float(mean) for place, mean in zip(places, means, strict=True)}
 
-    def distances(self, places: Mapping[int, Place], length: int) -> dict[tuple[int, ...], float]:
-        """Return the angular distance over each run of `length` blocks, mean over samples.
+    def distances(self, places: Mapping[int, Place], lengths: Iterable[int]) -> dict[tuple[int, ...], float]:
+        """Return the angular distance over each run of so many blocks, for each of some lengths, mean over samples.
 
         It is that of the last token that is not padding where later tokens are not seen, and of all tokens elsewhere.
         """
-        starts = [tuple(range(first, first + length)) for first in places]
+        starts = [tuple(range(first, first + length)) for length in lengths for first in places]
         whole = [run for run in starts if set(run) <= set(places) and len(runs(run, places)) == 1]
         totals = dict.fromkeys(whole, 0.0)
         samples = 0

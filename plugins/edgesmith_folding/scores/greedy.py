@@ -1,4 +1,4 @@
-"""The greedy order of SLEB. Nothing here knows a graph."""
+"""The greedy order of SLEB, and the best of single blocks and of runs. Nothing here knows a graph."""
 
 from collections.abc import Callable, Mapping
 
@@ -27,6 +27,22 @@ def lowest(scores: Mapping[int, float], count: int) -> tuple[int, ...]:
     return tuple(sorted(scores, key=lambda block: (scores[block] != scores[block], scores[block], block))[:count])
 
 
-def lowest_run(distances: Mapping[tuple[int, ...], float]) -> tuple[int, ...]:
-    """Return the run of the least distance; of equal ones the earlier."""
-    return min(distances, key=lambda run: (distances[run], run))
+def best_runs(distances: Mapping[tuple[int, ...], float], count: int) -> tuple[tuple[int, ...], ...]:
+    """Return runs that hold `count` blocks in all: the fewest, of those the nearest, of equal ones the earlier.
+
+    Args:
+        distances: How far each run turns the stream, by its blocks. Any part of a run that is shorter is there too,
+            unless one run holds `count` blocks.
+        count: Number of blocks to remove.
+    """
+    first, last = min(run[0] for run in distances), max(run[-1] for run in distances)
+    # The best plan for each number of blocks, of runs up to a block: number of runs, sum of their distances, runs.
+    plans: dict[int, dict[int, tuple[int, float, tuple[tuple[int, ...], ...]]]] = {first - 1: {0: (0, 0.0, ())}}
+    for block in range(first, last + 1):
+        plans[block] = dict(plans[block - 1])
+        for run in (run for run in distances if run[-1] == block):
+            for held, (number, total, chosen) in plans[run[0] - 1].items():
+                plan, size = (number + 1, total + distances[run], (*chosen, run)), held + len(run)
+                if size <= count and (size not in plans[block] or plan < plans[block][size]):
+                    plans[block][size] = plan
+    return plans[last][count][2]
