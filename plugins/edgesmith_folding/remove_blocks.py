@@ -79,6 +79,12 @@ class RemoveBlocks(Method[RemoveBlocksOptions]):
         if not chosen:
             return model.with_ir(folded)
         context.notes.remark(f"Removed {len(chosen)} of {len(places)} blocks: {', '.join(map(str, chosen))}.")
+        slots = [cache for number in chosen for cache in places[number].caches]
+        if slots:
+            gone = ", ".join(f"{cache.input.name}, {cache.output.name}" for cache in slots)
+            context.notes.remark(
+                f"Their slots of the cache went, inputs and outputs: {gone}. All others keep their names."
+            )
         if choice.gates and options.fold_gates:
             fold_gates(folded.graph, choice.gates, places)
         parts = runs(chosen, places)
@@ -256,6 +262,5 @@ def _report(sites: list[Site], solutions: list[Solution]) -> str:
     parts = []
     for site, solution in zip(sites, solutions, strict=True):
         errors = f"{solution.before:.2%} to {solution.after:.2%}"
-        form = "folded, no new node" if site.folded else "one MatMul"
-        parts.append(f"{site.place} ({form}): {errors}" + ("" if solution.better else ", left as it was"))
+        parts.append(f"{site.place} ({site.form}): {errors}" + ("" if solution.better else ", left as it was"))
     return "Error on samples held out, as a share of what each layer should add: " + "; ".join(parts) + "."

@@ -1,11 +1,13 @@
 """Least squares in place of removed blocks: exact where it can be, taken only where it helps, and never more nodes."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from tests.folding.folding_models import BLOCKS, arrays_of, deep, inputs_of, remove, remove_with_notes, without_effect
 from tests.small_graphs import operators, run
 
 from edgesmith.execution.reference import ReferenceSession
+from edgesmith.graph.edit import GraphEditor
 from edgesmith.graph.structure import find_structure
 from edgesmith_calibration.moments import MomentsObserver
 from edgesmith_folding.compensation.solve import best_solution, in_units_of, solve, without_constant
@@ -78,6 +80,17 @@ def test_folding_adds_no_product_and_changes_one_projection(name):
     assert any("output projection of block 1 (folded, no new node)" in remark for remark in notes.remarks)
 
 
+def test_a_projection_without_bias_gets_an_add_and_the_report_says_so():
+    model = deep("llama").clone()
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    GraphEditor(model.graph).bypass(values[find_structure(model.ir).blocks[1].mlps[0].down.output].producer())
+    data = inputs_of(model, 16)
+    plain = remove(model, blocks=(2,), compensation="none")
+    folded, notes = remove_with_notes(model, data, blocks=(2,), compensation="folded")
+    assert operators(folded)["Add"] == operators(plain)["Add"] + 1
+    assert "output projection of block 1 (folded, one Add)" in notes.remarks[-1]
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt", "llama", "vit"])
 def test_a_product_is_one_matmul_for_each_run(name):
     model = deep(name)
@@ -93,7 +106,7 @@ def test_a_product_is_one_matmul_for_each_run(name):
 def test_nothing_can_be_folded_before_a_norm_or_before_the_first_block():
     bert = deep("bert")
     _, notes = remove_with_notes(bert, inputs_of(bert), blocks=(2,))
-    assert "product in place of block 2 (one MatMul)" in notes.remarks[-1]
+    assert "product in place of block 2 (one MatMul, one Add)" in notes.remarks[-1]
     gpt = deep("gpt")
     data = inputs_of(gpt)
     _, notes = remove_with_notes(gpt, data, blocks=(0,), compensation="folded")

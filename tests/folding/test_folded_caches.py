@@ -29,7 +29,7 @@ ROUNDING = 1e-4
 def test_removed_blocks_lose_their_slots_and_decoding_equals_the_full_forward(kind, form, blocks):
     model = cached_decoder(kind, form)
     before = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-    result, _ = remove_with_notes(model, blocks=blocks, compensation="none")
+    result, notes = remove_with_notes(model, blocks=blocks, compensation="none")
     slots = 1 if form == "stacked" else 2
     assert block_count(result) == BLOCKS - len(blocks)
     assert len(find_caches(result.ir)) == slots * (BLOCKS - len(blocks))
@@ -37,6 +37,8 @@ def test_removed_blocks_lose_their_slots_and_decoding_equals_the_full_forward(ki
     gone = {f"in{2 * n + i}" for n in blocks for i in range(slots)}
     gone |= {f"out{2 * (BLOCKS - n) + i}" for n in blocks for i in range(slots)}
     assert before - {value.name for value in (*result.graph.inputs, *result.graph.outputs)} == gone
+    named = notes.remarks[1].removeprefix("Their slots of the cache went, inputs and outputs: ").split(". ")[0]
+    assert set(named.split(", ")) == gone
     assert not [name for name in arrays_of(result) if name.startswith(tuple(f"block{n}." for n in blocks))]
     if form != "stacked":
         np.testing.assert_allclose(decode(result, TOKENS, (5, 1, 1, 4, 1)), logits_of(result, TOKENS), atol=ROUNDING)

@@ -37,6 +37,14 @@ class Site:
     """Whether the stored weight is [outputs, inputs]."""
 
     @property
+    def form(self) -> str:
+        """How it is written and what that added to the graph, for people."""
+        if not self.folded:
+            return "one MatMul, one Add"
+        added = not self.own_bias and any(node.op_type == "Add" for node, _ in self.bias.uses())
+        return "folded, one Add" if added else "folded, no new node"
+
+    @property
     def matrix(self) -> Float64:
         """The layer, [inputs + 1, outputs]; the last row is the bias."""
         weight = np.asarray(constant_value(self.weight), np.float64)

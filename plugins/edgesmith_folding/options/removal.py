@@ -58,8 +58,9 @@ class RemoveBlocksOptions(BaseModel):
     compensation: Compensation = Field(
         default="auto",
         description="What makes up for a removed run, by least squares. folded: the output projection before it is "
-        "solved anew, where that is exact; no new node. product: one MatMul in place of the run. auto: folded, and a "
-        "MatMul where nothing can be folded. Taken only where the error on samples held out falls.",
+        "solved anew, where that is exact; no new node but an Add where it had no bias. product: one MatMul and one "
+        "Add in place of the run. auto: folded, and product where nothing can be folded. Taken only where the error on "
+        "samples held out falls.",
     )
     repair_blocks: int = Field(
         default=0,
