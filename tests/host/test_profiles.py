@@ -8,7 +8,17 @@ import pytest
 from edgesmith.errors import TargetError
 from edgesmith.host.loader import load_registry
 from edgesmith.host.targets import find_target
-from edgesmith.profile import extend, load_profile, parse_profile, read_facts
+from edgesmith.profile import (
+    Device,
+    Formats,
+    PowerMode,
+    Profile,
+    Runtime,
+    extend,
+    load_profile,
+    parse_profile,
+    read_facts,
+)
 
 SHIPPED = "edgesmith_tensorrt:profiles/jetson-orin-nano.toml"
 
@@ -87,6 +97,32 @@ def test_a_fact_that_a_user_changes_does_not_keep_the_source_of_the_other_one(re
     assert target.profile.formats.source == base.formats.source
     _, cited = find_target(registry, str(write(tmp_path, text + 'source = "Our data sheet"\n')))
     assert cited.profile.device.source == "Our data sheet"
+
+
+def test_runtimes_of_a_user_without_a_source_are_cited_as_the_file(registry, tmp_path):
+    runtimes = '[[runtimes]]\nname = "TensorRT"\nversions = ">=10,<11"\nopset = 21\n'
+    both = BOARD + runtimes + runtimes + 'source = "Our data sheet"\n'
+    _, target = find_target(registry, str(write(tmp_path, both)))
+    sources = [each.source for each in target.profile.runtimes]
+    assert sources == ["my-board.toml says name, versions, opset", "Our data sheet"]
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "expected", "fix"),
+    [
+        ("[device]\nmemory_byte = 4\n", "device.memory_byte", Device, "Did you mean `memory_bytes`?"),
+        ("[[runtimes]]\nnames = 'TensorRT'\n", "runtimes.0.name", Runtime, "Correct it"),
+        ("[formats]\nhardware = ['int3']\n", "formats.hardware.0", Formats, "Correct it"),
+        ("[[power.modes]]\nname = '7W'\nwatt = 7\n", "power.modes.0.watt", PowerMode, "Did you mean `watts`?"),
+        ("[alignments]\nint8 = 4\n", "alignments", Profile, "Did you mean `alignment`?"),
+    ],
+)
+def test_a_wrong_field_is_answered_with_those_of_its_table(registry, tmp_path, text, field, expected, fix):
+    with pytest.raises(TargetError) as error:
+        find_target(registry, str(write(tmp_path, BOARD + text)))
+    assert f", {field}:" in error.value.what
+    assert error.value.expected == f"the fields {', '.join(expected.model_fields)}"
+    assert fix in error.value.fix
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,16 @@ A profile is a TOML file. Plugins ship one per device; users add their own, whic
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgesmith.errors import TargetError
+from edgesmith.host.names import suggest
 
 Format = Literal["float32", "float16", "bfloat16", "int8", "uint8", "int4-weights", "int2-weights", "float8", "float4"]
 
@@ -219,16 +220,28 @@ def parse_profile(facts: Mapping[str, Any], location: str | Path) -> Profile:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the top level"
+        fields = _fields_at(first["loc"])
+        unknown = first["type"] == "extra_forbidden"
         raise TargetError(
             f"In profile {location}, {place}: {first['msg'].lower()}.",
-            expected=f"the fields {', '.join(Profile.model_fields)}, each table with its source",
+            expected=f"the fields {', '.join(fields)}",
             why="A misread fact would produce an artifact that the device cannot run.",
-            fix="Correct that field; docs/targets/tensorrt.md lists all of them.",
+            fix=suggest(str(first["loc"][-1]), fields) if unknown else "Correct it as docs/targets/tensorrt.md says.",
         ) from error
 
 
+def _fields_at(place: tuple[int | str, ...]) -> Iterable[str]:
+    """Return the fields of the table in which `place` lies; a list holds tables of one kind."""
+    table: type[BaseModel] = Profile
+    for part in place[:-1]:
+        kind = table.model_fields[part].annotation if part in table.model_fields else None
+        tables = [each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, BaseModel)]
+        table = tables[0] if tables else table
+    return table.model_fields
+
+
 def with_sources(facts: Mapping[str, Any], changes: Mapping[str, Any], location: str | Path) -> dict[str, Any]:
-    """Return `facts` with a source of their own for tables in which `changes` gives facts and no source.
+    """Return `facts` with a source of their own for tables, also in lists, where `changes` gives facts and no source.
 
     Args:
         facts: A profile with the changes in it.
@@ -240,6 +253,11 @@ def with_sources(facts: Mapping[str, Any], changes: Mapping[str, Any], location:
         if isinstance(table, Mapping) and table and "source" not in table and isinstance(sourced.get(name), Mapping):
             rest = f"; all else: {sourced[name]['source']}" if "source" in sourced[name] else ""
             sourced[name] = {**sourced[name], "source": f"{Path(location).name} says {', '.join(table)}{rest}"}
+        if isinstance(table, list):  # Such a list replaces the other as a whole.
+            sourced[name] = [
+                {"source": f"{Path(location).name} says {', '.join(each)}", **each} if isinstance(each, dict) else each
+                for each in table
+            ]
     return sourced
 
 
