@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgesmith.execution.sample import sample_inputs
-from edgesmith.execution.unpadded import UnpaddedSource, find_mask, used_length, without_padding
+from edgesmith.execution.unpadded import UnpaddedSource, find_mask, find_padding, used_length, without_padding
 from edgesmith.graph.structure import find_structure
 from edgesmith_calibration.sources import ArraySource
 from edgesmith_quantization.options.fp8 import QuantizeFp8Options
 from edgesmith_quantization.quantize_fp8 import QuantizeFp8
+from edgesmith_tokens.merge_tokens import MergeTokens
+from edgesmith_tokens.options.merging import MergeTokensOptions
 from small_graphs import context
 
 LENGTHS = (3, 7, 5)
@@ -75,7 +77,20 @@ def test_fixed_lengths_keep_their_padding_and_say_so(tiny_bert):
     source, remark = without_padding(model.ir, find_structure(model.ir).attentions, data)
     assert source is data
     assert "Statistics include padding" in remark and "attention_mask" in remark
+    whole = {name: np.ones_like(array) if "mask" in name else array for name, array in texts(tiny_bert).items()}
+    assert without_padding(model.ir, find_structure(model.ir).attentions, ArraySource(whole))[1] == ""
     assert find_mask(model.ir, find_structure(model.ir).attentions) == "attention_mask"
+
+
+def test_sizes_of_merged_tokens_are_no_padding(tiny_vit):
+    sample = sample_inputs(tiny_vit.ir, dimensions={"batch": 2})
+    merged = MergeTokens().apply(tiny_vit, context(MergeTokensOptions(r=2), sample))
+    attentions = find_structure(merged.ir).attentions
+    assert any(attention.padding_mask for attention in attentions)
+    (image,) = sample.values()
+    image[:] = 0
+    assert find_padding(merged.ir, attentions) == (None, "")
+    assert without_padding(merged.ir, attentions, ArraySource(sample))[1] == ""
 
 
 @pytest.mark.parametrize("name", ["vit", "cnn"])

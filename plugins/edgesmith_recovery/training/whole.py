@@ -9,7 +9,7 @@ import torch
 from edgesmith.execution.split import Split
 from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.execution.training import torch_threads
-from edgesmith.execution.unpadded import find_padding
+from edgesmith.execution.unpadded import find_padding, why_padding_stays
 from edgesmith.graph.structure import Structure, find_structure
 from edgesmith.host.context import Context
 from edgesmith.model import Model
@@ -32,9 +32,10 @@ def train_whole(
     data, split, batch_size = training_samples(model, context)
     device = choose_device(options)
     taught = structure if source is None else find_structure(source.ir)
-    padding, remark = find_padding(model.ir, structure.attentions)
-    if remark:
-        context.notes.remark(f"Padded positions count in the loss: {remark}.")
+    padding, _ = find_padding(model.ir, structure.attentions)
+    reason = why_padding_stays(model.ir, structure.attentions, data)
+    if reason:
+        context.notes.remark(f"Padded positions count in the loss: {reason}.")
     if options.select == "paser" and source is not None:
         graphs = compared(model.ir, source.ir, structure, taught, padding)
         split = replace(split, training=select_samples(graphs, data, split.training, context))

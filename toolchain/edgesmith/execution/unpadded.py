@@ -92,17 +92,33 @@ def find_padding(model: ir.Model, attentions: tuple[Attention, ...]) -> tuple[Pa
 
 
 def without_padding(model: ir.Model, attentions: tuple[Attention, ...], data: DataSource) -> tuple[DataSource, str]:
-    """Return the data without padding, and a remark where padding stays in though the model masks it.
+    """Return the data without padding, and a remark where the data holds padding that stays in.
 
     Args:
         model: The graph that will run on the data.
         attentions: Its attention layers.
         data: Samples to cut.
     """
-    padding, reason = find_padding(model, attentions)
+    padding, _ = find_padding(model, attentions)
     if padding is None:
+        reason = why_padding_stays(model, attentions, data)
         return data, f"Statistics include padding: {reason}." if reason else ""
     return UnpaddedSource(data, padding.mask, padding.inputs), ""
+
+
+def why_padding_stays(model: ir.Model, attentions: tuple[Attention, ...], data: DataSource) -> str:
+    """Return why padding of these samples cannot be cut off; empty where they have none, or it can.
+
+    Args:
+        model: The graph that will run on the data.
+        attentions: Its attention layers.
+        data: Samples.
+    """
+    _, reason = find_padding(model, attentions)
+    names = {str(value.name) for value in _mask_inputs(model, attentions) or []} if reason else set()
+    batches = data.batches(1) if names else ()
+    padded = any((batch.inputs[name] == 0).any() for batch in batches for name in names & batch.inputs.keys())
+    return reason if padded else ""
 
 
 def find_mask(model: ir.Model, attentions: tuple[Attention, ...]) -> str | None:
@@ -121,10 +137,19 @@ def find_mask(model: ir.Model, attentions: tuple[Attention, ...]) -> str | None:
 
 
 def _mask_inputs(model: ir.Model, attentions: tuple[Attention, ...]) -> list[ir.Value] | None:
-    """Return the inputs that masks of padding are computed from; None where there is no such mask."""
+    """Return the inputs that masks of padding are computed from; None where there is no such mask.
+
+    What is computed from images, such as the sizes of merged tokens, hides no padding.
+    """
     masks = [attention.mask for attention in attentions if attention.padding_mask and attention.mask is not None]
     names = _inputs_behind(model, masks)
-    return [value for value in model.graph.inputs if value.name in names] if masks else None
+    found = [value for value in model.graph.inputs if value.name in names]
+    return [value for value in found if not _is_image(value)] or None
+
+
+def _is_image(value: ir.Value) -> bool:
+    floating = value.dtype is not None and value.dtype.is_floating_point()
+    return floating and value.shape is not None and len(value.shape) > 2
 
 
 def _inputs_behind(model: ir.Model, masks: list[str]) -> set[str]:
