@@ -166,7 +166,8 @@ STRANGE = 'a"b$c\\d'
 @pytest.mark.parametrize("fixture", ["tiny_bert", "tiny_cnn"])
 def test_snippets_name_the_real_inputs(fixture, request, tmp_path):
     model = request.getfixturevalue(fixture)
-    assert write_snippets(tmp_path, model.graph, "model.ort", {"key": "1"}, core_ml=True)
+    written = write_snippets(tmp_path, model.graph, "model.ort", {"key": "1"}, core_ml=False)
+    assert written == (KOTLIN_FILE, SWIFT_FILE)
     kotlin, swift = ((tmp_path / name).read_text() for name in (KOTLIN_FILE, SWIFT_FILE))
     for value in model.graph.inputs:
         kind = {"INT64": ("INT64", ".int64"), "FLOAT": ("FLOAT", ".float")}[value.dtype.name]
@@ -181,8 +182,11 @@ def test_snippets_name_the_real_inputs(fixture, request, tmp_path):
 
 def test_fixed_shapes_become_defaults(tmp_path, tiny_cnn):
     fixed = fix_dimensions(tiny_cnn, {"batch": 1})
-    write_snippets(tmp_path, fixed.graph, "model.ort", {}, core_ml=True)
+    write_snippets(tmp_path, fixed.graph, "model.ort", {}, core_ml=False)
     assert "imageShape: LongArray = longArrayOf(1, 3, 16, 16)" in (tmp_path / KOTLIN_FILE).read_text()
+    (tmp_path / KOTLIN_FILE).unlink()
+    assert write_snippets(tmp_path, fixed.graph, "model.ort", {}, core_ml=True) == (SWIFT_FILE,)
+    assert not (tmp_path / KOTLIN_FILE).exists()  # there is no Core ML on Android
     swift = (tmp_path / SWIFT_FILE).read_text()
     assert "imageShape: [NSNumber] = [1, 3, 16, 16]" in swift
     assert '"RequireStaticInputShapes": "1"' in swift

@@ -46,21 +46,23 @@ class Port:
     swift: str
 
 
-def write_snippets(directory: Path, graph: ir.Graph, file: str, settings: Mapping[str, str], *, core_ml: bool) -> bool:
-    """Write `Model.kt` and `Model.swift`; return whether both languages have the types of the inputs.
+def write_snippets(
+    directory: Path, graph: ir.Graph, file: str, settings: Mapping[str, str], *, core_ml: bool
+) -> tuple[str, ...]:
+    """Write `Model.swift`, and `Model.kt` where Android runs the file; return which, none where a type is in neither.
 
     Args:
         directory: Where they go.
         graph: The graph in `file`.
         file: Name of the model file that they load.
         settings: Entries of the session's configuration.
-        core_ml: Whether the Swift code asks Core ML.
+        core_ml: Whether the file is for Core ML, which the Swift code then asks, and for no Android.
     """
     used: set[str] = set()
     inputs = [_port(value, used) for value in graph.inputs if value.name not in graph.initializers]
     outputs = [_port(value, used) for value in graph.outputs]
     if not all(port.java for port in inputs) or not all(port.name.isprintable() for port in (*inputs, *outputs)):
-        return False
+        return ()
     facts = {
         "file": file,
         "stem": Path(file).stem,
@@ -75,11 +77,12 @@ def write_snippets(directory: Path, graph: ir.Graph, file: str, settings: Mappin
     # The result is source code: autoescape is for HTML, and every name goes through `quoted` or an identifier.
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
     templates = resources.files(__package__) / "templates"
-    for name, dollar in ((KOTLIN_FILE, "\\$"), (SWIFT_FILE, "$")):
+    languages = {SWIFT_FILE: "$"} if core_ml else {KOTLIN_FILE: "\\$", SWIFT_FILE: "$"}
+    for name, dollar in languages.items():
         environment.filters["quoted"] = partial(_quoted, dollar=dollar)
         template = environment.from_string((templates / f"{name}.jinja").read_text(encoding="utf-8"))
         (directory / name).write_text(template.render(facts), encoding="utf-8")
-    return True
+    return tuple(languages)
 
 
 def _port(value: ir.Value, used: set[str]) -> Port:

@@ -15,7 +15,7 @@ from edgesmith_onnxruntime.cpu import DIALECT, FILE_NAME, OnnxCpu
 from edgesmith_onnxruntime.lowering import as_rewrite, lower_to_standard
 from edgesmith_onnxruntime.mobile.ort_format import Style, add_ort_format
 from edgesmith_onnxruntime.mobile.placement import find_placements
-from edgesmith_onnxruntime.mobile.snippets import KOTLIN_FILE, SWIFT_FILE, write_snippets
+from edgesmith_onnxruntime.mobile.snippets import write_snippets
 
 PACKAGE = "edgesmith_onnxruntime"
 
@@ -58,7 +58,7 @@ class AndroidCpu(OnnxCpu):
         return {
             "ort_format": dict(facts),
             "providers": [placement.as_json() for placement in find_placements(model)],
-            "snippets": [KOTLIN_FILE, SWIFT_FILE] if written else [],
+            "snippets": list(written),
         }
 
 
