@@ -7,12 +7,14 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from device_fixtures import made_up
 
 from edgesmith.cli import main
+from edgesmith.device import without_python
 from edgesmith.device.address import Address
 from edgesmith.device.clock import DeviceClock
 from edgesmith.device.local import LocalTransport
@@ -20,6 +22,7 @@ from edgesmith.device.plan import DevicePlan
 from edgesmith.device.remote import probe_device
 from edgesmith.device.ssh import SshTransport
 from edgesmith.device.transport import workspace
+from edgesmith.device.trtexec import TrtexecModel
 from edgesmith.device.without_python import probe_by_shell
 from edgesmith.device.worker.machine import probe as probe_with_python
 from edgesmith.errors import DeviceError
@@ -43,7 +46,7 @@ def tools(tmp_path, monkeypatch):
     folder = tmp_path / "tools"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    (folder / "power.txt").write_text(made_up("tegrastats"))
+    (folder / "power.txt").write_text(made_up("tegrastats") * 5)
     (folder / "mode.txt").write_text("NV Power Mode: made_up_15W\n7\n")
     fake = Path(__file__).with_name("fake_trtexec.py")
     make_tool(folder, "trtexec", f'exec {sys.executable} {fake} "$@"')
@@ -140,14 +143,15 @@ def test_a_python_that_is_too_old_counts_as_none(zeros, tmp_path):
 
 @pytest.fixture
 def timed_by_trtexec(jetson_artifact, zeros, tmp_path):
-    """Returns what the board says of the artifact's graph under two names, timed in turns."""
+    """Returns what the board says of the artifact's graph, timed in turns: "b" is an engine without open dimensions."""
 
     def latency(transport, **settings):
         with workspace(transport) as place:
             plan = DevicePlan(runtime="trtexec", **settings)
             clock = DeviceClock(place, tmp_path, None, plan, SilentProgress())
             shutil.copytree(jetson_artifact, tmp_path / "other")
-            (tmp_path / "other" / "build.json").write_text((jetson_artifact / "build.json").read_text() + "\n")
+            recipe = json.loads((jetson_artifact / "build.json").read_text())
+            (tmp_path / "other" / "build.json").write_text(json.dumps(recipe | {"shapes": {}}))
             entries = {"a": jetson_artifact / "model.onnx", "b": tmp_path / "other" / "model.onnx"}
             return clock.latency(entries, {"x": np.zeros((1, 16), np.float32)}, QUICK)
 
@@ -164,6 +168,89 @@ def test_engines_are_timed_in_turns_without_python(timed_by_trtexec, zeros, tmp_
     assert len(timed) == 2 * 4 and len({line.partition(" ")[0] for line in timed}) == 2
     # A call is a process of its own, so it is warmed up and times ten runs at least.
     assert all("--warmUp=200" in line and "--iterations=10" in line for line in timed[-4:])
+    # The real one refuses shapes for an engine that has its own.
+    with_shapes = {line.partition(" ")[0] for line in timed if "--shapes=x:1x16" in line}
+    assert len(with_shapes) == 1 and sum("--shapes" in line for line in timed) == 4
+    assert all("--useCudaGraph" in line for line in timed[2:])
+
+
+def test_the_settings_of_a_validation_are_words_of_its_call(capsys, jetson_artifact, zeros):
+    make_tool(zeros, "trtexec", f'echo "$*" >>{zeros}/calls\n{SAYS_ZERO}')
+    code, run = validate(capsys, jetson_artifact, "local", "seconds=2.6", "fewest_runs=7", "most_runs=2")
+    assert code == 0
+    calls = (zeros / "calls").read_text().splitlines()
+    (timed,) = [line for line in calls if "--exportTimes" in line and "--warmUp=0" not in line]
+    assert "--useCudaGraph --useSpinWait --warmUp=500 --duration=3 --iterations=7" in timed
+    assert run["row"]["latency_ms"]["samples"] == 2
+
+
+GRAPH_FAULTS = {'echo "the flag has been ignored"': "was refused by trtexec", 'echo "[E] made up"; exit 1': "failed: "}
+
+
+@pytest.mark.parametrize("fault", GRAPH_FAULTS)
+def test_without_a_graph_the_runs_are_launches_and_a_remark_says_why(capsys, jetson_artifact, zeros, fault):
+    case = f'case "$*" in *--useCudaGraph*) {fault};; esac'
+    make_tool(zeros, "trtexec", f'echo "$*" >>{zeros}/calls\n{case}\n{SAYS_ZERO}')
+    code, run = validate(capsys, jetson_artifact, "local")
+    assert code == 0
+    assert any(f"without a CUDA graph, which {GRAPH_FAULTS[fault]}" in remark for remark in run["remarks"])
+    assert run["row"]["latency_ms"]["conditions"]["cuda_graph"] == "not used"
+
+
+@pytest.mark.parametrize(("idle", "busy", "energy_mj"), [(40, 10, 30), (0, 9, None)])
+def test_energy_is_of_the_runs_and_not_of_the_start_before_them(capsys, jetson_artifact, zeros, idle, busy, energy_mj):
+    lines = ["VDD_IN 5000mW/5000mW\n"] * idle + ["VDD_IN 20000mW/20000mW\n"] * busy
+    (zeros / "power.txt").write_text("".join(lines))
+    waits = f'until [ "$(wc -l <tegrastats.txt)" -ge {len(lines)} ]; do sleep 0.02; done'
+    make_tool(zeros, "trtexec", f'case "$*" in *--exportTimes*) {waits};; esac\n{SAYS_ZERO}')
+    # Of 20 W for 1.5 ms.
+    code, run = validate(capsys, jetson_artifact, "local", "seconds=1")
+    assert code == 0
+    assert (run["energy_mj"] or {}).get("value") == energy_mj
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("kill -9 $$", "SIGKILL"), ("exit 0", "layers.json"), ("exit 1", "failed")]
+)
+def test_layers_that_cannot_be_read_take_nothing_from_what_was_measured(capsys, jetson_artifact, zeros, fault, reason):
+    make_tool(zeros, "trtexec", f'case "$*" in *--exportLayerInfo*) {fault};; esac\n{SAYS_ZERO}')
+    code, run = validate(capsys, jetson_artifact, "local")
+    assert code == 0 and run["engine"] is None and run["row"]["latency_ms"]["value"] == 1.5
+    (remark,) = [remark for remark in run["remarks"] if "layers of the engine could not be read" in remark]
+    assert reason in remark
+
+
+@pytest.mark.parametrize(
+    ("version", "told"), [("8502", "8.5.2"), ("101303", "10.13.3"), ("100300", ""), ("made-up", "")]
+)
+def test_a_tensorrt_that_the_profile_does_not_list_is_told(capsys, jetson_artifact, zeros, version, told):
+    make_tool(zeros, "trtexec", f'echo "&&&& RUNNING TensorRT.trtexec [TensorRT v{version}] # made up"\n{SAYS_ZERO}')
+    code, run = validate(capsys, jetson_artifact, "local")
+    assert code == 0
+    assert [
+        remark.startswith(f"The device has tensorrt {told}, and")
+        for remark in run["remarks"]
+        if "is known with" in remark
+    ] == [True] * bool(told)
+
+
+def test_a_board_without_python_is_waited_for_until_it_is_cool(tmp_path, monkeypatch):
+    seen, waits = ["70000 zone0 cpu", "60000 zone0 cpu", "50000 zone0 cpu"], []
+    monkeypatch.setattr(without_python, "_ask", lambda place, what: {"temperatures": seen.pop(0)})
+    monkeypatch.setattr(without_python.time, "sleep", waits.append)
+    without_python.cool_down(SimpleNamespace(), 55.0)
+    assert len(waits) == 2 and seen == []
+    assert without_python.cool_down(SimpleNamespace(), 0.0) == 0
+
+
+def test_inputs_in_float64_are_written_as_the_engine_has_them(jetson_artifact, tmp_path):
+    (tmp_path / "here").mkdir()
+    with workspace(LocalTransport(str(tmp_path), "")) as place:
+        place.push(jetson_artifact / "build.json", "build.json")
+        model = TrtexecModel(place, "", tmp_path / "here", 1)
+        model.set_inputs({"x": np.array([[0.1, 2.0]]), "ids": np.array([7])})
+        written = Path(place.directory, "input-0.bin").read_bytes(), Path(place.directory, "input-1.bin").read_bytes()
+    assert written == (np.array([0.1, 2.0], np.float32).tobytes(), np.array([7]).tobytes())
 
 
 @pytest.mark.parametrize("call", ["--exportTimes", "--useCudaGraph*--iterations=1", "--useCudaGraph*--iterations=10"])

@@ -105,14 +105,14 @@ class DeviceClock(Clock):
         self._provider = CPU_PROVIDER if self._in_session else "GPU"
         self.tier, reason = tier_of(profile, self._probe, self._runtime, self._provider, is_local=transport.is_local)
         self._cool_below = plan.cool_below if self._probe.state.temperatures_celsius else 0.0
+        self._version = insist(place, self._version_there, plan.reconnects, progress)
         remarks = {
             f"Times are from {transport.address}: {reason}.": True,
-            unlisted_version(profile, self._probe, self._runtime): True,
+            unlisted_version(profile, self._probe, self._runtime, self._version): True,
             "All stages were timed lowered, the source too.": self.times_lowered,
             "The device tells no temperature, so it was not waited for.": self._cool_below != plan.cool_below,
         }
         self._notes = tuple(remark for remark, holds in remarks.items() if remark and holds)
-        self._version = insist(place, self._version_there, plan.reconnects, progress)
         self._depot = Depot(place, self._probe, self._runtime, plan, progress)
 
     @property

@@ -209,6 +209,8 @@ class Reply(_Timed):
     engine_layers: str = ""
     engine_times: str = ""
     """The runtime's own description of an engine and of the times in it."""
+    engine_problem: str = ""
+    """Why an engine's layers could not be read."""
     taps: tuple[str, ...] = ()
     """Names of all outputs of the tapped graph."""
     loadgen: str = ""

@@ -20,6 +20,7 @@ LOADGEN = "mlperf_loadgen"
 """Python module of MLPerf's load generator."""
 
 _BY_PROFILE = {"TensorRT": TENSORRT, "TensorRT-RTX": TENSORRT_RTX, "ONNX Runtime": ONNX_RUNTIME}
+_TRTEXEC_VERSION = re.compile(rf"{TRTEXEC} of TensorRT (\d+)")
 _OTHER_ARCHITECTURE = ("wrong ELF class", "invalid ELF header", "Exec format error", "incompatible architecture")
 _INSTALL = {
     "numpy": "Install numpy there (apt-get install python3-numpy), or name another interpreter (--set python=PATH).",
@@ -157,22 +158,39 @@ def tier_of(profile: Profile | None, probe: Probe, runtime: str, provider: str, 
     return Tier.PROXY if is_alike and not is_local and _tells_kind(profile, probe) else Tier.REFERENCE, reason
 
 
-def unlisted_version(profile: Profile | None, probe: Probe, runtime: str) -> str:
-    """Return a sentence where the device's version of its own runtime is none that the profile lists; else nothing."""
+def unlisted_version(profile: Profile | None, probe: Probe, runtime: str, called: str = "") -> str:
+    """Return a sentence where the device's version of its own runtime is none that the profile lists; else nothing.
+
+    Args:
+        profile: The target's device; None where it has none.
+        probe: What the machine is.
+        runtime: Module or program that runs the model.
+        called: What a program calls itself, such as "trtexec of TensorRT 100300".
+    """
     module = probe.modules.get(runtime)
-    if profile is None or runtime != own_runtime(profile) or module is None:
+    told = _trtexec_version(called) if runtime == TRTEXEC else module.version if module else ""
+    own = TENSORRT if runtime == TRTEXEC else runtime
+    if profile is None or own != own_runtime(profile):
         return ""
-    ranges = [each.versions for each in profile.runtimes if _BY_PROFILE.get(each.name) == runtime]
+    ranges = [each.versions for each in profile.runtimes if _BY_PROFILE.get(each.name) == own]
     try:
-        version = Version(module.version)
+        version = Version(told)
     except InvalidVersion:
         return ""
     if any(SpecifierSet(each).contains(version, prereleases=True) for each in ranges):
         return ""
     return (
-        f"The device has {runtime} {version}, and {profile.name} is known with {' or '.join(ranges)}: "
+        f"The device has {own} {version}, and {profile.name} is known with {' or '.join(ranges)}: "
         "its facts may not hold for this version."
     )
+
+
+def _trtexec_version(called: str) -> str:
+    """Return the version in the digits that trtexec prints: 8502 is 8.5.2, and from 10 on 100300 is 10.3.0."""
+    found = _TRTEXEC_VERSION.search(called)
+    number = int(found[1]) if found else 0
+    major, rest = divmod(number, 10_000 if number >= 100_000 else 1_000)
+    return f"{major}.{rest // 100}.{rest % 100}" if major else ""
 
 
 def _unnamed(probe: Probe, *, is_local: bool) -> tuple[Tier, str]:

@@ -147,7 +147,12 @@ def _energy(reply: Reply, latency: Measurement) -> Measurement | None:
 def _state_remarks(reply: Reply) -> tuple[str, ...]:
     remarks = [*busy_remarks(reply.waiting_share), *reply.remarks]
     if reply.runtime.startswith(TRTEXEC):
-        remarks.append("trtexec writes outputs with six digits, so gaps below a millionth cannot be seen.")
+        remarks.append(
+            "trtexec writes outputs with six digits, so gaps below a millionth cannot be seen, and whole numbers above "
+            "16777216 are rounded."
+        )
+    if reply.engine_problem:
+        remarks.append(f"The layers of the engine could not be read: {reply.engine_problem.rstrip('.')}.")
     if reply.clock_problem:
         remarks.append(f"Clocks could not be locked: {reply.clock_problem}.")
     return tuple(remarks)

@@ -28,6 +28,8 @@ WARM_UP_MS = 200
 """Before the timed runs of each call: it is a process of its own, and a GPU raises its clocks only under load."""
 TIMED = ("--noDataTransfers", "--exportTimes=times.json")
 _LOG = "tegrastats.txt"
+_POWER_PER_SECOND = 10
+"""Lines that tegrastats writes."""
 _START_SECONDS = 120
 """For trtexec to load an engine, on top of the time that is asked for."""
 _LARGEST_EXPORT_BYTES = 1_000_000_000
@@ -62,7 +64,8 @@ class TrtexecModel(WorkerModel):
         files, shapes = [], []
         for position, (name, array) in enumerate(arrays.items()):
             file = self._folder / f"input-{position}.bin"
-            file.write_bytes(array.tobytes())
+            # TensorRT has no float64; its engines take float32 there.
+            file.write_bytes((array.astype(np.float32) if array.dtype == np.float64 else array).tobytes())
             self._place.push(file, file.name)
             files.append(f"{name}:{file.name}")
             shapes.append(name + ":" + "x".join(map(str, array.shape)))
@@ -74,10 +77,8 @@ class TrtexecModel(WorkerModel):
         """Return the times of single runs on the GPU in milliseconds, without copies."""
         if request["cuda_graphs"]:
             self.use_graph()
-        duration = str(max(1, round(request["seconds"])))
-        return self._times("--warmUp=500", "--duration=" + duration, f"--iterations={request['fewest_runs']}")[
-            : request["most_runs"]
-        ]
+        duration = f"--duration={_whole_seconds(request)}"
+        return self._times("--warmUp=500", duration, f"--iterations={request['fewest_runs']}")[: request["most_runs"]]
 
     def warm_up(self, plan: Plan) -> float:
         """Return how long one call takes in seconds, with the start of the program and the loading of the engine."""
@@ -97,7 +98,7 @@ class TrtexecModel(WorkerModel):
         self._graph = ["--useCudaGraph", "--useSpinWait"]
         try:
             said = self._call(*TIMED, *self._graph, "--warmUp=0", "--duration=0", "--iterations=1")
-            self.facts["cuda_graph"] = "refused by trtexec" if GRAPH_IGNORED in said else "used"
+            self.facts["cuda_graph"] = "was refused by trtexec" if GRAPH_IGNORED in said else "used"
         except RuntimeError as error:
             self.drop_graph()
             self.facts["cuda_graph"] = f"failed: {error}"
@@ -125,13 +126,17 @@ class TrtexecModel(WorkerModel):
         return {one["name"]: np.array(one["values"], np.float32).reshape(shapes[one["name"]]) for one in records}
 
     def describe(self) -> tuple[str, str]:
-        """Return what `--exportLayerInfo` and `--exportProfile` write; nothing where this trtexec knows neither."""
+        """Return what `--exportLayerInfo` and `--exportProfile` write; nothing where it fails; facts say why."""
         files = self._folder / "layers.json", self._folder / "profile.json"
         words = [f"--exportLayerInfo={files[0].name}", f"--exportProfile={files[1].name}"]
         words += ["--profilingVerbosity=detailed", "--warmUp=0", "--duration=0", f"--iterations={PROFILED_RUNS}"]
         try:
             self._call(*words)
-        except RuntimeError:
+        except ConnectionLostError:
+            raise
+        except (RuntimeError, DeviceError) as error:
+            # Everything that was asked for is here by now.
+            self.facts["engine_problem"] = " ".join(str(getattr(error, "what", error)).split())[:300]
             return "", ""
         return read_text(files[0]), read_text(files[1])
 
@@ -221,7 +226,7 @@ def _run_all(place: Workspace, request: Facts, folder: Path, model: TrtexecModel
         model.set_inputs(read_batch(archive, 0, request["inputs"]))
         with locked_clocks(place, wanted=request["lock_clocks"]) as clock_problem:
             before = state(place)
-            model.power_seconds = round(request["seconds"]) + _START_SECONDS
+            model.power_seconds = _whole_seconds(request) + _START_SECONDS
             times = model.times(request)
             model.power_seconds = 0
             after = _state_of_one_run(place, before)
@@ -236,13 +241,28 @@ def _run_all(place: Workspace, request: Facts, folder: Path, model: TrtexecModel
         times_ms=tuple(times),
         before=before,
         after=after,
-        tegrastats=place.transport.run(["tail", "-c", "200000", place.path(_LOG)]).stdout,
+        tegrastats=_power_while_timed(place, _whole_seconds(request)),
         cooling_seconds=cooling,
         clock_problem=clock_problem,
         engine_layers=layers,
         engine_times=layer_times,
         **model.facts,
     )
+
+
+def _whole_seconds(request: Facts) -> int:
+    """Return how long trtexec times: it takes whole seconds."""
+    return max(1, round(float(request["seconds"])))
+
+
+def _power_while_timed(place: Workspace, seconds: int) -> str:
+    """Return the last lines of the power's log, of the time of the runs; nothing where it is shorter.
+
+    The lines before are of the start of trtexec, which takes far less power.
+    """
+    count = seconds * _POWER_PER_SECOND
+    lines = place.transport.run(["tail", "-n", str(count), place.path(_LOG)]).stdout.splitlines()
+    return "\n".join(lines) if len(lines) >= count else ""
 
 
 def _time_all(place: Workspace, request: Facts, folder: Path, timeout_seconds: float) -> TimesReply:

@@ -155,9 +155,6 @@ def _visit(place: Workspace, visit: _Visit) -> _Answered:
     with progress.stage(f"asking {address} what it is"):
         probe = probe_device(place, visit.scratch)
     runtime = usable_runtime(place.transport, probe, visit.target.profile, plan.runtime)
-    unlisted = unlisted_version(visit.target.profile, probe, runtime)
-    if unlisted and unlisted not in visit.remarks:
-        visit.remarks.append(unlisted)
     if plan.loadgen:
         require_loadgen(address, probe, runtime)
     with progress.stage(f"copying {visit.shipment.size_bytes / 1e6:.1f} MB to {address}"):
@@ -168,6 +165,9 @@ def _visit(place: Workspace, visit: _Visit) -> _Answered:
     request = _request(visit, probe, runtime)
     with progress.stage(f"running on {address}"):
         reply, folder = run_worker(place, request, visit.scratch, plan.timeout)
+    unlisted = unlisted_version(visit.target.profile, probe, runtime, reply.runtime)
+    if unlisted:
+        visit.remarks.append(unlisted)
     threads = int(str(request["threads"])) if runtime == ONNX_RUNTIME else None
     return _Answered(probe, runtime, threads, reply, folder)
 
