@@ -275,6 +275,22 @@ def test_what_trtexec_says_of_an_error_arrives(capsys, jetson_artifact, fake_trt
     assert "building the engine on local failed: [E] made-up fault" in error
 
 
+def test_why_trtexec_builds_nothing_is_told_and_not_what_follows_from_it(capsys, jetson_artifact, fake_trtexec):
+    said = [
+        "[I] made-up start",
+        "[E] Error[2]: OutOfMemory (Requested size was 17 bytes.)",
+        "[E] no engine",
+        "[W] hm",
+        "[E] set-up failed",
+        "[E] and so on",
+    ]
+    words = "; ".join(f"echo '{line}' >&2" for line in said) + "; echo '&&&& FAILED TensorRT.trtexec'; exit 1"
+    fake_trtexec.write_text(fake_trtexec.read_text().replace("exec ", f'case "$*" in *--onnx*) {words};; esac; exec '))
+    code, error = validate(capsys, jetson_artifact, "local")
+    assert code == 2
+    assert f"building the engine on local failed: {said[1]} {said[2]} {said[4]}" in " ".join(error.split())
+
+
 def test_a_model_that_runs_too_long_ends_itself_on_the_device(capsys, artifact, on, device_folder):
     more = ("--set", "seconds=60", "--set", "most_runs=100000000", "--set", "timeout=1")
     code, error = validate(capsys, artifact, on, *more, "--set", f"directory={device_folder}")
@@ -302,6 +318,33 @@ def test_after_a_lost_connection_nothing_runs_on_and_nothing_is_left(capsys, art
     assert code == 2
     assert "was lost" in error
     assert started[0].wait(30) in (-9, 137)
+    assert list(device_folder.iterdir()) == []
+
+
+def test_a_worker_that_has_just_started_is_stopped_too(capsys, artifact, on, server, device_folder, tmp_path):
+    """It is known before Python there has read a line: the connection is lost while the interpreter still starts."""
+    number = tmp_path / "number"
+    slow = tmp_path / "slow-python"
+    stalled = f"echo $$ >{number}; exec {sys.executable} -c 'import time; time.sleep(600)' \"$@\""
+    slow.write_text(f'#!/bin/sh\nif [ "$2" = run ]; then {stalled}; fi\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    started = []
+
+    def break_off(line, process):
+        if " run " not in line:
+            return False
+        started.append(subprocess.Popen(["/bin/sh", "-c", line]))
+        while not (number.exists() and number.read_text().strip()):
+            time.sleep(0.02)
+        process.channel.get_connection().abort()
+        return True
+
+    server.on_command = break_off
+    more = ("--set", f"python={slow}", "--set", f"directory={device_folder}", "--set", "reconnects=0")
+    code, _ = validate(capsys, artifact, on, *more)
+    assert code == 2
+    started[0].wait(timeout=10)
+    assert not Path(f"/proc/{number.read_text().strip()}").exists()
     assert list(device_folder.iterdir()) == []
 
 

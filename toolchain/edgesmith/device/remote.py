@@ -166,7 +166,10 @@ def _start_worker(place: Workspace, task: str, request_file: Path, folder: Path,
         place.push(pack_worker(folder), WORKER)
     place.push(request_file, REQUEST)
     words = [place.transport.python, place.path(WORKER), task, place.path(REQUEST)]
-    done = place.transport.run(words, timeout_seconds=timeout_seconds + _GRACE_SECONDS)
+    seconds = timeout_seconds + _GRACE_SECONDS
+    # Here the worker is a child, which ends with this process. Elsewhere it must be known from its first moment on.
+    local = place.transport.is_local
+    done = place.transport.run(words, timeout_seconds=seconds) if local else place.run_long(words, seconds)
     if done.signal_name == "SIGALRM":
         raise faults.took_too_long(address, "the model", timeout_seconds)
     _require_not_killed(address, "the model", done)
@@ -191,7 +194,7 @@ def _answer(place: Workspace, name: str, folder: Path, kind: type[AnswerT]) -> A
 def _require_done(address: str, what: str, done: Finished) -> None:
     _require_not_killed(address, what, done)
     if done.code != 0:
-        raise faults.failed(address, what, done.last_line or f"exit code {done.code}")
+        raise faults.failed(address, what, done.reason or f"exit code {done.code}")
 
 
 def _require_not_killed(address: str, what: str, done: Finished) -> None:

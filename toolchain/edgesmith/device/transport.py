@@ -73,6 +73,12 @@ class Finished:
         lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
         return lines[-1] if lines else ""
 
+    @property
+    def reason(self) -> str:
+        """The first lines that TensorRT marks as errors, of which the later ones only say what follows; or the last."""
+        errors = [line.strip() for line in f"{self.stderr}\n{self.stdout}".splitlines() if "[E]" in line]
+        return " ".join(errors[:3]) or self.last_line
+
 
 class Transport(ABC):
     """A way to one device. Commands are lists of words; no word is ever read by a shell on the way.
