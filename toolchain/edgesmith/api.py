@@ -15,6 +15,7 @@ from edgesmith.device.runtimes import ONNX_RUNTIME, own_runtime
 from edgesmith.errors import ModelError, RecipeError
 from edgesmith.files import require_replaceable, require_writable
 from edgesmith.fixed_sizes import fix_sizes
+from edgesmith.graph.outputs import passed_over
 from edgesmith.graph.structure import find_structure, label_values
 from edgesmith.host.containment import call_plugin, first_words, log_traceback, plugin_fault
 from edgesmith.host.loader import load_registry
@@ -272,6 +273,7 @@ def _yardstick(
         make_metric=_metric_maker(record, f"Metric {makers[1]}", workshop, processes),
         evaluation=evaluation,
         inputs=first_batch(evaluation, fixed_batch_size(model) or settings.batch_size).inputs,
+        passed_over=passed_over(model.graph),
         labels=label_values(find_structure(model.ir)),
         latency_plan=settings.latency_plan,
     )

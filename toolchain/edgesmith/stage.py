@@ -66,6 +66,8 @@ class Yardstick:
     evaluation: "DataSource"
     inputs: Mapping[str, np.ndarray]
     """The batch that latency and memory are measured on."""
+    passed_over: frozenset[str]
+    """Outputs that do not tell how good a stage is: keys and values for a cache, beside what the graph answers."""
     labels: Mapping[str, str]
     """Value name to its place in the structure, for errors per layer."""
     latency_plan: LatencyPlan
@@ -179,7 +181,8 @@ class StageMeter:
             return Evaluation(math.inf, len(yardstick.evaluation))
         compared = (stage, reference) if reference else (stage,)
         metric = f"{yardstick.metric_record.name} {yardstick.metric_record.version}"
-        key = self._key("metric", *compared, metric=metric, data=yardstick.evaluation.fingerprint)
+        passed_over, data = sorted(yardstick.passed_over), yardstick.evaluation.fingerprint
+        key = self._key("metric", *compared, metric=metric, data=data, passed_over=passed_over)
         found = self._store.facts(key)
         if found is None:
             try:
@@ -189,6 +192,7 @@ class StageMeter:
                     yardstick.evaluation,
                     yardstick.make_metric,
                     reference=reference.entry if reference else None,
+                    passed_over=passed_over,
                     plan=EvaluationPlan(batch_size=_EVALUATION_BATCH),
                     progress=self._progress,
                 )
@@ -225,12 +229,13 @@ class StageMeter:
                 stage.entry,
                 data.take(64),
                 against=other.label,
+                passed_over=passed_over,
                 batch_size=_EVALUATION_BATCH,
                 progress=self._progress,
             )
 
-        data = self._yardstick.evaluation.fingerprint
-        key = self._key("output-error", other, stage, data=data, label=other.label)
+        data, passed_over = self._yardstick.evaluation.fingerprint, sorted(self._yardstick.passed_over)
+        key = self._key("output-error", other, stage, data=data, label=other.label, passed_over=passed_over)
         return self._stored(key, OutputError, measured)
 
     def _layer_errors(self, before: Stage, stage: Stage) -> tuple[LayerError, ...]:

@@ -2,8 +2,7 @@
 
 import onnx_ir as ir
 
-from edgesmith.graph.cache import caches_of
-from edgesmith.graph.outputs import float_outputs
+from edgesmith.graph.outputs import float_outputs, passed_over
 from edgesmith.graph.structure import Structure
 
 
@@ -17,9 +16,8 @@ def compared_outputs(graph: ir.Graph, *, caches: bool = False) -> tuple[str, ...
         graph: The model; its source has all of its outputs.
         caches: Whether keys and values count, too.
     """
-    floats = float_outputs(graph)
-    slots = set() if caches else {cache.output.name for cache in caches_of(graph)}
-    return tuple(name for name in floats if name not in slots) or floats
+    slots = frozenset[str]() if caches else passed_over(graph)
+    return tuple(name for name in float_outputs(graph) if name not in slots)
 
 
 def logits_of(structure: Structure) -> tuple[str, ...]:

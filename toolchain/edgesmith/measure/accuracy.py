@@ -1,7 +1,7 @@
 """Quality of a stage on held-out data, streamed, and what a change of it is worth statistically."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
@@ -74,6 +74,7 @@ def evaluate(
     make_metric: "Callable[[], Metric]",
     *,
     reference: Path | None = None,
+    passed_over: Collection[str] = (),
     plan: EvaluationPlan | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -85,6 +86,7 @@ def evaluate(
         data: Held-out samples, with labels if the metric wants them.
         make_metric: Returns a fresh metric.
         reference: Model file whose outputs the metric compares with, for metrics that need no labels.
+        passed_over: Names of outputs that the metric is not shown, such as those for a cache.
         plan: Batch size, and whether to keep scores per sample.
         progress: Shows the advance.
 
@@ -101,7 +103,8 @@ def evaluate(
     streams = [runner.outputs(model, feed) for model, feed in zip(models, feeds, strict=True)]
     total = math.ceil(len(data) / plan.batch_size)
     for batch in (progress or SilentProgress()).track(batches, f"evaluating {entry.stem}", total):
-        outputs, expected = next(streams[0]), next(streams[1]) if reference else None
+        outputs = _without(next(streams[0]), passed_over)
+        expected = _without(next(streams[1]), passed_over) if reference else None
         metric.update(outputs, batch.labels, expected)
         samples += batch.size
         if scores is not None:
@@ -117,6 +120,10 @@ def evaluate(
             fix="check that the outputs are finite and that the labels belong to this model",
         )
     return Evaluation(value=value, samples=samples, scores=_mean_scores(scores, value))
+
+
+def _without(outputs: "Mapping[str, np.ndarray]", names: Collection[str]) -> "dict[str, np.ndarray]":
+    return {name: array for name, array in outputs.items() if name not in names}
 
 
 def paired_difference(

@@ -1,7 +1,7 @@
 """How far the values of one stage moved from another's, streamed: at the outputs and inside the graph."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +78,7 @@ def output_error(
     data: "DataSource",
     *,
     against: str,
+    passed_over: Collection[str] = (),
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> OutputError:
@@ -89,6 +90,7 @@ def output_error(
         after: Model file of the stage.
         data: Samples; labels are not used.
         against: Label of the stage that `before` is.
+        passed_over: Names of outputs that do not count, such as those for a cache.
         batch_size: Samples per run.
         progress: Shows the advance.
     """
@@ -98,7 +100,7 @@ def output_error(
     total = math.ceil(len(data) / batch_size)
     for expected, actual in (progress or SilentProgress()).track(pairs, f"comparing with {against}", total):
         for name, array in expected.items():
-            if name in actual and array.dtype.kind in "fiub":
+            if name in actual and name not in passed_over and array.dtype.kind in "fiub":
                 divergences.setdefault(name, Divergence()).update(array, actual[name])
     if not divergences:
         raise no_samples(data)

@@ -48,7 +48,8 @@ def ledger_table(ledger: Ledger) -> "RenderableType":
     table.add_column("latency\nms", justify="right", min_width=word)
     for title in ("speed", "size", "peak"):
         table.add_column(title, justify="right", no_wrap=True)
-    # Where the metric is SQNR already, that of the first samples would be the same thing with another number.
+    # Where the metric is SQNR already, the column would only confuse. With several outputs it is another number: the
+    # metric takes them together, the column has the worst of them, and of the first samples.
     has_other_metric = ledger.metric != "sqnr"
     if has_other_metric:
         table.add_column("SQNR\ndB", justify="right")
