@@ -54,7 +54,7 @@ def place(graph: ir.Graph, dla: Accelerator) -> Placement:
         graph: The main graph, with types and shapes.
         dla: What the accelerator takes.
     """
-    nodes = [node for node in graph if _computes(node)]
+    nodes = [node for node in graph if _computes(node) and not _converts_a_port(node)]
     reasons = {node: _reason(node, dla) for node in nodes}
     fallbacks: dict[str, list[str]] = {}
     for node, reason in reasons.items():
@@ -74,6 +74,14 @@ def _computes(node: ir.Node) -> bool:
     if node.op_type in _FREE or not any(output.dtype in _FLOATS or output.dtype is None for output in node.outputs):
         return False
     return any(value is not None and constant_tensor(value) is None and not _is_folded(value) for value in node.inputs)
+
+
+def _converts_a_port(node: ir.Node) -> bool:
+    """Return whether a node only gives an input or output of the graph its type, as lowering to 16 bits does."""
+    source = node.inputs[0] if node.inputs else None
+    if node.op_type != "Cast" or source is None or source.dtype not in _FLOATS:
+        return False
+    return source.is_graph_input() or node.outputs[0].is_graph_output()
 
 
 def _is_folded(value: ir.Value) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgesmith.cli import main
 from edgesmith.errors import PluginError, RecipeError
-from edgesmith.host.needs import check_needs, missing_packages
+from edgesmith.host.needs import check_needs, extras_with, missing_packages
 from edgesmith.host.order import check_order, declared_by_others, find_order, find_violations
 from edgesmith.host.records import Guarantee, Kind, MethodRecord, Needs, Order, TargetRecord
 from edgesmith.host.registry import Registry
@@ -221,6 +221,12 @@ def test_a_missing_package_says_what_to_install():
     target = TargetRecord(name="board", version="1", summary="A board.", entry="a:B", packages=("absent-package",))
     with pytest.raises(PluginError, match="target 'board' needs absent-package"):
         check_needs(target)
+
+
+def test_a_missing_package_of_an_extra_names_the_extra():
+    for text, extra in (("executorch>=1.5", "executorch"), ("executorch>=99", ""), ("torch>=2.8", "torch")):
+        assert extras_with((text,)) == (f', or the extra "edgesmith[{extra}]"' if extra else "")
+    assert extras_with(("executorch>=1.5", "torch>=2.8")) == ', or the extra "edgesmith[executorch,torch]"'
 
 
 def test_tags_do_not_leak_between_methods():

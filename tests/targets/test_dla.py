@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
 
 from edgesmith.host.lint import run_lints
 from edgesmith.host.loader import load_registry
@@ -47,6 +48,15 @@ def test_a_plain_convolutional_network_is_one_part_without_transitions(board):
     found = placement(image(nodes, {"w": weight(4, 4, 1, 1)}), board)
     assert (found.loadables, found.transitions, found.fallbacks) == (1, 0, {})
     assert len(found.accelerated) == 3
+
+
+def test_conversions_of_inputs_and_outputs_are_no_nodes_that_fall_back(board):
+    nodes = [node("Cast", ["x"], "x_half", to=TensorProto.FLOAT16), node("Relu", ["x_half"], "a")]
+    nodes += [node("Cast", ["a"], "y", to=TensorProto.FLOAT)]
+    found = placement(image(nodes), board)
+    assert (found.accelerated, found.fallbacks, found.transitions) == (("node_a",), {}, 0)
+    nodes[2:] = [node("Cast", ["a"], "b", to=TensorProto.FLOAT), node("Relu", ["b"], "y")]
+    assert placement(image(nodes), board).fallbacks == {"the DLA has no Cast": ("node_b",)}
 
 
 def test_an_operator_in_the_middle_cuts_the_network_in_two(board):

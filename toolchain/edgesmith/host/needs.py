@@ -107,8 +107,23 @@ def _require_packages(label: str, requirements: Iterable[str]) -> None:
             f"{label} needs {', '.join(missing)}",
             expected="each needed package, in the declared range",
             why="It would fail in the middle of the run.",
-            fix=f"Install it: pip install {names}",
+            fix=f"Install it: pip install {names}{extras_with(phrase.partition(' (')[0] for phrase in missing)}",
         )
+
+
+def extras_with(requirements: Iterable[str]) -> str:
+    """Return an end of a sentence with the extras of Edgesmith that bring some of `requirements` in these versions."""
+    wanted = {(each.name, each.specifier) for each in map(_parse, requirements)}
+    about = importlib.metadata.metadata("edgesmith")
+    offered = [
+        each for each in map(_parse, about.get_all("Requires-Dist", ())) if (each.name, each.specifier) in wanted
+    ]
+    extras = [
+        name
+        for name in sorted(about.get_all("Provides-Extra", ()))
+        if name != "dev" and any(each.marker is not None and each.marker.evaluate({"extra": name}) for each in offered)
+    ]
+    return f', or the extra "edgesmith[{",".join(extras)}]"' if extras else ""
 
 
 def _unmet(label: str, need: str, fix: str) -> RecipeError:
