@@ -26,27 +26,41 @@ def directory(tmp_path):
         return place.directory
 
 
-def visit_with(folder: Path, model: bytes):
+def visit_with(folder: Path, model: bytes, engine: bytes):
     folder.mkdir(exist_ok=True)
     (folder / "model.onnx").write_bytes(model)
     (folder / "build.sh").write_text(BUILD)
-    files = (folder / "model.onnx", folder / "build.sh")
+    files = [folder / "model.onnx", folder / "build.sh"]
+    if engine:
+        files.insert(0, folder / "engine.plan")
+        files[0].write_bytes(engine)
     samples = SimpleNamespace(batches=[SimpleNamespace(inputs={"x": np.zeros(3)})])
     return SimpleNamespace(
-        scratch=folder, samples=samples, labels={}, shipment=SimpleNamespace(files=files, entry=files[0])
+        scratch=folder, samples=samples, labels={}, shipment=SimpleNamespace(files=files, entry=files[-2])
     )
 
 
-def build(tmp_path, directory, model, trtexec="/bin/true"):
+def build(tmp_path, directory, model, trtexec="/bin/true", engine=b""):
     probe = Probe.model_validate(made_up_probe(trtexec=trtexec))
     with workspace(LocalTransport(str(tmp_path / "device"), sys.executable), keep=True, resume=directory) as place:
-        _send(place, visit_with(tmp_path / "here", model), "trtexec")
+        _send(place, visit_with(tmp_path / "here", model, engine), "trtexec")
         return build_engine(place, "trtexec", probe, 10), Path(directory, "engine.plan").read_bytes()
 
 
 def test_an_engine_of_the_same_files_is_used_again(tmp_path, directory):
     assert build(tmp_path, directory, b"first") == ("Engine built on the device with trtexec.", b"first")
     assert build(tmp_path, directory, b"first", "/bin/false") == ("Engine of the try before.", b"first")
+
+
+def test_an_engine_that_was_built_in_place_of_a_shipped_one_is_used_again(tmp_path, directory):
+    shipped = {"engine": b"of another TensorRT"}
+    build(tmp_path, directory, b"first", **shipped)
+    Path(directory, "answer.json").write_text("{}")
+    assert build(tmp_path, directory, b"first", "/bin/false", **shipped) == ("Engine of the try before.", b"first")
+    assert Path(directory, "answer.json").exists()
+    # What was made of other files goes.
+    assert build(tmp_path, directory, b"second", **shipped) == ("Engine built on the device with trtexec.", b"second")
+    assert not Path(directory, "answer.json").exists()
 
 
 def test_an_engine_of_another_model_is_built_anew(tmp_path, directory):

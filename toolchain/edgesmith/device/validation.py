@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgesmith.api import choose_metric
+from edgesmith.artifact import REBUILT
 from edgesmith.data import RandomInputs, RunData, choose_data, fixed_batch_size
 from edgesmith.device.comparison import OutputComparison, compare_outputs
 from edgesmith.device.facts import Probe, Reply, require_one_state
@@ -210,7 +211,10 @@ def _send(place: Workspace, visit: _Visit, runtime: str) -> None:
     files = [*visit.shipment.files, visit.scratch / "inputs.npz"]
     if visit.labels and runtime == ONNX_RUNTIME:
         files += write_tapped(visit.shipment.entry, list(visit.labels), visit.scratch)
-    if place.is_resumed and not all(place.holds(file, file.name) for file in files):
+    if place.is_resumed:
+        # An engine that came along may have been built anew there since.
+        if all(place.holds(file, file.name) for file in files if file.name not in REBUILT):
+            return
         # The answer and the engine of the try before were made of other files.
         place.remove(ANSWER)
         place.remove(ENGINE_IS_WHOLE)
