@@ -30,6 +30,11 @@ from edgesmith_folding.training.gated import fold_gates
 RemovalContext = Context[RemoveBlocksOptions]
 Places = Mapping[int, Place]
 
+_NOT_FOLDED = (
+    "a gate of this block is not folded: no projection of its own weights ends the branch without a normalization or a "
+    "scale behind it"
+)
+
 
 class RemoveBlocks(Method[RemoveBlocksOptions]):
     """Removes blocks of any network with residual streams."""
@@ -86,7 +91,8 @@ class RemoveBlocks(Method[RemoveBlocksOptions]):
                 f"Their slots of the cache went, inputs and outputs: {gone}. All others keep their names."
             )
         if choice.gates and options.fold_gates:
-            fold_gates(folded.graph, choice.gates, places)
+            for number in fold_gates(folded.graph, choice.gates, places):
+                context.notes.skip(places[number].block.residuals[-1].node, _NOT_FOLDED)
         parts = runs(chosen, places)
         if options.merge != "none":
             merge_runs(folded, parts, places, released=options.merge == "laco-release", notes=context.notes)
@@ -114,7 +120,13 @@ def _chosen(
         return Choice(())
     # Positions and masks of a decoder follow from the length of a cache, so one block keeps its own.
     spare = int(len(candidates) == len(places) and any(place.caches for place in places.values()))
-    count = min(_count(options, places), len(candidates) - spare)
+    wanted = _count(options, places)
+    count = min(wanted, len(candidates) - spare)
+    if count < wanted:
+        context.notes.remark(
+            f"{wanted} blocks were asked for and {count} can go: ends of streams, protected blocks, obstacles and the "
+            "last cache keep the others."
+        )
     if data is None:
         return draw(candidates, count, context.seed)
     # The places of this graph, not of the copy that will change.

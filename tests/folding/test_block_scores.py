@@ -235,6 +235,14 @@ def test_ratio_rounds_down_but_removes_one_block_at_least():
         assert len(find_structure(removed.ir).blocks) == left
 
 
+def test_it_says_when_fewer_blocks_can_go_than_were_asked_for():
+    options = {"score": "random", "compensation": "none", "keep_first": 1, "keep_last": 1}
+    removed, notes = remove_with_notes(deep("gpt"), count=4, **options)
+    assert gone(removed) == [1, 2, 3] and "4 blocks were asked for and 3 can go" in notes.remarks[0]
+    _, notes = remove_with_notes(deep("gpt"), count=3, **options)
+    assert not any("asked for" in remark for remark in notes.remarks)
+
+
 def test_few_candidates_are_those_of_the_least_influence():
     model = without_effect(deep("llama"), (3,))
     _, notes = remove_with_notes(model, inputs_of(model), score="sleb", count=1, candidates=1)

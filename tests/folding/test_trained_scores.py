@@ -116,6 +116,10 @@ def test_gates_fold_into_the_projections_that_end_branches(name):
 def test_gates_behind_a_norm_do_not_fold():
     model = deep("bert")
     assert fold_gates(model.clone().graph, {(1, 0): 0.5, (1, 1): 0.5}, places_of(model)) == [1]
+    options = {"score": "gates", "count": 1, "gate_steps": 1, "compensation": "none", "score_samples": 1}
+    _, notes = remove_with_notes(model, inputs_of(model, 2), **options, fold_gates=True)
+    assert len(notes.skipped) == BLOCKS - 1
+    assert all("not folded" in reason for reason in notes.skipped.values())
 
 
 @pytest.mark.parametrize(("name", "steps"), [("llama", 40), ("vit", 100)])
