@@ -181,6 +181,17 @@ def test_the_rule_counts_and_names_and_is_silent_on_the_gpu(board):
     assert lint(model, find_target(REGISTRY, "jetson-agx-orin")) == []
 
 
+def test_channels_for_tensor_cores_concern_what_falls_back(board):
+    model = image([node("Conv", ["x", "w"], "y")], {"w": weight(20, 20, 1, 1)}, channels=20)
+    for (record, device), words in (
+        (board, "that fall back to the GPU"),
+        (find_target(REGISTRY, "h100"), "products are"),
+    ):
+        found = run_lints(REGISTRY, record, model, device.dialect)
+        (finding,) = (each.finding for each in found if each.lint == "channel-alignment")
+        assert words in finding.hazard
+
+
 def test_open_sizes_are_told_with_the_option_that_fixes_them(board):
     found = lint(graph([node("Relu", ["x"], "y")], {}, {"x": ["batch", 4, 8, "width"]}), board)
     assert len(found) == 2

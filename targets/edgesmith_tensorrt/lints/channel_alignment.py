@@ -8,6 +8,7 @@ from edgesmith.graph.edit import constant_tensor
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.lint import Finding
 from edgesmith.model import Model
+from edgesmith_tensorrt.dialect import TensorRTDialect
 from edgesmith_tensorrt.lints.reading import name_of, nodes_of
 
 _SMALLEST = 16
@@ -23,9 +24,11 @@ def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
         channels = [size for size in _channels(node) if size >= _SMALLEST]
         if any(size % multiple for size in channels):
             wrong.setdefault((precision, multiple), []).append(name_of(node))
+    on_dla = isinstance(dialect, TensorRTDialect) and dialect.accelerator is not None
+    products = "products that fall back to the GPU" if on_dla else "products"
     for (precision, multiple), nodes in wrong.items():
         yield Finding(
-            f"Channels are no multiple of {multiple}, so {precision} products are padded or leave the tensor cores.",
+            f"Channels are no multiple of {multiple}, so {precision} {products} are padded or leave the tensor cores.",
             "Round widths when pruning, or choose a width that fits.",
             tuple(nodes),
         )
