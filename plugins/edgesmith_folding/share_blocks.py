@@ -85,7 +85,7 @@ class ShareBlocks(Method[ShareBlocksOptions]):
                 name = f"shared.blocks_{group[0]}_to_{group[-1]}.layer_{index}"
                 share(editor, linears, matrix, name=name, correction_rank=options.correction_rank, grams=own)
         context.notes.remark(
-            f"{len(groups)} groups share: {'; '.join(', '.join(map(str, group)) for group in groups)}. Stored weights: "
+            f"Groups that share: {'; '.join(', '.join(map(str, group)) for group in groups)}. Stored weights: "
             f"{before / 2**20:.1f} to {_weight_bytes(shared.graph) / 2**20:.1f} MiB."
         )
         private = {} if options.groups is not None else left_out(options, sharers, groups)

@@ -213,7 +213,7 @@ def _account(given: ir.Model, written: ir.Model, maps: Sequence[StaticMap], samp
     judged = "held out" if held_out(samples).size else "that the maps are made from, since they are too few to hold out"
     rest = f"{gone:,} of queries and keys went" if gone >= 0 else f"parts of weights that others share add {-gone:,}"
     return (
-        f"Static maps in {len(maps)} blocks: {'; '.join(lines)}. Errors are those of the output of each attention "
+        f"Static maps: {'; '.join(lines)}. Errors are those of the output of each attention "
         f"relative to its size, on samples {judged}. The maps add {added:,} numbers, and {rest}."
     )
 

@@ -112,7 +112,7 @@ def _find_migrations(
         else:
             obstacles.setdefault(migration, []).append(str(activation.name))
     for reason, names in obstacles.items():
-        context.notes.remark(f"Ranges of {len(names)} activations cannot be shifted ({reason}), such as {names[0]}.")
+        context.notes.remark(f"Ranges that cannot be shifted ({reason}): {len(names)}, such as {names[0]}.")
     return found
 
 
@@ -167,7 +167,7 @@ def _smooth(
             gains.append(gain_db)
     if gains:
         context.notes.remark(
-            f"Shifted the range of {len(gains)} activations into weights; expected noise of their products fell by "
+            f"Shifted ranges of activations into weights: {len(gains)}; expected noise of their products fell by "
             f"{np.median(gains):.1f} dB (median), {max(gains):.1f} dB at most."
         )
     return scales
