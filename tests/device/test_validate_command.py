@@ -217,11 +217,16 @@ def test_a_missing_module_is_named_with_the_way_to_get_it(capsys, artifact, on, 
     assert "nstall" in error
 
 
-def test_a_jetson_artifact_is_refused_on_another_architecture(capsys, jetson_artifact, on, server):
+def test_a_jetson_artifact_is_refused_on_another_architecture_but_for_onnx_runtime(capsys, jetson_artifact, on, server):
     code, error = validate(capsys, jetson_artifact, on)
     assert code == 2
     assert "jetson-orin-nano is aarch64" in error
     assert not any(" run " in line for line in server.commands)
+    code, run = validate(capsys, jetson_artifact, on, "--set", "runtime=onnxruntime")
+    assert code == 0
+    assert run["tier"] == "reference"
+    assert "is not the runtime of jetson-orin-nano" in run["reason"]
+    assert "jetson-orin-nano is aarch64" in run["reason"]
 
 
 def test_here_a_jetson_artifact_needs_tensorrt_and_never_becomes_device(capsys, jetson_artifact):

@@ -61,7 +61,9 @@ def usable_runtime(transport: Transport, probe: Probe, profile: Profile | None, 
     Raises:
         DeviceError: The device is of another architecture, or lacks the runtime.
     """
-    if not transport.is_local:
+    # In place of the target's own runtime, ONNX Runtime runs the graph on any processor; such numbers are a reference.
+    is_stand_in = wanted == ONNX_RUNTIME != own_runtime(profile)
+    if not transport.is_local and not is_stand_in:
         require_architecture(transport.address, probe, profile)
     runtime = wanted or best_runtime(profile, probe)
     require_runtime(transport.address, probe, runtime)
@@ -142,9 +144,9 @@ def tier_of(profile: Profile | None, probe: Probe, runtime: str, provider: str, 
     """
     if profile is None:
         return _unnamed(probe, is_local=is_local)
-    other = _other_runtime(profile, runtime, provider) or _other_kind(profile, probe)
-    if other:
-        return Tier.REFERENCE, other
+    others = [each for each in (_other_runtime(profile, runtime, provider), _other_kind(profile, probe)) if each]
+    if others:
+        return Tier.REFERENCE, "; ".join(others)
     words = profile.device.machines
     is_named = not words or any(_has_word(name, word) for name in probe.names for word in words)
     has_system = not profile.device.systems or probe.operating_system in profile.device.systems
