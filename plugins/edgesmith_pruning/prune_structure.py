@@ -12,6 +12,7 @@ from edgesmith.host.verdict import Verdict
 from edgesmith.model import Model
 from edgesmith.protection import Protection
 from edgesmith_pruning.finding.biases import drop_zero_biases
+from edgesmith_pruning.finding.records import Kind
 from edgesmith_pruning.finding.selection import protected_atoms, selected_units
 from edgesmith_pruning.options.structure import PruneStructureOptions
 from edgesmith_pruning.pruning import Pruning, StructureContext
@@ -50,7 +51,7 @@ class PruneStructure(Method[PruneStructureOptions]):
         decisions = pruning.run()
         result = remove(pruning.working, decisions)
         drop_zero_biases(result, pruning.added.values())
-        context.notes.remark(_summary(decisions))
+        context.notes.remark(_summary(decisions) + _why_no_heads(decisions, context.options))
         if any(each.lost for each in pruning.outcomes):
             context.notes.remark(_refits(pruning.outcomes))
         return replace(model.with_ir(result), assets=moved_protection(model.assets, decisions))
@@ -82,6 +83,21 @@ def _summary(decisions: Sequence[Decision]) -> str:
         total[decision.unit.kind] += decision.unit.size
     parts = (f"{removed[kind]} of {total[kind]} {kind}" for kind in total)
     return f"Removed {', '.join(parts)}."
+
+
+def _why_no_heads(decisions: Sequence[Decision], options: PruneStructureOptions) -> str:
+    """Return why no head went though a share of them should: they are counted one by one, and never more go."""
+    if options.allocation != "uniform" or options.budget != "atoms":
+        return ""
+    said = ""
+    kinds: tuple[Kind, ...] = ("heads", "query-heads")
+    for kind in kinds:
+        own = [each for each in decisions if each.unit.kind == kind]
+        largest = max((each.unit.group_size for each in own), default=0)
+        share = options.share(kind)
+        if own and 0 < share * largest < 1 and not any(each.removed for each in own):
+            said += f" No {kind} went, since {100 * share:.3g} % of {largest} in a layer is less than one."
+    return said
 
 
 def _refits(outcomes: Sequence[Outcome]) -> str:

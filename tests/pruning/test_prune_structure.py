@@ -228,6 +228,15 @@ def test_what_was_not_refitted_is_not_called_so(tmp_path, tiny_bert):
     assert any(remark.startswith("No layer was refitted") for remark in context.notes.remarks)
 
 
+@pytest.mark.parametrize(("ratio", "said"), [(0.2, True), (0.25, False)])
+def test_a_share_of_less_than_one_head_is_told(ratio, said, tmp_path, tiny_bert):
+    context = context_of(tiny_bert, tmp_path, ratio=ratio, refit="none", score="magnitude")
+    PruneStructure().apply(tiny_bert, context)
+    (remark,) = (remark for remark in context.notes.remarks if remark.startswith("Removed"))
+    assert ("No heads went, since 20 % of 4 in a layer is less than one." in remark) == said
+    assert remark.startswith("Removed 0 of 8 heads") == said
+
+
 def test_global_shares_are_kept_within_each_kind(tmp_path, tiny_bert):
     context = context_of(tiny_bert, tmp_path, ratio=0.5, allocation="global")
     result = PruneStructure().apply(tiny_bert, context)
