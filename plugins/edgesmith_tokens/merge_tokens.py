@@ -15,7 +15,7 @@ from edgesmith_tokens.finding.vision import VisionStream, find_vision_streams
 from edgesmith_tokens.merging.budget import choose_counts
 from edgesmith_tokens.merging.formula import most_merged
 from edgesmith_tokens.merging.place import MergeForm, merge_stream
-from edgesmith_tokens.merging.schedule import constant, decreasing, fitted, listed, spread
+from edgesmith_tokens.merging.schedule import constant, decreasing, fitted, listed, shared_out
 from edgesmith_tokens.options.merging import MergeTokensOptions
 from edgesmith_tokens.tokens.definition import by_definition
 from edgesmith_tokens.tokens.reduction import obstacle_to_fewer
@@ -82,6 +82,8 @@ class MergeTokens(Method[MergeTokensOptions]):
                 f"Merged {sum(counts)} of {stream.tokens} tokens ({stream.protected} protected); attention of blocks "
                 f"{first} to {last} has {', '.join(map(str, left))}, and {after} leave block {last}."
             )
+            if short := _shortage(options, stream, counts):
+                context.notes.remark(short)
         return model.with_ir(merged)
 
 
@@ -127,8 +129,25 @@ def _counts(options: MergeTokensOptions, stream: VisionStream) -> tuple[int, ...
     elif options.r is not None and options.schedule == "constant":
         wanted = constant(options.r, blocks)
     elif options.schedule == "constant":
-        wanted = spread(int(options.ratio * (stream.tokens - stream.protected)), blocks)
+        wanted = shared_out(_share(options, stream), blocks, stream.tokens, stream.protected)
     else:
-        mean = int(options.ratio * (stream.tokens - stream.protected) / blocks) if options.r is None else options.r
+        mean = _share(options, stream) // blocks if options.r is None else options.r
         wanted = decreasing(mean, blocks)
     return fitted(wanted, stream.tokens, stream.protected)
+
+
+def _share(options: MergeTokensOptions, stream: VisionStream) -> int:
+    """Return how many tokens the option ratio asks for."""
+    return int(options.ratio * (stream.tokens - stream.protected))
+
+
+def _shortage(options: MergeTokensOptions, stream: VisionStream, counts: Sequence[int]) -> str:
+    """Return what to report where fewer tokens go than the option ratio asks for."""
+    if options.speedup is not None or options.r is not None or options.counts is not None:
+        return ""
+    if sum(counts) >= _share(options, stream):
+        return ""
+    return (
+        f"Those are fewer than the {_share(options, stream)} that ratio asks for: each block merges half of its "
+        "unprotected tokens at most, and a decreasing schedule rounds down."
+    )

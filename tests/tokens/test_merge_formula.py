@@ -13,7 +13,7 @@ from edgesmith.execution.torch_graph import TorchGraph
 from edgesmith.graph.edit import GraphEditor
 from edgesmith_tokens.merging.formula import match, merge, most_merged, unmerge
 from edgesmith_tokens.merging.graph import merge_by_chance, merge_by_metric
-from edgesmith_tokens.merging.schedule import constant, decreasing, fitted, listed, spread
+from edgesmith_tokens.merging.schedule import constant, decreasing, fitted, listed, shared_out, spread
 from edgesmith_tokens.tokens.reduction import Tokens
 from edgesmith_tokens.tokens.sizes import logarithms, weigh_keys
 from edgesmith_tokens.tokens.writer import Writer
@@ -181,6 +181,15 @@ def test_schedules_keep_their_promises(r, blocks, tokens, protected):
         assert 0 <= count <= min(r, max(0, (left - protected) // 2))
         left -= count
     assert left >= min(tokens, protected + 1)
+
+
+@given(total=st.integers(0, 300), blocks=st.integers(1, 24), tokens=st.integers(1, 300), protected=st.integers(0, 5))
+def test_a_total_is_met_where_blocks_have_the_room(total, blocks, tokens, protected):
+    counts = shared_out(total, blocks, tokens, protected)
+    assert fitted(counts, tokens, protected) == counts
+    assert sum(counts) == min(total, sum(fitted(constant(tokens, blocks), tokens, protected)))
+    equal = spread(total, blocks)
+    assert counts == equal or fitted(equal, tokens, protected) != equal
 
 
 @pytest.mark.parametrize(

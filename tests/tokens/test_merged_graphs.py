@@ -272,6 +272,17 @@ def test_networks_without_patches_are_skipped(build):
     assert verdict.status == "skip" and "patches" in verdict.reason
 
 
+def test_the_ratio_is_met_or_the_report_says_that_it_cannot_be():
+    notes = {}
+    for blocks, ratio in ((4, 0.9), (2, 0.95)):
+        settings_ = context(MergeTokensOptions(ratio=ratio))
+        MergeTokens().apply(tiny_vit(blocks=blocks), settings_)
+        notes[blocks] = settings_.notes.remarks
+    # 16 patches and a class token: four blocks can take 14 of them, two no more than 8 and 4.
+    assert len(notes[4]) == 1 and notes[4][0].startswith("Merged 14 of 17")
+    assert len(notes[2]) == 2 and notes[2][0].startswith("Merged 12 of 17") and "the 15 that ratio asks" in notes[2][1]
+
+
 def test_counts_for_more_blocks_than_there_are_are_refused():
     assert "3 numbers for 2 blocks" in refusal(tiny_vit(blocks=2), counts=(1, 1, 1))
     with pytest.raises(StepError, match="3 numbers for 2 blocks"):

@@ -23,6 +23,16 @@ def spread(total: int, blocks: int) -> tuple[int, ...]:
     return tuple(total * (block + 1) // blocks - total * block // blocks for block in range(blocks))
 
 
+def shared_out(total: int, blocks: int, tokens: int, protected: int) -> tuple[int, ...]:
+    """Return counts that sum to a total, or to all that blocks can merge, in parts as equal as they have room for."""
+    total = min(total, sum(fitted(constant(tokens, blocks), tokens, protected)))
+    wanted = total
+    # What late blocks cannot take goes to earlier ones.
+    while sum(counts := fitted(spread(wanted, blocks), tokens, protected)) < total:
+        wanted += 1
+    return counts
+
+
 def listed(counts: Sequence[int], blocks: int) -> tuple[int, ...]:
     """Return a list of counts, filled up with 0 for further blocks."""
     return (*counts[:blocks], *[0] * (blocks - len(counts)))
