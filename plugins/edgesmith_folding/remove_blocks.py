@@ -127,6 +127,8 @@ def _chosen(
             f"{wanted} blocks were asked for and {count} can go: ends of streams, protected blocks, obstacles and the "
             "last cache keep the others."
         )
+    if count == 0:
+        return Choice(())
     if data is None:
         return draw(candidates, count, context.seed)
     # The places of this graph, not of the copy that will change.

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tests.folding import cached_models
 from tests.folding.cached_models import BLOCKS, FORMS, cached_decoder, data_for, decode, greedy, logits_of
 from tests.folding.folding_models import arrays_of, block_count, remove_with_notes
 from tests.small_graphs import context
@@ -112,3 +113,11 @@ def test_a_step_may_drop_slots_and_sharing_may_not():
     options = RemoveBlocksOptions(blocks=(0, 2), compensation="none")
     result = run_step(registry, registry.method("remove-blocks"), model, context(options, data_for(model, 4)))
     assert result.verdict.status == "ok" and len(find_caches(result.model.ir)) == 2 * (BLOCKS - 2)
+
+
+def test_the_only_block_with_a_cache_stays_and_the_report_says_why(monkeypatch):
+    monkeypatch.setattr(cached_models, "BLOCKS", 1)
+    model = cached_decoder()
+    removed, notes = remove_with_notes(model, data_for(model, 2), count=1)
+    assert block_count(removed) == 1
+    assert notes.remarks[-1].startswith("1 blocks were asked for and 0 can go")
