@@ -60,10 +60,8 @@ class SampleBatches:
 
     def held_out(self) -> Iterator[tuple[Batch, int]]:
         """Yield the held-out samples in batches, each with its number of samples."""
-        held_out = self._split.held_out
-        for start in range(0, held_out.size, self._batch_size):
-            samples = held_out[start : start + self._batch_size]
-            yield self.load(samples), samples.size
+        for batch in self._source.select(self._split.held_out).batches(self._batch_size):
+            yield self._cut(batch), batch.size
 
     def _cut(self, batch: Batch) -> Batch:
         if self._padding is None:
