@@ -127,7 +127,10 @@ def test_doctor_shows_versions_and_the_whole_error_of_a_broken_plugin(capsys):
     report = run_json(capsys, "--plugin", BROKEN, "doctor", "--json")
     packages = {package["name"]: package for package in report["packages"]}
     assert packages["onnx"]["ok"]
-    assert packages["torch"]["required"] is False
+    assert packages["torch"]["required"] is False and packages["onnx"]["extra"] == ""
+    compiler = packages["tensorrt-rtx-cu13-bindings"]
+    assert (compiler["required"], compiler["extra"]) == (False, "tensorrt-rtx")
+    assert "pip install 'edgesmith[tensorrt-rtx]'" in out
     assert report["broken"][0]["stage"] == "import"
 
 

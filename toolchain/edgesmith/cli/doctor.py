@@ -14,13 +14,15 @@ from edgesmith.cli.output import write_json, write_text
 from edgesmith.cli.settings import AsJson, registry_of
 
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
     from edgesmith.host.plugin import Plugin
     from edgesmith.host.registry import Registry
 
 EXAMPLE = "edgesmith doctor > report.txt"
 
 _DISTRIBUTION = "edgesmith"
-_OPTIONAL_EXTRA = "torch"
+_OPTIONAL_EXTRAS = ("torch", "tensorrt-rtx", "qnn", "executorch", "device", "loadgen")
 
 
 def command(
@@ -65,8 +67,8 @@ def _packages() -> list[dict[str, object]]:
 
     packages: list[dict[str, object]] = []
     for requirement in map(Requirement, importlib.metadata.requires(_DISTRIBUTION) or ()):
-        required = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if not required and not (requirement.marker and requirement.marker.evaluate({"extra": _OPTIONAL_EXTRA})):
+        extra = next((one for one in ("", *_OPTIONAL_EXTRAS) if _wanted(requirement, one)), None)
+        if extra is None:
             continue
         version = _version(requirement.name)
         packages.append(
@@ -74,11 +76,17 @@ def _packages() -> list[dict[str, object]]:
                 "name": requirement.name,
                 "range": str(requirement.specifier),
                 "installed": version,
-                "required": required,
+                "required": not extra,
+                "extra": extra,
                 "ok": version is not None and requirement.specifier.contains(version, prereleases=True),
             }
         )
     return packages
+
+
+def _wanted(requirement: "Requirement", extra: str) -> bool:
+    """Return whether this machine needs a package for an extra; an empty extra is Edgesmith itself."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def _version(package: str) -> str | None:
@@ -131,9 +139,9 @@ def _render(report: dict[str, object]) -> str:
 
 def _package_line(package: dict[str, object]) -> str:
     installed = package["installed"] or "not installed"
-    line = f"  {package['name']!s:14} {installed!s:14} needs {package['range'] or 'any version'}"
+    line = f"  {package['name']!s:26} {installed!s:14} needs {package['range'] or 'any version'}"
     if not package["required"]:
-        line += f" (optional: pip install '{_DISTRIBUTION}[{_OPTIONAL_EXTRA}]')"
+        line += f" (optional: pip install '{_DISTRIBUTION}[{package['extra']}]')"
     return (
         line if package["ok"] or (package["installed"] is None and not package["required"]) else f"{line}  <- PROBLEM"
     )
