@@ -7,6 +7,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgesmith.engine import EngineReport
 from edgesmith.errors import TargetError
+from edgesmith.graph.node_names import node_name
 from edgesmith.graph.opset import too_new
 from edgesmith.host.context import Context
 from edgesmith.host.interfaces import Build, Target
@@ -56,7 +57,7 @@ class TensorRT(Target):
             reason = f"{', '.join(handed_on)} is an input and an output of the graph, which TensorRT does not build"
             return Verdict.refuse(f"{reason}; leave it out of the outputs, since whoever feeds it has it")
         for node in model.graph.all_nodes():
-            name = node.name or node.op_type
+            name = node_name(node)
             if node.domain:
                 reason = f"{node.op_type} of {node.domain} is unknown to TensorRT; compile the source, not an artifact"
                 return Verdict.refuse(reason, nodes=(name,))

@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from edgesmith.cli import main
 from edgesmith.cli.inspect import describe
 from edgesmith.testing import tiny_bert, tiny_mlp
@@ -90,6 +92,18 @@ def test_a_rule_that_ends_its_process_is_a_finding_with_isolation(capsys, tmp_pa
     code, out, _ = run(capsys, told, "lint", str(tmp_path / "mlp.onnx"), "--target", "told", "--isolate", "--json")
     assert code == 2
     assert "ended its process with code 5" in json.loads(out)[0]["hazard"]
+
+
+@pytest.mark.parametrize(("how", "words"), [("crash", "ZeroDivisionError"), ("leave", "ended its process with code 5")])
+def test_a_check_that_fails_with_isolation_is_a_finding_beside_the_others(capsys, tmp_path, monkeypatch, how, words):
+    monkeypatch.setenv("EDGESMITH_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("BREAK_HERE", f"target.check:{how}")
+    (tiny_mlp().save(tmp_path / "saved") / "model.onnx").rename(tmp_path / "mlp.onnx")
+    told = f"--plugin={BAD_PLUGINS / 'breaks_as_told.py'}"
+    code, out, _ = run(capsys, told, "lint", str(tmp_path / "mlp.onnx"), "--target", "told", "--isolate", "--json")
+    found = {each["lint"]: each["hazard"] for each in json.loads(out)}
+    assert code == 2
+    assert words in found["refused"] and found["told"] == "It is there."
 
 
 def test_a_rule_that_crashes_in_its_own_process_shows_its_traceback_where_asked(capsys, tmp_path, monkeypatch):

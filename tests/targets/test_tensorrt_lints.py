@@ -6,12 +6,14 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 from edgesmith.cli import main
 from edgesmith.host.lint import Finding, run_lints
 from edgesmith.host.loader import load_registry
 from edgesmith.host.targets import find_target
 from edgesmith_onnxruntime.cpu import DIALECT as ONNX_CPU
+from edgesmith_onnxruntime.lints import processor_operators
 from edgesmith_quantization.options.int8 import QuantizeInt8Options
 from edgesmith_quantization.quantize_int8 import QuantizeInt8
 from small_graphs import context, graph, node, quantize
@@ -142,6 +144,19 @@ def test_core_ml_counts_nodes_whose_shapes_nothing_tells():
 def test_channels_that_do_not_fill_tensor_cores_are_found(channels, found):
     model = graph([node("Conv", ["x", "w"], "y")], {"w": normal(32, channels, 1, 1)}, {"x": [1, channels, 4, 4]})
     assert ("channel-alignment" in findings(model)) == found
+
+
+@pytest.mark.parametrize("gemm", [False, True])
+def test_a_head_may_tell_any_number_of_classes_apart(gemm):
+    def head(width):
+        weight = normal(101, width) if gemm else normal(width, 101)
+        product = node("Gemm", ["h", "v"], "p", transB=1) if gemm else node("MatMul", ["h", "v"], "p")
+        nodes = [node("MatMul", ["x", "w"], "h"), product, node("Softmax", ["p"], "y")]
+        return graph(nodes, {"w": normal(16, width), "v": weight}, {"x": [8, 16]})
+
+    assert findings(head(32)) == {}
+    (finding,) = findings(head(36))["channel-alignment"]
+    assert finding.nodes == ("node_h", "node_p")
 
 
 def test_a_depthwise_convolution_has_no_alignment():
@@ -297,9 +312,46 @@ def test_open_dimensions_without_a_profile_are_found_and_with_one_they_are_not()
         return graph([node("Relu", ["x"], "y")], {}, {"x": ["n", 16]})
 
     (finding,) = findings(model())["dynamic-shapes"]
-    assert finding.nodes == ("x",)
+    assert finding.nodes == ("x",) and finding.is_note
     assert "--minShapes" in finding.fix
     assert findings(with_shapes(model(), {"x": {"min": [1, 16], "opt": [1, 16], "max": [8, 16]}})) == {}
+    (finding,) = findings(with_shapes(model(), {}))["dynamic-shapes"]
+    assert not finding.is_note
+
+
+def test_the_command_ends_well_with_notes_only(tmp_path, capsys):
+    ir.save(graph([node("Relu", ["x"], "y")], {}, {"x": ["n", 16]}).ir, tmp_path / "open.onnx")
+    words = ["lint", str(tmp_path / "open.onnx"), "--target", "jetson-orin-nano"]
+    assert main(words) == 0
+    assert "dynamic-shapes (note)" in capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    assert [each["is_note"] for each in json.loads(capsys.readouterr().out)] == [True]
+
+
+@pytest.mark.parametrize("target", ["jetson-orin-nano", "android-qnn"])
+def test_the_command_says_once_that_an_operator_is_refused(tmp_path, capsys, target):
+    nodes = [helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], "d"), node("Relu", ["s"], "y")]
+    model = graph(nodes, {}, {"x": [1, 16]})
+    ir.save(model.ir, tmp_path / "refused.onnx")
+    assert main(["lint", str(tmp_path / "refused.onnx"), "--target", target, "--json"]) == 2
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["lint"] != "refused" and "costs little" not in found["fix"]
+
+
+def test_the_command_says_once_that_sizes_are_open(tmp_path, capsys):
+    ir.save(graph([node("Relu", ["x"], "y")], {}, {"x": ["n", 16]}).ir, tmp_path / "open.onnx")
+    assert main(["lint", str(tmp_path / "open.onnx"), "--target", "android-qnn", "--json"]) == 2
+    (found,) = json.loads(capsys.readouterr().out)
+    assert "--shape n=SIZE" in found["fix"]
+
+
+def test_a_rule_calls_nodes_without_a_name_by_what_they_make():
+    model = in_domain("com.microsoft.nchwc")
+    for each in model.graph:
+        each.name = None
+    # The host gives names to a copy.
+    (finding,) = processor_operators.find(model, find_target(REGISTRY, "onnx-cpu")[1].dialect)
+    assert finding.nodes == ("h",)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from edgesmith.graph.node_names import node_name
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.lint import Finding
 from edgesmith.model import Model
@@ -17,5 +18,5 @@ def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
             f"Operators of {domains} were written by ONNX Runtime's optimizer for the processor it ran on; another "
             "processor may not load them, and no other runtime knows them.",
             "Export the model again, or save it with the optimizer at level EXTENDED or below.",
-            tuple(node.name or node.op_type for node in nodes),
+            tuple(node_name(node) for node in nodes),
         )

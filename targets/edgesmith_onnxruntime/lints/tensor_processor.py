@@ -6,10 +6,11 @@ import onnx_ir as ir
 
 from edgesmith.frontends.fixed_dimensions import open_dimensions
 from edgesmith.graph.edit import constant_tensor
+from edgesmith.graph.node_names import node_name
 from edgesmith.host.dialect import Dialect
 from edgesmith.host.lint import Finding
 from edgesmith.model import Model
-from edgesmith_onnxruntime.qnn.operators import DYNAMIC, INTEGER, SUPPORTED
+from edgesmith_onnxruntime.qnn.operators import SUPPORTED, obstacle
 
 
 def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
@@ -19,9 +20,12 @@ def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
         yield Finding(
             f"The dimensions {', '.join(names)} of the inputs are open, and QNN plans for fixed sizes.",
             f"Compile with {' '.join(f'--shape {name}=SIZE' for name in names)}.",
+            tuple(dict.fromkeys(name for name, _ in names.values())),
         )
     yield from _operators(model.ir)
-    loose = [_name(node) for node in model.graph.all_nodes() if _dequantizes_weight(node) and not _all_quantized(node)]
+    loose = [
+        node_name(node) for node in model.graph.all_nodes() if _dequantizes_weight(node) and not _all_quantized(node)
+    ]
     if loose:
         yield Finding(
             f"{len(loose)} weights are dequantized on the processor at every run, since their products have float "
@@ -29,7 +33,7 @@ def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
             "Quantize inputs and outputs of these products too (quantize-int8 does), or leave them in float.",
             tuple(loose),
         )
-    many = [_name(node) for node in model.graph.all_nodes() if _rank(node) > _HIGHEST_RANK]
+    many = [node_name(node) for node in model.graph.all_nodes() if _rank(node) > _HIGHEST_RANK]
     if many:
         yield Finding(
             f"{len(many)} nodes have values of more than {_HIGHEST_RANK} dimensions.",
@@ -43,17 +47,22 @@ _HIGHEST_RANK = 5
 
 def _operators(model: ir.Model) -> Iterator[Finding]:
     absent: dict[str, list[str]] = {}
+    refused: dict[tuple[str, str], list[str]] = {}
     for node in model.graph.all_nodes():
-        if node.domain != "" or node.op_type not in SUPPORTED:
-            absent.setdefault(node.op_type, []).append(_name(node))
+        refusal = obstacle(node)
+        if refusal is not None:
+            refused.setdefault(refusal, []).append(node_name(node))
+        elif node.domain != "" or node.op_type not in SUPPORTED:
+            absent.setdefault(node.op_type, []).append(node_name(node))
+    for (reason, remedy), nodes in sorted(refused.items()):
+        fix = f"Nothing is compiled until you {remedy}."
+        yield Finding(f"{reason} ({len(nodes)} nodes).", fix, tuple(nodes))
     for operator, nodes in sorted(absent.items()):
-        fix = "Little work there costs little; much of it is better compiled for android-cpu."
-        if operator in DYNAMIC:
-            fix = "Quantize with mode: static and calibration data."
-        elif operator in INTEGER:
-            fix = "Write it as QuantizeLinear pairs around the float operator."
-        hazard = f"{operator} ({len(nodes)}) is not among the operators of QNN and stays on the processor."
-        yield Finding(hazard, fix, tuple(nodes))
+        yield Finding(
+            f"{operator} ({len(nodes)}) is not among the operators of QNN and stays on the processor.",
+            "Little work there costs little; much of it is better compiled for android-cpu.",
+            tuple(nodes),
+        )
 
 
 def _dequantizes_weight(node: ir.Node) -> bool:
@@ -81,7 +90,3 @@ _BOUNDS = frozenset({"QuantizeLinear", "Relu", "Clip"})
 
 def _rank(node: ir.Node) -> int:
     return max((len(value.shape) for value in node.outputs if value.shape is not None), default=0)
-
-
-def _name(node: ir.Node) -> str:
-    return node.name or node.op_type

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgesmith.graph.edit import constant_tensor
+from edgesmith.graph.node_names import node_name
 
 _KEPT_BYTES = 1024
 """Constants up to this size stay in what the tools see. They look at no weight."""
@@ -63,7 +64,7 @@ def find_placement(model: ir.Model, provider: str) -> Placement:
     for node in model.graph.all_nodes():
         operator = f"{node.domain or 'ai.onnx'}:{node.op_type}"
         if operator in info.unsupported_ops:
-            absent.setdefault(operator.removeprefix("ai.onnx:"), []).append(node.name or node.op_type)
+            absent.setdefault(operator.removeprefix("ai.onnx:"), []).append(node_name(node))
     return Placement(
         provider=provider,
         advice=info.suitability().name.lower() if info.num_nodes else "no",

@@ -3,6 +3,8 @@
 Erf is listed within a written-out Gelu, which is where networks have it.
 """
 
+import onnx_ir as ir
+
 SUPPORTED = frozenset(
     {
         "Abs", "Add", "And", "ArgMax", "ArgMin", "Asin", "Atan", "AveragePool", "BatchNormalization", "Cast",
@@ -26,3 +28,14 @@ DYNAMIC = frozenset({"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"})
 """Quantization with ranges computed at run time."""
 INTEGER = frozenset({"QLinearConv", "QLinearMatMul"})
 """Quantized operators that must be pairs around float ones here."""
+
+
+def obstacle(node: ir.Node) -> tuple[str, str] | None:
+    """Return why nothing is compiled from a graph with such an operator, and what to do; None for other operators."""
+    if node.op_type in DYNAMIC:
+        return f"{node.op_type} computes ranges as it runs", "quantize with mode: static and calibration data"
+    if node.op_type in INTEGER:
+        return f"{node.op_type} is an operator on codes", f"write QuantizeLinear pairs around {node.op_type[7:]}"
+    if node.domain == "com.microsoft":
+        return f"{node.op_type} of ONNX Runtime's own kernels is unknown to QNN", "compile the source, not an artifact"
+    return None

@@ -10,6 +10,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgesmith.errors import TargetError
 from edgesmith.frontends.fixed_dimensions import open_dimensions
+from edgesmith.graph.node_names import node_name
 from edgesmith.graph.opset import too_new
 from edgesmith.host.context import Context
 from edgesmith.host.interfaces import Build, Target
@@ -21,7 +22,7 @@ from edgesmith_onnxruntime.lowering import as_rewrite, lower_to_standard
 from edgesmith_onnxruntime.qnn import simulator
 from edgesmith_onnxruntime.qnn.dialect import dialect_of
 from edgesmith_onnxruntime.qnn.factor_order import write_factors_second
-from edgesmith_onnxruntime.qnn.operators import DYNAMIC, INTEGER
+from edgesmith_onnxruntime.qnn.operators import obstacle
 from edgesmith_onnxruntime.separate_biases import separate_biases
 
 FILE_NAME, RECIPE_FILE, SCRIPT_FILE = "model.onnx", "build.json", "build_context.py"
@@ -54,14 +55,15 @@ class AndroidQnn(Target):
         reason = too_new(model.graph, self.device.name, self.dialect.opset)
         if reason:
             return Verdict.refuse(reason)
-        open_names = ", ".join(open_dimensions(model.ir))
-        if open_names:
-            reason = f"the dimensions {open_names} of its inputs are open, and QNN plans for fixed sizes; add --shape"
-            return Verdict.refuse(f"{reason} NAME=SIZE for each")
+        dimensions = open_dimensions(model.ir)
+        if dimensions:
+            names, inputs = ", ".join(dimensions), dict.fromkeys(name for name, _ in dimensions.values())
+            reason = f"the dimensions {names} of its inputs are open, and QNN plans for fixed sizes; add --shape"
+            return Verdict.refuse(f"{reason} NAME=SIZE for each", nodes=tuple(inputs))
         for node in model.graph.all_nodes():
-            obstacle = _obstacle(node)
-            if obstacle:
-                return Verdict.refuse(obstacle, nodes=(node.name or node.op_type,))
+            reason = "; ".join(obstacle(node) or ()) or _unknown_codes(node)
+            if reason:
+                return Verdict.refuse(reason, nodes=(node_name(node),))
         return Verdict.ok()
 
     def lower(self, model: Model, context: Context[None]) -> Model:
@@ -127,14 +129,8 @@ def _remedy(model: Model) -> str:
     return "Make its inputs smaller (--shape NAME=SIZE)" if by_us else "Export it with smaller inputs"
 
 
-def _obstacle(node: ir.Node) -> str:
-    """Return why QNN does not take a node, or an empty string."""
-    if node.op_type in DYNAMIC:
-        return f"{node.op_type} computes ranges as it runs; quantize with mode: static and calibration data"
-    if node.op_type in INTEGER:
-        return f"{node.op_type} is an operator on codes; QNN takes QuantizeLinear pairs around {node.op_type[7:]}"
-    if node.domain == "com.microsoft":
-        return f"{node.op_type} of ONNX Runtime's own kernels is unknown to QNN; compile the source, not an artifact"
+def _unknown_codes(node: ir.Node) -> str:
+    """Return why QNN does not take the codes that a node writes or reads, or an empty string."""
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
         place = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
         dtype = place.dtype if place is not None else None

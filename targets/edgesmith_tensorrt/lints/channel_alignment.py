@@ -15,10 +15,13 @@ _SMALLEST = 16
 """Layers of fewer channels, such as the first convolution of an image, never fill a tensor core."""
 
 
+_PRODUCTS = ("MatMul", "Gemm", "Conv")
+
+
 def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
     """Yield a finding for products and convolutions whose channels do not fit, by precision."""
     wrong: dict[tuple[str, int], list[str]] = {}
-    for node in nodes_of(model.ir, "MatMul", "Gemm", "Conv"):
+    for node in nodes_of(model.ir, *_PRODUCTS):
         precision = "int8" if _is_quantized(node) else "float16"
         multiple = dialect.alignment.get(precision, 1)
         channels = [size for size in _channels(node) if size >= _SMALLEST]
@@ -48,8 +51,21 @@ def _channels(node: ir.Node) -> list[int]:
     if tensor is None or len(tensor.shape) < 2:
         return []
     shape = [int(size) for size in tensor.shape.numpy()]
-    if node.op_type == "Conv":
-        group = node.attributes.get_int("group", 1)
+    transposed = node.attributes.get_int("transB", 0) == 1
+    made, read = shape[:2] if node.op_type == "Conv" or transposed else (shape[-1], shape[-2])
+    if node.op_type == "Conv" and read == 1 and node.attributes.get_int("group", 1) > 1:
         # A depthwise convolution does not run on tensor cores at all.
-        return [] if shape[1] == 1 and group > 1 else shape[:2]
-    return shape[-2:]
+        return []
+    # How many words or classes a head tells apart is given, and no step can change it.
+    return [read] if _is_head(node) else [made, read]
+
+
+def _is_head(node: ir.Node) -> bool:
+    """Return whether no other product stands between a node and an output of the graph."""
+    value = node.outputs[0]
+    while not value.is_graph_output():
+        readers = {reader for reader, _ in value.uses()}
+        if len(readers) != 1 or next(iter(readers)).op_type in _PRODUCTS:
+            return False
+        value = readers.pop().outputs[0]
+    return True

@@ -21,7 +21,8 @@ def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
     """Yield findings for inputs without a profile, and for nodes whose output has a size that the data decides."""
     if not isinstance(dialect, TensorRTDialect):
         return
-    shapes = recorded_shapes(model.ir) or {}
+    recorded = recorded_shapes(model.ir)
+    shapes = recorded or {}
     open_inputs = [str(value.name) for value in model.graph.inputs if _is_open(value) and value.name not in shapes]
     if open_inputs:
         yield Finding(
@@ -29,6 +30,7 @@ def find(model: Model, dialect: Dialect) -> Iterator[Finding]:
             "Expected of a source: `edgesmith compile` writes the shapes to build.json. Where trtexec builds from this "
             "very file, give it --minShapes, --optShapes and --maxShapes.",
             tuple(open_inputs),
+            is_note=recorded is None,
         )
     unranked = [str(value.name) for value in model.graph.inputs if value.shape is None]
     if unranked:

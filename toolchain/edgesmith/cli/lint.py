@@ -12,7 +12,11 @@ from edgesmith.cli.settings import AsJson, Source, isolation_of, registry_of, ti
 
 if TYPE_CHECKING:
     from edgesmith.engine import EngineReport
+    from edgesmith.host.interfaces import Target
     from edgesmith.host.lint import LintResult
+    from edgesmith.host.records import TargetRecord
+    from edgesmith.host.registry import Registry
+    from edgesmith.model import Model
 
 EXAMPLE = "edgesmith lint model.onnx --target jetson-orin-nano"
 
@@ -49,29 +53,29 @@ def command(
     time_limit_seconds: Annotated[float | None, time_limit("rule")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a graph against the rules of a target. The exit code is 0 without findings, and 2 with some."""
+    """Check a graph against the rules of a target. The exit code is 2 with findings, and 0 with none or notes only."""
     from edgesmith.cli.progress import make_progress
     from edgesmith.host.targets import find_target
 
     registry = registry_of(context)
     isolation = isolation_of(isolate, time_limit_seconds, None)
     record, device = find_target(registry, target)
+    if isolation is not None:
+        from edgesmith.isolation.target import apart
+
+        device = apart(registry, record, device, isolation)
     with make_progress(silent=as_json) as progress:
         from edgesmith.api import load_source
         from edgesmith.engine import read_description
-        from edgesmith.host.building import check_target, explain_engine
-        from edgesmith.host.lint import Finding, LintResult, run_lints
+        from edgesmith.host.building import explain_engine
+        from edgesmith.host.lint import run_lints
         from edgesmith.pipeline import Workshop
         from edgesmith.store import Store
 
         model = load_source(source, Workshop(registry, Store(), progress, 1))
         with progress.stage("checking the rules"):
-            results = tuple(run_lints(registry, record, model, device.dialect, isolation=isolation))
-            verdict = check_target(record, device, model)
-            if verdict.status == "refuse":
-                hazard = f"{record.name} refuses this graph: {verdict.reason}."
-                refusal = Finding(hazard, "Until that is changed nothing is compiled from it.", verdict.nodes)
-                results = (LintResult("refused", refusal), *results)
+            found = tuple(run_lints(registry, record, model, device.dialect, isolation=isolation))
+            results = (*_refusals(registry, record, device, model, found), *found)
         engine = None
         if engine_layers is not None:
             times = read_description(engine_times) if engine_times is not None else ""
@@ -80,8 +84,34 @@ def command(
         _write_json(results, engine)
     else:
         _show(record.name, results, engine)
-    if results or (engine is not None and engine.findings):
+    if any(not each.finding.is_note for each in results) or (engine is not None and engine.findings):
         raise typer.Exit(EXIT_FINDINGS)
+
+
+def _refusals(
+    registry: "Registry", record: "TargetRecord", device: "Target", model: "Model", found: "tuple[LintResult, ...]"
+) -> "tuple[LintResult, ...]":
+    """Return that the target refuses the graph, or that its check failed; nothing where its own rules say the same."""
+    from edgesmith.errors import TargetError
+    from edgesmith.host.building import check_target
+    from edgesmith.host.lint import Finding, LintResult
+
+    try:
+        verdict = check_target(record, device, model)
+    except TargetError as error:
+        return (LintResult("refused", Finding(error.what, error.fix)),)
+    if verdict.status != "refuse":
+        return ()
+    # A stranger's rule may name the same nodes for another reason.
+    owner = registry.plugin_of(record).distribution
+    own = {lint.name for lint in registry.lints() if registry.plugin_of(lint).distribution == owner}
+    named = {node for each in found if each.lint in own and not each.finding.is_note for node in each.finding.nodes}
+    if verdict.nodes and named.issuperset(verdict.nodes):
+        return ()
+    hazard = f"{record.name} refuses this graph: {verdict.reason}."
+    return (
+        LintResult("refused", Finding(hazard, "Until that is changed nothing is compiled from it.", verdict.nodes)),
+    )
 
 
 def _write_json(results: "tuple[LintResult, ...]", engine: "EngineReport | None") -> None:
@@ -91,7 +121,10 @@ def _write_json(results: "tuple[LintResult, ...]", engine: "EngineReport | None"
 
 
 def _show(target: str, results: "tuple[LintResult, ...]", engine: "EngineReport | None") -> None:
-    rows = [(result.lint, result.finding.hazard, result.finding.fix, result.finding.nodes) for result in results]
+    rows = []
+    for result in results:
+        found = result.finding
+        rows.append((f"{result.lint} (note)" if found.is_note else result.lint, found.hazard, found.fix, found.nodes))
     if engine is not None:
         rows += [(one.rule, one.hazard, one.fix, one.layers) for one in engine.findings]
     if rows:

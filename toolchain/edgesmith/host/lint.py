@@ -23,6 +23,8 @@ class Finding:
     fix: str
     """What to do about it, as one sentence."""
     nodes: tuple[str, ...] = ()
+    is_note: bool = False
+    """Whether it only tells what to expect: `edgesmith lint` then ends with 0."""
 
 
 @dataclass(frozen=True, slots=True)

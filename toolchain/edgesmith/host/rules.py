@@ -45,5 +45,6 @@ def _is_finding(found: object) -> TypeGuard[Finding]:
     return (
         isinstance(found, Finding)
         and isinstance(found.nodes, tuple)
+        and isinstance(found.is_note, bool)
         and all(isinstance(text, str) for text in (found.hazard, found.fix, *found.nodes))
     )

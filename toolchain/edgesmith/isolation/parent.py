@@ -86,7 +86,7 @@ def ask_rule_isolated(
             done, _ = run_isolated(job, model, Context(None, dialect, Path(scratch)))
         except StepError as error:
             return (rule_fault(registry, record, error.what.removeprefix(f"{job.author}: ")),)
-    return tuple(Finding(one["hazard"], one["fix"], tuple(one["nodes"])) for one in done["findings"])
+    return tuple(Finding(one["hazard"], one["fix"], tuple(one["nodes"]), one["is_note"]) for one in done["findings"])
 
 
 def note(done: Mapping[str, Any], context: Context[Any]) -> None:
