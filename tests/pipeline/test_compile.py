@@ -30,6 +30,14 @@ def settings(job: Job, store: str = "store") -> Settings:
     return Settings(threads=1, store=job.folder / store, latency_plan=QUICK)
 
 
+def test_samples_of_a_file_that_is_divided_are_counted_once(job: Job) -> None:
+    plain = {"version": 1, "steps": []}
+    data, out = job.folder / "evaluation.npz", job.folder / "artifact"
+    ledger = edgesmith.compile(job.model, out=out, data=data, recipe=plain, settings=settings(job)).ledger
+    assert ledger.data
+    assert all(" samples of " in text and " samples, " not in text for text in ledger.data.values()), ledger.data
+
+
 def test_a_network_becomes_a_measured_artifact(job: Job) -> None:
     artifact = edgesmith.compile(job.model, out=job.folder / "artifact", data=job.data, settings=settings(job))
     ledger = artifact.ledger

@@ -61,6 +61,15 @@ def test_that_the_machine_was_busy_is_said_of_local_times_too():
     assert "Read from a file." not in text
 
 
+def test_a_table_without_times_does_not_explain_them():
+    ledger = report_ledgers.full_ledger()
+    assert "> chosen, latency as median [quartiles], tier: " in " ".join(printed(ledger_table(ledger)).split())
+    untimed = tuple(row.model_copy(update={"latency_ms": None}) for row in ledger.rows)
+    told = printed(ledger_table(ledger.model_copy(update={"rows": untimed})))
+    assert "> chosen, tier: " in told
+    assert "quartiles" not in told
+
+
 def test_the_distance_from_the_source_stands_there_once():
     ledger = report_ledgers.full_ledger()
     assert "SQNR" in printed(ledger_table(ledger))

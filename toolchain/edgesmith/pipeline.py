@@ -483,10 +483,14 @@ def _origin(step: PlannedStep) -> dict[str, object]:
 def _describe_data(calibration: "DataSource | None", yardstick: Yardstick) -> dict[str, str]:
     roles = {"calibration": calibration, "evaluation": yardstick.evaluation}
     return {
-        role: f"{data.description}, {len(data)} samples, sha256 {data.fingerprint[:16]}"
-        for role, data in roles.items()
-        if data is not None
+        role: f"{_counted(data)}, sha256 {data.fingerprint[:16]}" for role, data in roles.items() if data is not None
     }
+
+
+def _counted(data: "DataSource") -> str:
+    """Return what the data is, with its length where that does not say it already, as "12 of 60 samples of" does."""
+    known = data.description.startswith(f"{len(data)} of ")
+    return data.description if known else f"{data.description}, {len(data)} samples"
 
 
 def _as_json(data: Mapping[str, object]) -> dict[str, object]:

@@ -58,7 +58,8 @@ def ledger_table(ledger: Ledger) -> "RenderableType":
         shown = (*cells, decibels, tiers) if has_other_metric else (*cells, tiers)
         table.add_row(*map(Text, shown), style=_style(row, ledger))
     legend = [_meaning(ledger, name) for name in _TIER_LETTERS if _has_tier(ledger, name)]
-    notes = f"> chosen, latency as median [quartiles], tier: {', '.join(legend) or 'nothing measured'}"
+    times = "latency as median [quartiles], " if any(row.latency_ms for row in ledger.rows) else ""
+    notes = f"> chosen, {times}tier: {', '.join(legend) or 'nothing measured'}"
     return Group(
         table,
         Text(notes, style="dim"),
