@@ -115,9 +115,7 @@ def test_evaluated_samples_are_taken_out_of_calibration_also_from_python(job: Jo
 
 def test_labels_that_a_method_needs_are_asked_for(job: Job) -> None:
     plugin = Path(__file__).with_name("detour_plugin.py").read_text()
-    plugin = plugin.replace(
-        "kind=edgesmith.Kind.GRAPH", "kind=edgesmith.Kind.GRAPH, needs=Needs(data=True, labels=True)"
-    )
+    plugin = plugin.replace("kind=kind", "kind=kind, needs=Needs(data=True, labels=True)")
     arrays = {"image": np.load(job.folder / "calibration.npz")["image"]}
     np.savez(job.folder / "calibration.npz", **arrays)
     with pytest.raises(RecipeError, match="labelled"):
@@ -215,7 +213,7 @@ def test_the_ledger_names_the_source_as_the_caller_did(job: Job) -> None:
 
 
 def test_a_method_may_be_called_source(job: Job) -> None:
-    plugin = Path(__file__).with_name("detour_plugin.py").read_text().replace('name="detour"', 'name="source"')
+    plugin = Path(__file__).with_name("detour_plugin.py").read_text().replace('("detour", ', '("source", ')
     artifact = edgesmith.compile(
         job.model,
         recipe={"steps": [{"method": "source"}]},
@@ -234,7 +232,7 @@ def test_a_budget_on_a_drop_needs_a_metric_that_can_drop(job: Job) -> None:
 
 def test_a_method_that_is_not_deterministic_runs_again(job: Job) -> None:
     text = Path(__file__).with_name("detour_plugin.py").read_text()
-    plugin = text.replace("kind=edgesmith.Kind.GRAPH", "kind=edgesmith.Kind.GRAPH, deterministic=False")
+    plugin = text.replace("kind=kind", "kind=kind, deterministic=False")
     options = settings(job.folder, plugin)
     recipe = {"steps": [{"method": "detour"}]}
     for _ in range(2):

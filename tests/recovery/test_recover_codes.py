@@ -88,7 +88,8 @@ def test_a_graph_quantized_for_tensorrt_thaws_as_well() -> None:
 def test_codes_learn_and_keep_their_form(parameters: str) -> None:
     source = perceptron()
     damaged = few_bits(source)
-    result = recover(damaged, context_for(source, samples(256), parameters=parameters, **TRAIN))
+    # Codes jump, so scores of few held-out samples choose the state by luck: a tenth of 384 are 38.
+    result = recover(damaged, context_for(source, samples(384), parameters=parameters, **TRAIN))
     assert gap(result, source) < 0.8 * gap(damaged, source)
     assert [(each.op_type, each.name) for each in result.graph] == [(each.op_type, each.name) for each in damaged.graph]
     changed = {name for name, data in weights_of(result).items() if data != weights_of(damaged)[name]}

@@ -23,6 +23,7 @@ class Finding:
     fix: str
     """What to do about it, as one sentence."""
     nodes: tuple[str, ...] = ()
+    """Names of the nodes that it is about, or of inputs of the graph."""
     is_note: bool = False
     """Whether it only tells what to expect: `edgesmith lint` then ends with 0."""
 

@@ -52,16 +52,17 @@ def the_model_is_untouched(bench: LintBench) -> CheckResult:
 
 
 def findings_say_what_and_how(bench: LintBench) -> CheckResult:
-    """Each finding has a hazard and a fix, and names nodes that exist."""
+    """Each finding has a hazard and a fix, and names nodes or inputs that exist."""
     seen = 0
     for name, finding in bench.findings():
         seen += 1
         if not finding.hazard.strip() or not finding.fix.strip():
             return failed(f"model {name!r}: {finding!r}", "Write one sentence for the hazard and one for the fix.")
-        known = {node.name for node in bench.models[name].graph.all_nodes()}
+        graph = bench.models[name].graph
+        known = {node.name for node in graph.all_nodes()} | {value.name for value in graph.inputs}
         unknown = [node for node in finding.nodes if node not in known]
         if unknown:
-            return failed(f"model {name!r}: there is no node {unknown[0]!r}", "Name nodes as the graph does.")
+            return failed(f"model {name!r}: there is no node or input {unknown[0]!r}", "Name them as the graph does.")
     return ok() if seen else not_applicable("It found nothing in any model.")
 
 
