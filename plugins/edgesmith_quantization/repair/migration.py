@@ -87,16 +87,13 @@ class MigrationFinder:
         return Migration(activation, tuple(consumers), constants, ties, others)
 
 
-def rename_scaled(editor: GraphEditor, values: Iterable[ir.Value]) -> int:
-    """Give values whose channels were scaled names of their own; return how many.
+def rename_scaled(editor: GraphEditor, values: Iterable[ir.Value]) -> None:
+    """Give values whose channels were scaled names of their own.
 
     Values of one name are taken as the same numbers, such as where the error inside the graph is measured.
     """
-    count = 0
     for value in values:
         value.name = editor.value_name(f"{value.name}_scaled")
-        count += 1
-    return count
 
 
 def migrate(editor: GraphEditor, migration: Migration, scale: Float64) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgesmith.host.lint import LintResult
     from edgesmith.host.records import TargetRecord
     from edgesmith.host.registry import Registry
+    from edgesmith.isolation.limits import Isolation
     from edgesmith.model import Model
 
 EXAMPLE = "edgesmith lint model.onnx --target jetson-orin-nano"
@@ -55,15 +56,10 @@ def command(
 ) -> None:
     """Check a graph against the rules of a target. The exit code is 2 with findings, and 0 with none or notes only."""
     from edgesmith.cli.progress import make_progress
-    from edgesmith.host.targets import find_target
 
     registry = registry_of(context)
     isolation = isolation_of(isolate, time_limit_seconds, None)
-    record, device = find_target(registry, target)
-    if isolation is not None:
-        from edgesmith.isolation.target import apart
-
-        device = apart(registry, record, device, isolation)
+    record, device = _find_device(registry, target, isolation)
     with make_progress(silent=as_json) as progress:
         from edgesmith.api import load_source
         from edgesmith.engine import read_description
@@ -86,6 +82,18 @@ def command(
         _show(record.name, results, engine)
     if any(not each.finding.is_note for each in results) or (engine is not None and engine.findings):
         raise typer.Exit(EXIT_FINDINGS)
+
+
+def _find_device(registry: "Registry", target: str, isolation: "Isolation | None") -> "tuple[TargetRecord, Target]":
+    """Return the target, which is asked in a process of its own where that is wanted."""
+    from edgesmith.host.targets import find_target
+
+    record, device = find_target(registry, target)
+    if isolation is not None:
+        from edgesmith.isolation.target import apart
+
+        device = apart(registry, record, device, isolation)
+    return record, device
 
 
 def _refusals(
